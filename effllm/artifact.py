@@ -1,0 +1,219 @@
+"""Artifacts: directories of files whose `manifest.json` is the edge of the workflow's graph.
+
+An artifact lives in `results/<stage>/<id>/`:
+
+    manifest.json     what it is: stage, id, spec, status, digests of the payload and of the parents' manifests
+    provenance.json   how it came to be: versions, commit, host, device, job, command, start, end, digests of records
+    records/          what was observed while it was built (loss curve, telemetry); not part of its identity
+    ...               the payload
+
+The manifest holds nothing that differs between two runs with the same result. A rule's output is the manifest, and
+Snakemake compares small files by checksum: rebuilding to the same bytes reruns nothing, to other bytes reruns what
+depends on them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effllm.errors import CellFailure, Status, UserError
+
+MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+RECORDS = "records"
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Size in bytes and sha256 (hex) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The artifact that an input was: its identity and the sha256 of its manifest (of the file, for a plain file)."""
+
+    stage: str
+    id: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identity and content of an artifact; equal manifests mean equal artifacts."""
+
+    stage: str
+    id: str
+    spec: dict[str, Any]
+    status: Status
+    reason: str | None
+    payload: dict[str, FileDigest]
+    parents: dict[str, Parent]
+    format: int = field(default=1)
+
+    def to_json(self) -> str:
+        """Canonical text: sorted keys, so that equal manifests are equal files."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Parse `path`; `UserError` if it is missing, unreadable or of another format."""
+        try:
+            raw = json.loads(path.read_text())
+            raw["payload"] = {name: FileDigest(**digest) for name, digest in raw["payload"].items()}
+            raw["parents"] = {name: Parent(**parent) for name, parent in raw["parents"].items()}
+            return cls(**raw)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: build it first, snakemake {path}.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a readable manifest ({error}): delete it and run again.") from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact: its directory and its manifest."""
+
+    directory: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, manifest_path: str | Path) -> "Artifact":
+        """Open the artifact behind `manifest_path` without reading its payload."""
+        path = Path(manifest_path)
+        manifest = Manifest.read(path)
+        return cls(path.parent, manifest, digest_file(path).sha256)
+
+    def verify(self) -> None:
+        """Raise `UserError` naming the first payload file that is missing or differs from its digest."""
+        failure = next(self.damage(), None)
+        if failure:
+            raise UserError(
+                f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it."
+            )
+
+    def damage(self) -> Iterator[str]:
+        """Yield one sentence per payload file that is missing, truncated or altered."""
+        for name, digest in sorted(self.manifest.payload.items()):
+            path = self.directory / name
+            if not path.is_file():
+                yield f"{path} is listed in its manifest but does not exist"
+            elif path.stat().st_size != digest.size:
+                yield f"{path} has {path.stat().st_size} bytes where its manifest says {digest.size}"
+            elif digest_file(path).sha256 != digest.sha256:
+                yield f"{path} does not match the sha256 in its manifest"
+
+    def require_ok(self) -> None:
+        """Raise `CellFailure` with this artifact's own status and reason unless it is `ok`."""
+        if self.manifest.status != "ok":
+            reason = f"{self.manifest.stage}/{self.manifest.id}: {self.manifest.reason}"
+            raise CellFailure(self.manifest.status, reason)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The parsed content of a JSON file of this artifact; `UserError` if it is missing or not JSON."""
+        path = self.directory / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: delete {self.directory} and run again.") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}): delete {self.directory} and run again.") from None
+
+    def as_parent(self) -> Parent:
+        """How a child refers to this artifact."""
+        return Parent(self.manifest.stage, self.manifest.id, self.sha256)
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Size and sha256 of one file, read in chunks."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileDigest(size, digest.hexdigest())
+
+
+def digest_tree(root: Path) -> dict[str, FileDigest]:
+    """Digests of every file below `root`, keyed by its POSIX path relative to `root`."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(digest_file, files))
+    return {path.relative_to(root).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
+
+
+def publish(
+    staging: Path,
+    destination: Path,
+    *,
+    stage: str,
+    id: str,
+    spec: dict[str, Any],
+    parents: dict[str, Parent],
+    provenance: dict[str, Any],
+    failure: CellFailure | None = None,
+) -> Artifact:
+    """Make `staging` the artifact at `destination`, whole or not at all.
+
+    `staging` must lie on the same file system. With `failure`, the payload is dropped and the status published.
+    A reader sees the old artifact, none, or the new one: the manifest is the last file written, and the directory
+    is moved into place by a rename.
+    """
+    if failure:
+        for path in staging.iterdir():
+            if path.name != RECORDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    digests = digest_tree(staging)
+    records = {name: asdict(digest) for name, digest in digests.items() if name.startswith(f"{RECORDS}/")}
+    manifest = Manifest(
+        stage=stage,
+        id=id,
+        spec=spec,
+        status=failure.status if failure else "ok",
+        reason=failure.reason if failure else None,
+        payload={name: digest for name, digest in digests.items() if name not in records},
+        parents=parents,
+    )
+    write_text(staging / PROVENANCE, json.dumps({**provenance, "records": records}, indent=1, sort_keys=True) + "\n")
+    write_text(staging / MANIFEST, manifest.to_json())
+    _replace_directory(staging, destination)
+    return Artifact.open(destination / MANIFEST)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` whole or not at all: beside, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _replace_directory(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    replaced = source.with_name(f"{source.name}.replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if destination.exists():
+        # A directory without its manifest is no artifact, so a kill between the renames leaves nothing half valid.
+        (destination / MANIFEST).unlink(missing_ok=True)
+        os.rename(destination, replaced)
+    os.rename(source, destination)
+    descriptor = os.open(destination.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if replaced.exists():
+        shutil.rmtree(replaced)

@@ -1,0 +1,31 @@
+"""The two ways in which a stage may end without a result: the user's input is at fault, or the cell is.
+
+Everything else is a defect of the program and keeps its traceback.
+"""
+
+from typing import Literal
+
+Status = Literal["ok", "invalid", "oom", "nan", "unsupported", "timeout"]
+
+
+class UserError(Exception):
+    """The input, the configuration or the machine is at fault.
+
+    The message is one sentence that names the key or file, the value, and the remedy. Programs print it
+    without a traceback and exit with `EXIT_USER_ERROR`.
+    """
+
+
+class CellFailure(Exception):
+    """The technique itself failed in this cell of a table: a result, not an accident.
+
+    The artifact is published with this status and reason instead of a payload, and the table prints them.
+    """
+
+    def __init__(self, status: Status, reason: str):
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+EXIT_USER_ERROR = 2

@@ -1,0 +1,102 @@
+"""How the workflow starts a stage: one process of its own, so that memory, time and power belong to one cell.
+
+The child dies with its launcher, gets the launcher's signals, and writes to the terminal's log file.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from effllm.artifact import write_text
+from effllm.errors import EXIT_USER_ERROR
+from effllm.stage import SCRATCH
+from effllm.stages import STAGES
+
+_PR_SET_PDEATHSIG = 1
+_LAST_LINES = 15
+
+
+def run_stage(
+    stage: str,
+    *,
+    spec: dict[str, Any],
+    inputs: Mapping[str, str | Sequence[str]],
+    manifest: str,
+    log: str,
+    threads: int,
+) -> None:
+    """Run one stage to the end in a process of its own.
+
+    `inputs` are paths by name (a list of paths for a name is passed as several); `manifest` is the artifact's
+    manifest.json. Exits this process with the stage's code, after printing why, if the stage fails.
+    """
+    output = Path(manifest).parent
+    scratch = output.parent.parent / SCRATCH / stage
+    scratch.mkdir(parents=True, exist_ok=True)
+    spec_file = scratch / f"{output.name}.spec.json"
+    write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
+    argv = [sys.executable, "-m", STAGES[stage].module, "--spec", str(spec_file), "--output", str(output)]
+    for name, paths in inputs.items():
+        for path in [paths] if isinstance(paths, str) else paths:
+            argv += ["--input", f"{name}={path}"]
+    code = run_logged(argv, log=Path(log), environment=stage_environment(stage, threads))
+    if code:
+        print(_explain(stage, output, Path(log), code), file=sys.stderr)
+        sys.exit(code)
+
+
+def stage_environment(stage: str, threads: int) -> dict[str, str]:
+    """The environment of a stage's process: thread counts, and the hub only where the stage needs it."""
+    environment = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
+        environment[name] = str(threads)
+    # gptqmodel splits its CPU pool between loading and quantizing and needs two workers even on one core.
+    environment.setdefault("GPTQMODEL_CPU_WORKERS", str(max(threads, 2)))
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["PYTHONUNBUFFERED"] = "1"
+    if not STAGES[stage].network:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
+
+
+def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -> int:
+    """Run `argv` with both output streams in `log`; forward SIGINT and SIGTERM; return its exit code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as stream:
+        child = subprocess.Popen(
+            argv, stdout=stream, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+        )
+
+        def forward(signum: int, _frame: FrameType | None) -> None:
+            child.send_signal(signum)
+
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return child.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _explain(stage: str, output: Path, log: Path, code: int) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    if code == EXIT_USER_ERROR:
+        errors = [line for line in lines if line.startswith("error: ")]
+        return f"{stage} {output.name}: {errors[-1].removeprefix('error: ') if errors else f'see {log}'}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory, if nobody sent it)" if name == "SIGKILL" else ""
+        return f"{stage} {output.name}: ended by {name}{hint}; run again to go on where it stopped. Log: {log}"
+    tail = "\n".join(lines[-_LAST_LINES:])
+    return f"{stage} {output.name}: failed with code {code}. The end of {log}:\n{tail}"

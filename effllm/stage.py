@@ -1,0 +1,212 @@
+"""The command line and the life cycle that every stage shares.
+
+    python -m effllm.<package>.<stage> --spec spec.json [--input NAME=PATH ...] --output results/<stage>/<id>
+
+A stage module defines `build(job)` and hands it to `main`. `main` takes the lease on the artifact, verifies the
+inputs, gives `build` a staging directory, and publishes what it leaves there.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from effllm import artifact, provenance
+from effllm.artifact import MANIFEST, Artifact, Parent, publish
+from effllm.errors import EXIT_USER_ERROR, CellFailure, UserError
+from effllm.stages import STAGES
+
+log = logging.getLogger(__name__)
+_Config = TypeVar("_Config", bound=BaseModel)
+SCRATCH = ".scratch"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `build` gets.
+
+    `inputs` are verified artifacts by name; `files` are plain input files by name; `output` is an empty directory
+    for the payload; `records` is a directory inside it for observations that are not part of the artifact's
+    identity; `scratch` survives a killed run of the same spec on the same inputs, and holds checkpoints.
+    """
+
+    stage: str
+    id: str
+    spec: dict[str, Any]
+    inputs: dict[str, Artifact]
+    files: dict[str, Path]
+    output: Path
+    records: Path
+    scratch: Path
+
+    def config(self, model: type[_Config]) -> _Config:
+        """This job's slice of the study, typed."""
+        return model.model_validate(self.spec["config"])
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON payload (or record, as `records/...`) file with sorted keys."""
+        path = self.output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None) -> None:
+    """Run one stage as a program and exit: 0 published, 2 the user's error, other codes for defects."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    arguments = _parse(stage, argv)
+    try:
+        run(stage, build, **arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        # A full disk, a missing right or a vanished file is the machine's fault, and the sentence is in the error.
+        print(f"error: {error.strerror}: {error.filename}: make room or access, and run again.", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def run(
+    stage: str, build: Callable[[Job], None], *, spec: dict[str, Any], inputs: dict[str, list[Path]], output: Path
+) -> Artifact:
+    """Build and publish the artifact at `output`, or return it if it is already there, whole, for the same spec."""
+    started = time.time()
+    expected = STAGES[stage].version
+    if spec.get("version") != expected:
+        raise UserError(
+            f"the spec says version {spec.get('version')} of stage {stage}, this package builds {expected}: "
+            "take the spec from the workflow, or set its version."
+        )
+    artifacts, files, parents = _open_inputs(inputs)
+    # The key of the scratch: what was left by a run of another spec or other inputs must not be resumed from.
+    key = _key(spec, parents)
+    scratch = output.parent.parent / SCRATCH / stage / output.name
+    with _lease(scratch):
+        finished = _already_built(output, spec, parents)
+        if finished:
+            log.info("%s was already built by another run", output)
+            return finished
+        _reset_unless(scratch, key)
+        staging = scratch / "staging"
+        if staging.exists():
+            shutil.rmtree(staging)
+        records = staging / artifact.RECORDS
+        records.mkdir(parents=True)
+        job = Job(stage, output.name, spec, artifacts, files, staging, records, scratch / "work")
+        job.scratch.mkdir(exist_ok=True)
+        failure = _build(build, job)
+        published = publish(
+            staging,
+            output,
+            stage=stage,
+            id=output.name,
+            spec=spec,
+            parents=parents,
+            provenance=provenance.collect(STAGES[stage].module, started),
+            failure=failure,
+        )
+        shutil.rmtree(job.scratch)
+        log.info("published %s (%s)", output, published.manifest.status)
+        return published
+
+
+def _build(build: Callable[[Job], None], job: Job) -> CellFailure | None:
+    try:
+        for parent in job.inputs.values():
+            parent.require_ok()
+        build(job)
+    except CellFailure as failure:
+        log.warning("%s: %s", failure.status, failure.reason)
+        return failure
+    return None
+
+
+def _parse(stage: str, argv: list[str] | None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog=f"python -m {STAGES[stage].module}")
+    parser.add_argument("--spec", type=Path, required=True, help="JSON: stage, version, config")
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="manifest.json or file")
+    parser.add_argument("--output", type=Path, required=True, help="directory results/<stage>/<id>")
+    arguments = parser.parse_args(argv)
+    inputs: dict[str, list[Path]] = {}
+    for text in arguments.input:
+        name, separator, path = text.partition("=")
+        if not separator:
+            parser.error(f"--input {text}: write NAME=PATH")
+        inputs.setdefault(name, []).append(Path(path))
+    try:
+        spec = json.loads(arguments.spec.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"--spec {arguments.spec}: {error}")
+    return {"spec": spec, "inputs": inputs, "output": arguments.output}
+
+
+def _open_inputs(
+    inputs: dict[str, list[Path]],
+) -> tuple[dict[str, Artifact], dict[str, Path], dict[str, Parent]]:
+    artifacts, files, parents = {}, {}, {}
+    for name, paths in inputs.items():
+        for index, path in enumerate(paths):
+            if path.name == MANIFEST:
+                opened = Artifact.open(path)
+                opened.verify()
+                artifacts[name] = opened
+                parents[name] = opened.as_parent()
+            elif not path.is_file():
+                raise UserError(f"input {name}: {path} does not exist; restore it or change the study.")
+            else:
+                key = f"{name}[{index}]"
+                files[key] = path
+                parents[key] = Parent("file", path.name, artifact.digest_file(path).sha256)
+    return artifacts, files, parents
+
+
+def _key(spec: dict[str, Any], parents: dict[str, Parent]) -> str:
+    text = json.dumps([spec, {name: parent.sha256 for name, parent in parents.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reset_unless(scratch: Path, key: str) -> None:
+    marker = scratch / "key"
+    if not marker.exists() or marker.read_text() != key:
+        for path in scratch.iterdir():
+            if path.name != "lease":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        artifact.write_text(marker, key)
+
+
+def _already_built(output: Path, spec: dict[str, Any], parents: dict[str, Parent]) -> Artifact | None:
+    if not (output / MANIFEST).exists():
+        return None
+    present = Artifact.open(output / MANIFEST)
+    same = present.manifest.spec == spec and present.manifest.parents == parents
+    return present if same and not any(present.damage()) else None
+
+
+@contextlib.contextmanager
+def _lease(scratch: Path) -> Iterator[None]:
+    """Hold the only right to write this artifact on this file system; the kernel frees it when the holder dies."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    with open(scratch / "lease", "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            log.info("waiting: %s is being built by %s", scratch.name, stream.read().strip() or "another process")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield

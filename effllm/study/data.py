@@ -1,0 +1,94 @@
+"""Corpora, tokenizers and token streams."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from effllm.study.base import Count, Fraction, Id, PositiveInt, Revision, Section
+
+
+class HubCorpusSource(Section):
+    """A dataset on the hub in FineWeb-Edu's columns, read as a stream."""
+
+    kind: Literal["hub"]
+    repo: str = Field(description="Dataset repository on the hub, such as HuggingFaceFW/fineweb-edu.")
+    name: str | None = Field(default=None, description="Configuration of the dataset, such as sample-350BT.")
+    split: str = Field(default="train", description="Split of the dataset.")
+    revision: Revision = Field(description="Commit of the dataset repository, 40 hexadecimal digits.")
+
+
+class FilesCorpusSource(Section):
+    """Local parquet or JSON-lines files in FineWeb-Edu's columns."""
+
+    kind: Literal["files"]
+    paths: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Files or glob patterns (*.parquet, *.jsonl, *.jsonl.gz), read in sorted order."
+    )
+
+
+class EmbeddedCorpusSource(Section):
+    """The text that every Python installation carries: its language reference and its docstrings."""
+
+    kind: Literal["embedded"]
+    minimum_characters: PositiveInt = Field(default=200, description="Shorter documents are left out.")
+
+
+CorpusSource = Annotated[
+    HubCorpusSource | FilesCorpusSource | EmbeddedCorpusSource, Field(discriminator="kind")
+]
+
+
+class Corpus(Section):
+    """A sample of documents, split into a training and a held-out part."""
+
+    source: CorpusSource = Field(description="Where the documents come from: hub, files or embedded.")
+    languages: list[str] | None = Field(
+        default=None, description="Keep documents in these languages (column `language`); null keeps all."
+    )
+    minimum_int_score: Count = Field(
+        default=0, description="Keep documents whose educational score (column `int_score`) is at least this."
+    )
+    sample_fraction: Annotated[Fraction, Field(gt=0)] = Field(
+        default=1.0,
+        description="Share of the source's documents to keep, drawn by a hash of the seed and the document id.",
+    )
+    maximum_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Stop after this many training tokens (column `token_count`), in the source's order; "
+        "null takes everything.",
+    )
+    held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
+        description="Share of documents held out, chosen by a hash of the text alone: whatever the seed or "
+        "the source, a text is on the same side of the split."
+    )
+    seed: Count = Field(default=0, description="Seed of the sample.")
+    shard_documents: PositiveInt = Field(default=100_000, description="Documents per parquet file written.")
+
+
+class TrainedTokenizer(Section):
+    """A byte-level BPE tokenizer trained on the training part of a corpus."""
+
+    kind: Literal["train"]
+    corpus: Id = Field(description="Id of the corpus.")
+    vocab_size: Annotated[int, Field(ge=258)] = Field(
+        description="Size of the vocabulary, the 256 bytes and the end-of-text token included."
+    )
+    minimum_frequency: PositiveInt = Field(default=2, description="Pairs seen less often are never merged.")
+
+
+class HubTokenizer(Section):
+    """The tokenizer of a model on the hub."""
+
+    kind: Literal["hub"]
+    repo: str = Field(description="Model repository on the hub.")
+    revision: Revision = Field(description="Commit of the repository, 40 hexadecimal digits.")
+
+
+Tokenizer = Annotated[TrainedTokenizer | HubTokenizer, Field(discriminator="kind")]
+
+
+class TokenStream(Section):
+    """A corpus encoded by a tokenizer into memory-mapped files."""
+
+    corpus: Id = Field(description="Id of the corpus.")
+    tokenizer: Id = Field(description="Id of the tokenizer.")

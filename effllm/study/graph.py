@@ -1,0 +1,192 @@
+"""The graph of a study: for every node, its spec and its parents. Knows nothing of Snakemake.
+
+A spec is the node's own slice of the study and the version of its stage, as one plain sorted dict. What is not in
+it (labels, other rows, the machine) does not rerun the node.
+"""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+from effllm.errors import UserError
+from effllm.stages import STAGES
+from effllm.study.base import Section, sort_keys
+from effllm.study.data import FilesCorpusSource, TrainedTokenizer
+from effllm.study.measure import HeldOutBenchmark, QuantizationTable
+from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSource
+from effllm.study.study import Study
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+TABLES = {"table9": 1, "table16": 1}
+
+
+class Graph:
+    """Nodes of a study below a results directory."""
+
+    def __init__(self, study: Study, results: str = "results"):
+        self.study = study
+        self.results = results
+
+    def manifest(self, stage: str, id: str) -> str:
+        """Path of a node's manifest."""
+        return f"{self.results}/{stage}/{id}/manifest.json"
+
+    def ids(self, stage: str) -> list[str]:
+        """Ids of all nodes of a stage (`model.precision.benchmark` for evaluations)."""
+        study = self.study
+        variants = [f"{model}.{precision}" for model in study.models for precision in study.precisions]
+        return {
+            "corpus": list(study.corpora),
+            "tokenizer": list(study.tokenizers),
+            "tokens": list(study.tokens),
+            "pretrain": list(study.pretraining),
+            "model": [id for id, model in study.models.items() if not isinstance(model.source, PretrainedSource)],
+            "quantize": variants,
+            "benchmark": list(study.benchmarks),
+            "evaluate": [f"{variant}.{benchmark}" for variant in variants for benchmark in study.benchmarks],
+            "profile": variants,
+        }[stage]
+
+    def spec(self, stage: str, id: str) -> dict[str, Any]:
+        """What decides the result of a node, beside its parents."""
+        config = self._config(stage, id)
+        plain = config.plain() if isinstance(config, Section) else config
+        return sort_keys({"stage": stage, "version": STAGES[stage].version, "config": plain})
+
+    def parents(self, stage: str, id: str) -> dict[str, str | list[str]]:
+        """Paths of a node's inputs by name: manifests of artifacts, or lists of plain files."""
+        study = self.study
+        if stage == "corpus":
+            source = study.corpora[id].source
+            return {"files": expand_paths(id, source.paths)} if isinstance(source, FilesCorpusSource) else {}
+        if stage == "tokenizer":
+            tokenizer = study.tokenizers[id]
+            is_trained = isinstance(tokenizer, TrainedTokenizer)
+            return {"corpus": self.manifest("corpus", tokenizer.corpus)} if is_trained else {}
+        if stage == "tokens":
+            stream = study.tokens[id]
+            return {
+                "corpus": self.manifest("corpus", stream.corpus),
+                "tokenizer": self.manifest("tokenizer", stream.tokenizer),
+            }
+        if stage == "pretrain":
+            tokens = study.pretraining[id].tokens
+            return {
+                "tokens": self.manifest("tokens", tokens),
+                "tokenizer": self.manifest("tokenizer", study.tokens[tokens].tokenizer),
+            }
+        if stage == "model":
+            source = study.models[id].source
+            return {"files": model_files(id, source.path)} if isinstance(source, LocalModelSource) else {}
+        if stage == "quantize":
+            return self._quantize_parents(id)
+        if stage == "benchmark":
+            benchmark = study.benchmarks[id]
+            is_held_out = isinstance(benchmark, HeldOutBenchmark)
+            return {"corpus": self.manifest("corpus", benchmark.corpus)} if is_held_out else {}
+        if stage == "evaluate":
+            variant, benchmark = id.rsplit(".", 1)
+            return {
+                "model": self.manifest("quantize", variant),
+                "benchmark": self.manifest("benchmark", benchmark),
+            }
+        return {"model": self.manifest("quantize", id)}
+
+    def table_spec(self, name: str) -> dict[str, Any]:
+        """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
+        table = self._table(name)
+        return sort_keys(
+            {
+                "table": name,
+                "version": TABLES[name],
+                "config": table.plain(),
+                "study": self.study.name,
+                "model_labels": {id: self.study.models[id].label or id for id in table.models},
+                "benchmark_labels": {id: self.study.benchmarks[id].label or id for id in table.benchmarks},
+            }
+        )
+
+    def table_parents(self, name: str) -> dict[str, list[str]]:
+        """Manifests that a table reads, by stage."""
+        table = self._table(name)
+        variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
+        parents = {
+            "evaluate": [
+                self.manifest("evaluate", f"{variant}.{benchmark}")
+                for variant in variants
+                for benchmark in table.benchmarks
+            ]
+        }
+        if name == "table9":
+            parents["quantize"] = [self.manifest("quantize", variant) for variant in variants]
+            parents["profile"] = [self.manifest("profile", variant) for variant in variants]
+        return parents
+
+    def tables(self) -> list[str]:
+        """Names of the tables that the study defines."""
+        return [name for name, table in self.study.tables if table]
+
+    def _table(self, name: str) -> QuantizationTable:
+        table = getattr(self.study.tables, name)
+        if table is None:
+            raise UserError(f"tables.{name}: the study {self.study.name!r} does not define it; add it to the study.")
+        return table
+
+    def _config(self, stage: str, id: str) -> Section | dict[str, Any]:
+        study = self.study
+        if stage == "quantize":
+            model, precision = id.rsplit(".", 1)
+            return {"precision": study.precision_of(model, precision).plain()}
+        if stage == "evaluate":
+            return {"protocol": study.evaluation.plain()}
+        if stage == "model":
+            return study.models[id].source
+        if stage == "benchmark":
+            return {"benchmark": {k: v for k, v in study.benchmarks[id].plain().items() if k != "label"}}
+        if stage == "tokenizer":
+            return {"tokenizer": study.tokenizers[id].plain()}
+        sections = {
+            "corpus": study.corpora,
+            "tokens": study.tokens,
+            "pretrain": study.pretraining,
+        }
+        return study.inference if stage == "profile" else sections[stage][id]
+
+    def _quantize_parents(self, id: str) -> dict[str, str | list[str]]:
+        model, precision = id.rsplit(".", 1)
+        source = self.study.models[model].source
+        is_pretrained = isinstance(source, PretrainedSource)
+        weights = self.manifest("pretrain", source.run) if is_pretrained else self.manifest("model", model)
+        settings = self.study.precision_of(model, precision)
+        if not isinstance(settings, GptqPrecision):
+            return {"model": weights}
+        return {"model": weights, "corpus": self.manifest("corpus", settings.calibration.corpus)}
+
+
+def expand_paths(corpus: str, patterns: list[str]) -> list[str]:
+    """Files behind paths and glob patterns, sorted, each once; `UserError` for a pattern that matches nothing."""
+    files: set[str] = set()
+    for pattern in patterns:
+        found = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+        if not found:
+            raise UserError(
+                f"corpora.{corpus}.source.paths: {pattern!r} matches no file; correct the path or add the file."
+            )
+        files.update(found)
+    return sorted(files)
+
+
+def model_files(model: str, path: str) -> list[str]:
+    """Files of a local model directory that the study takes; `UserError` if it is not one with safetensors."""
+    root = Path(path)
+    files = sorted({str(file) for pattern in MODEL_FILES for file in root.glob(pattern)})
+    for needed in ("config.json", "tokenizer_config.json"):
+        if str(root / needed) not in files:
+            raise UserError(
+                f"models.{model}.source.path: {path!r} has no {needed}; name a directory that save_pretrained wrote."
+            )
+    if not any(file.endswith(".safetensors") for file in files):
+        raise UserError(
+            f"models.{model}.source.path: {path!r} holds no *.safetensors; save the model with safetensors."
+        )
+    return files

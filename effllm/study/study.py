@@ -1,0 +1,141 @@
+"""The whole study, and the checks that need more than one of its sections."""
+
+import difflib
+from collections.abc import Collection
+
+from pydantic import Field, ValidationError, model_validator
+
+from effllm.study.base import Id, PlainId, Section
+from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.measure import (
+    Benchmark,
+    EvaluationProtocol,
+    HeldOutBenchmark,
+    InferenceProtocol,
+    QuantizationTable,
+    Tables,
+)
+from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, PretrainingRun
+from effllm.study.support import GPTQ_MODEL_TYPES
+
+
+class _PrecisionOf(Section):
+    """Wraps the union, so that a merged precision is validated like one read from the file."""
+
+    precision: Precision
+
+
+class Study(Section):
+    """Everything that decides a result. Where and how it runs is a profile's business."""
+
+    name: str = Field(description="Name of the study.")
+    description: str = Field(description="What it is for, in a sentence.")
+    corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
+    tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
+    tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
+    pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
+    models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
+    precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
+    benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
+    evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
+    inference: InferenceProtocol = Field(description="The fixed inference workload.")
+    tables: Tables = Field(description="The tables, by the paper's numbers.")
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> "Study":
+        for id, tokenizer in self.tokenizers.items():
+            if isinstance(tokenizer, TrainedTokenizer):
+                _require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
+        for id, stream in self.tokens.items():
+            _require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
+            _require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
+        for id, run in self.pretraining.items():
+            _require(f"pretraining.{id}.tokens", run.tokens, self.tokens)
+        for id, benchmark in self.benchmarks.items():
+            if isinstance(benchmark, HeldOutBenchmark):
+                _require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)
+        for id, model in self.models.items():
+            if isinstance(model.source, PretrainedSource):
+                _require(f"models.{id}.source.run", model.source.run, self.pretraining)
+            for precision in model.precisions:
+                _require(f"models.{id}.precisions", precision, self.precisions)
+                self._check_settings(id, precision)
+        for name, table in self.tables:
+            if table:
+                self._check_table(f"tables.{name}", table)
+        return self
+
+    def precision_of(self, model: str, precision: str) -> Precision:
+        """The settings of a precision for one model: the study's own, with the model's differences applied."""
+        settings = self.precisions[precision].model_dump() | self.models[model].precisions.get(precision, {})
+        return _PrecisionOf.model_validate({"precision": settings}).precision
+
+    def _check_settings(self, model: str, precision: str) -> None:
+        where = f"models.{model}.precisions.{precision}"
+        try:
+            self.precision_of(model, precision)
+        except ValidationError as error:
+            details = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'][2:])}: {item['msg']} (got {item['input']!r})"
+                for item in error.errors()
+            )
+            raise ValueError(f"{where}: {details}") from None
+
+    def _check_fit(self, model: str, precision: str) -> None:
+        where = f"models.{model}.precisions.{precision}"
+        settings = self.precision_of(model, precision)
+        if not isinstance(settings, GptqPrecision):
+            return
+        _require(f"precisions.{precision}.calibration.corpus", settings.calibration.corpus, self.corpora)
+        source = self.models[model].source
+        if not isinstance(source, PretrainedSource):
+            return
+        shape = self.pretraining[source.run].architecture
+        if shape.model_type not in GPTQ_MODEL_TYPES:
+            raise ValueError(
+                f"{where}: the quantizer does not know model_type {shape.model_type!r}; use one of "
+                f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
+            )
+        for layer, width in shape.linear_in_features().items():
+            if settings.group_size > 0 and width % settings.group_size:
+                raise ValueError(
+                    f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
+                    f"pretraining.{source.run}; choose a divisor, such as {_divisor(width)}, or -1"
+                )
+
+    def _check_table(self, where: str, table: QuantizationTable) -> None:
+        for key, ids, known in (
+            ("models", table.models, self.models),
+            ("precisions", table.precisions, self.precisions),
+            ("benchmarks", table.benchmarks, self.benchmarks),
+        ):
+            for id in ids:
+                _require(f"{where}.{key}", id, known)
+            repeated = {id for id in ids if ids.count(id) > 1}
+            if repeated:
+                raise ValueError(f"{where}.{key}: {', '.join(sorted(repeated))} is listed twice; list it once")
+        for model in table.models:
+            for precision in table.precisions:
+                self._check_fit(model, precision)
+        if table.baseline not in table.precisions:
+            raise ValueError(
+                f"{where}.baseline: {table.baseline!r} is not among its precisions {table.precisions}; "
+                "add it there or name another"
+            )
+
+
+def _require(where: str, id: str, known: Collection[str]) -> None:
+    if id not in known:
+        raise ValueError(f"{where}: {id!r} does not exist; {suggestion(id, known)}")
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """What to write instead of an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"choose one of {', '.join(sorted(known))}" if known else "none is defined: add it"
+
+
+def _divisor(width: int) -> int:
+    return next(size for size in (128, 64, 32, 16, -1) if size == -1 or width % size == 0)
