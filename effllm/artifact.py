@@ -197,7 +197,7 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _replace_directory(source: Path, destination: Path) -> None:
@@ -208,8 +208,8 @@ def _replace_directory(source: Path, destination: Path) -> None:
     if destination.exists():
         # A directory without its manifest is no artifact, so a kill between the renames leaves nothing half valid.
         (destination / MANIFEST).unlink(missing_ok=True)
-        os.rename(destination, replaced)
-    os.rename(source, destination)
+        destination.rename(replaced)
+    source.rename(destination)
     descriptor = os.open(destination.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

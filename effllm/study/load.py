@@ -21,6 +21,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -86,7 +88,11 @@ def _path(loc: Iterable[Any]) -> list[Any]:
     """A location without the steps that pydantic adds for unions (the tag) and for keys."""
     tags = {"hub", "files", "embedded", "train", "pretrained", "local", "cast", "gptq", "harness", "held_out"}
     parts = list(loc)
-    return [part for index, part in enumerate(parts) if part != "[key]" and not (part in tags and _is_tag(parts, index))]
+    return [
+        part
+        for index, part in enumerate(parts)
+        if part != "[key]" and not (part in tags and _is_tag(parts, index))
+    ]
 
 
 def _is_tag(parts: list[Any], index: int) -> bool:

@@ -1,0 +1,41 @@
+# Set-up and the commands of the README. `make` alone lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# DeepSpeed's operators are compiled when first used, not at installation.
+export DS_BUILD_OPS := 0
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.torch_extensions
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup table9 test lint check-python
+help:
+	@echo "make table9   set up, run the embedded study, print its Table 9"
+	@echo "make test     set up, run style checks and tests"
+	@echo "make lint     style checks only"
+
+check-python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11: install it, or call make PYTHON=/path/to/python3.11."; exit 1; }
+
+# The stamp is written last, so an installation that was cut short is taken up again.
+$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml | check-python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/.installed
+
+table9: setup
+	@snakemake --profile profiles/local results/table9.csv
+	@effllm show results/table9.csv
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+test: lint
+	python -m pytest

@@ -1,0 +1,35 @@
+"""EfficientLLM as a graph of stages: a table of contents.
+
+snakemake --profile profiles/local results/table9.csv       the embedded study on this machine
+snakemake --profile profiles/gh200 -n results/table9.csv    the paper's study: what would run
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/pretrain.smk"
+include: "rules/model.smk"
+include: "rules/quantize.smk"
+include: "rules/evaluate.smk"
+include: "rules/profile.smk"
+include: "rules/tables.smk"
+
+
+localrules:
+    all,
+    table9,
+    table16,
+
+
+onstart:
+    hold_workflow_lock()
+
+
+rule all:
+    default_target: True
+    input:
+        [f"{RESULTS}/{table}.csv" for table in GRAPH.tables()],

@@ -1,0 +1,88 @@
+"""The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+from effllm.errors import UserError
+from effllm.study import Graph, load_study, parse_study
+from snakemake.exceptions import WorkflowError
+
+RESULTS = "results"
+DEFAULT_STUDY = Path(workflow.basedir, "config", "tiny.yaml")
+STAGE_SCRIPT = "../workflow_scripts/stage.py"
+TABLE_SCRIPT = "../workflow_scripts/table.py"
+
+
+def read_graph():
+    """The graph of the study that the profile or the command line names, of the tiny one if neither does."""
+    try:
+        study = (
+            parse_study(config, ", ".join(map(str, workflow.configfiles)) or "--config")
+            if config
+            else load_study(DEFAULT_STUDY)
+        )
+        return Graph(study, RESULTS)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+GRAPH = read_graph()
+
+
+def only(stage):
+    """A wildcard constraint that admits the ids of one stage, so that a typo in a target is an error at once."""
+    return "|".join(re.escape(id) for id in GRAPH.ids(stage)) or "(?!)"
+
+
+def parents(stage):
+    """An input function: the manifests and files that a node of `stage` is built from, by name."""
+
+    def inputs(wildcards):
+        try:
+            return GRAPH.parents(stage, wildcards.id)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return inputs
+
+
+def spec(stage):
+    """A params function: what decides the result of a node of `stage`, as one plain sorted dict."""
+    return lambda wildcards: GRAPH.spec(stage, wildcards.id)
+
+
+def table_parents(name):
+    """The manifests that a table reads, by stage; none where the study does not define the table."""
+    return GRAPH.table_parents(name) if name in GRAPH.tables() else {}
+
+
+def table_spec(name):
+    """A params function: rows, columns and labels of a table."""
+    return lambda wildcards: GRAPH.table_spec(name)
+
+
+def all_cores(wildcards):
+    """Every core of the run, so that a measured job shares the machine with no other."""
+    return workflow.cores or 1
+
+
+def hold_workflow_lock():
+    """Refuse a second run over the same results while one is alive; the kernel frees the lock when it dies."""
+    if workflow.remote_exec:
+        return
+    os.makedirs(RESULTS, exist_ok=True)
+    stream = open(f"{RESULTS}/.lock", "a+")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        raise WorkflowError(
+            f"{RESULTS}/ is in use by {stream.read().strip()}: wait for it to end, or stop it."
+        ) from None
+    stream.truncate(0)
+    stream.write(f"snakemake process {os.getpid()} on {os.uname().nodename}")
+    stream.flush()
+    # Kept open for the life of the process: closing it would free the lock.
+    workflow.globals["_workflow_lock"] = stream

@@ -1,0 +1,65 @@
+"""Corpora, tokenizers and token streams.
+
+in:  nothing, or the study's local files
+out: results/{corpus,tokenizer,tokens}/<id>/manifest.json
+"""
+
+
+rule corpus:
+    input:
+        unpack(parents("corpus")),
+    output:
+        manifest=f"{RESULTS}/corpus/{{id}}/manifest.json",
+    log:
+        "logs/corpus/{id}.log",
+    wildcard_constraints:
+        id=only("corpus"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("corpus"),
+    message:
+        "Sampling documents for the corpus {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule tokenizer:
+    input:
+        unpack(parents("tokenizer")),
+    output:
+        manifest=f"{RESULTS}/tokenizer/{{id}}/manifest.json",
+    log:
+        "logs/tokenizer/{id}.log",
+    wildcard_constraints:
+        id=only("tokenizer"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("tokenizer"),
+    message:
+        "Making the tokenizer {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule tokens:
+    input:
+        unpack(parents("tokens")),
+    output:
+        manifest=f"{RESULTS}/tokens/{{id}}/manifest.json",
+    log:
+        "logs/tokens/{id}.log",
+    wildcard_constraints:
+        id=only("tokens"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("tokens"),
+    message:
+        "Encoding the token stream {wildcards.id}"
+    script:
+        STAGE_SCRIPT

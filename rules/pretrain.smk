@@ -1,0 +1,25 @@
+"""Training from random weights.
+
+in:  a token stream and its tokenizer
+out: results/pretrain/<id>/manifest.json
+"""
+
+
+rule pretrain:
+    input:
+        unpack(parents("pretrain")),
+    output:
+        manifest=f"{RESULTS}/pretrain/{{id}}/manifest.json",
+    log:
+        "logs/pretrain/{id}.log",
+    wildcard_constraints:
+        id=only("pretrain"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("pretrain"),
+    message:
+        "Pretraining {wildcards.id}"
+    script:
+        STAGE_SCRIPT

@@ -1,0 +1,12 @@
+"""Run the stage of a rule in a process of its own: rules are named after their stages."""
+
+from effllm.launch import run_stage
+
+run_stage(
+    snakemake.rule,
+    spec=snakemake.params.spec,
+    inputs=dict(snakemake.input.items()),
+    manifest=snakemake.output.manifest,
+    log=snakemake.log[0],
+    threads=snakemake.threads,
+)
