@@ -1,0 +1,115 @@
+"""Which documents of a source enter a corpus, and on which side of its split.
+
+A document's fate depends on its content and on what came before it: filters first, then the draw by seed and id,
+then its text, of which the first in source order stays. Hashes are xxh3_128 over UTF-8 bytes, which are the same in
+every process, on every machine and in every version of the library.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from effllm.study.data import Corpus
+
+# Part of the definition of the held-out split: another value would let held-out texts into older training sets.
+SPLIT_SALT = 0x68656C645F6F7574
+_CACHE_KIB = 65_536
+
+
+class Fate(IntEnum):
+    """What became of a document; the dropped ones by the first reason that applies."""
+
+    TRAIN = 0
+    HELD_OUT = 1
+    LANGUAGE = 2
+    INT_SCORE = 3
+    EMPTY = 4
+    NOT_SAMPLED = 5
+    DUPLICATE = 6
+
+
+class SeenTexts:
+    """The digests of all texts so far, on disk, with a cache of 64 MiB: memory does not grow with the corpus."""
+
+    def __init__(self, path: Path):
+        path.unlink(missing_ok=True)
+        self._path = path
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        # The file dies with this run, so nothing is spent on surviving a crash.
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._connection.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._connection.execute("BEGIN")
+
+    def add(self, digests: list[bytes]) -> list[bool]:
+        """Remember the digests in order; True for each that was not there before."""
+        insert = self._connection.cursor().execute
+        return [insert("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1 for digest in digests]
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._connection.close()
+        self._path.unlink()
+
+
+def fates(batch: pa.RecordBatch, config: Corpus, seen: SeenTexts) -> np.ndarray:
+    """The `Fate` of each document of `batch`, uint8 (documents,); adds the texts that passed the filters to `seen`."""
+    fate = np.full(batch.num_rows, Fate.TRAIN, dtype=np.uint8)
+    if config.languages is not None:
+        fate[~_mask(pc.is_in(batch.column("language"), pa.array(config.languages, pa.string())))] = Fate.LANGUAGE
+    if config.minimum_int_score > 0:
+        passes = _mask(pc.greater_equal(batch.column("int_score"), config.minimum_int_score))
+        fate[~passes & (fate == Fate.TRAIN)] = Fate.INT_SCORE
+    lengths = pc.binary_length(batch.column("text")).to_numpy()
+    fate[(lengths == 0) & (fate == Fate.TRAIN)] = Fate.EMPTY
+    if config.sample_fraction < 1:
+        rows = np.flatnonzero(fate == Fate.TRAIN)
+        draws = _leading_bits(_digests(batch.column("id"), rows, prefix=f"{config.seed}:".encode()))
+        fate[rows[draws >= _threshold(config.sample_fraction)]] = Fate.NOT_SAMPLED
+    rows = np.flatnonzero(fate == Fate.TRAIN)
+    digests = _digests(batch.column("text"), rows)
+    fate[rows[_leading_bits(digests) < _threshold(config.held_out_fraction)]] = Fate.HELD_OUT
+    fate[rows[~np.asarray(seen.add(digests), dtype=bool)]] = Fate.DUPLICATE
+    return fate
+
+
+def until_budget(batch: pa.RecordBatch, fate: np.ndarray, tokens: int) -> int:
+    """Number of leading documents of `batch` that it takes to reach `tokens` more training tokens (all, if fewer)."""
+    counts = np.where(fate == Fate.TRAIN, batch.column("token_count").to_numpy(), 0)
+    return min(int(np.searchsorted(np.cumsum(counts), tokens)) + 1, batch.num_rows)
+
+
+def _digests(column: pa.Array, rows: np.ndarray, prefix: bytes = b"") -> list[bytes]:
+    """xxh3_128 of the strings of `column` at `rows`, read in place."""
+    texts = _views(column, rows)
+    if prefix:
+        return [xxhash.xxh3_128_digest(prefix + bytes(text)) for text in texts]
+    return [xxhash.xxh3_128_digest(text, SPLIT_SALT) for text in texts]
+
+
+def _views(column: pa.Array, rows: np.ndarray) -> Iterator[memoryview]:
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    view = memoryview(data if data is not None else b"")
+    return (view[a:b] for a, b in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True))
+
+
+def _leading_bits(digests: list[bytes]) -> np.ndarray:
+    """The first 64 bits of each digest as a number, uint64 (digests,)."""
+    return np.frombuffer(b"".join(digests), dtype=">u8")[::2]
+
+
+def _threshold(fraction: float) -> np.uint64:
+    return np.uint64(int(fraction * 2**64))
+
+
+def _mask(values: pa.BooleanArray) -> np.ndarray:
+    """Null (not measured) passes no filter."""
+    return pc.fill_null(values, False).to_numpy(zero_copy_only=False)

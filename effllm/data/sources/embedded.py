@@ -1,0 +1,113 @@
+"""Documents that every Python installation carries: its language reference and its docstrings.
+
+The text differs between Python versions, and in little between installations that leave modules out; the corpus's
+manifest holds the digests of what was found.
+"""
+
+import ast
+import inspect
+import platform
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pyarrow as pa
+from tokenizers.pre_tokenizers import ByteLevel
+
+from effllm.data.schema import SCHEMA
+
+BATCH_DOCUMENTS = 500
+_NOT_PUBLIC = {"idlelib", "test", "tests", "site-packages", "dist-packages"}
+_Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class EmbeddedSource:
+    """The topics of `pydoc_data` and the docstrings of the standard library's public modules, classes and functions.
+
+    Source files are parsed, never imported. Ids are `topic/<name>` and `docstring/<qualified name>`, a name defined
+    again getting `#2`; `dump` is `python-<version>`, `file_path` is relative to the library. `token_count` is the
+    number of pre-tokens that the GPT-2 splitting pattern makes of the text, known before any tokenizer is trained.
+    `language` is "en"; `url`, `language_score`, `score` and `int_score` are null, because nobody measured them.
+    """
+
+    label = "the text of the Python installation"
+    total = None
+    scored = False
+
+    def __init__(self, minimum_characters: int):
+        self._minimum_characters = minimum_characters
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the documents of at least `minimum_characters`: topics, then modules by name, in file order."""
+        count_tokens = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
+        dump = f"python-{platform.python_version()}"
+        rows = []
+        for id, path, text in self._documents():
+            rows.append(
+                {
+                    "text": text,
+                    "id": id,
+                    "dump": dump,
+                    "file_path": path,
+                    "language": "en",
+                    "token_count": len(count_tokens(text)),
+                }
+            )
+            if len(rows) == BATCH_DOCUMENTS:
+                yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+                rows = []
+        if rows:
+            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+
+    def _documents(self) -> Iterator[tuple[str, str, str]]:
+        uses: Counter[str] = Counter()
+        for id, path, raw in _raw_documents():
+            text = inspect.cleandoc(raw).strip()
+            if len(text) >= self._minimum_characters:
+                uses[id] += 1
+                yield (id if uses[id] == 1 else f"{id}#{uses[id]}"), path, text
+
+
+def _raw_documents() -> Iterator[tuple[str, str, str]]:
+    for name in sorted(topics):
+        yield f"topic/{name}", "pydoc_data/topics.py", topics[name]
+    root = Path(sysconfig.get_path("stdlib"))
+    for module, path in sorted(_public_modules(root)):
+        # Bytes, because ast then obeys the file's own coding line.
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+        for name, docstring in _docstrings(tree, module):
+            yield f"docstring/{name}", path.relative_to(root).as_posix(), docstring
+
+
+def _public_modules(root: Path) -> Iterator[tuple[str, Path]]:
+    """Names and files of the library's modules without an underscore anywhere in their path."""
+    for path in root.rglob("*.py"):
+        parts = list(path.relative_to(root).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        is_public = parts and parts[0] in sys.stdlib_module_names and not _NOT_PUBLIC.intersection(parts)
+        if is_public and not any(part.startswith("_") for part in parts):
+            yield ".".join(parts), path
+
+
+def _docstrings(node: _Definition, name: str) -> Iterator[tuple[str, str]]:
+    """Qualified names and docstrings of a definition and of the public ones inside it, in file order."""
+    docstring = ast.get_docstring(node, clean=False)
+    if docstring:
+        yield name, docstring
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        for child in _definitions(node):
+            if not child.name.startswith("_"):
+                yield from _docstrings(child, f"{name}.{child.name}")
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Definitions in the body of `node`, those under `if` and `try` included."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+        elif isinstance(child, ast.stmt | ast.ExceptHandler):
+            yield from _definitions(child)
