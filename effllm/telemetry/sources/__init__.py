@@ -1,0 +1,49 @@
+"""Where the readings come from: one file per instrument, one registry that opens them by name.
+
+To add a source, write a class that satisfies `effllm.telemetry.sources.base.Source` and name it in `OPENERS`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
+
+OPENERS = {
+    "nvml": ("effllm.telemetry.sources.nvml", "NvmlSource"),
+    "rapl": ("effllm.telemetry.sources.rapl", "RaplSource"),
+    "hwmon": ("effllm.telemetry.sources.hwmon", "HwmonSource"),
+    "cray_pm": ("effllm.telemetry.sources.cray", "CraySource"),
+    "host": ("effllm.telemetry.sources.host", "HostSource"),
+    "torch_allocator": ("effllm.telemetry.sources.allocator", "TorchAllocatorSource"),
+}
+"""Name of each source -> (module, class). Modules are imported only when the source is opened."""
+
+SOURCES_OF_DEVICE = {
+    "cpu": ("rapl", "cray_pm", "hwmon", "host"),
+    "cuda": ("nvml", "rapl", "cray_pm", "hwmon", "torch_allocator", "host"),
+}
+"""Sources that apply to a kind of device, in the order in which they are read when a window opens."""
+
+OPTIONS_OF_SOURCE = {
+    "nvml": ("uuid", "root_pid"),
+    "host": ("root_pid", "exclude"),
+    "torch_allocator": ("device",),
+}
+"""Options each source's constructor takes from the session; the others take none."""
+
+
+def open_source(name: str, options: Mapping[str, Any]) -> Source:
+    """Open the source called `name`; a `NullSource` with the reason where this machine does not have it.
+
+    `options` may hold options of other sources too; each source gets its own. Raises ValueError for a name
+    that is no source at all.
+    """
+    if name not in OPENERS:
+        raise ValueError(f"there is no telemetry source {name!r}; choose from {', '.join(OPENERS)}")
+    module, attribute = OPENERS[name]
+    own = {key: options[key] for key in OPTIONS_OF_SOURCE.get(name, ()) if key in options}
+    try:
+        return getattr(import_module(module), attribute)(**own)
+    except SourceUnavailable as error:
+        return NullSource(name, str(error))
