@@ -1,0 +1,105 @@
+"""The stage that makes a tokenizer: byte-level BPE trained on a corpus, or a pinned one from the hub.
+
+Payload: `tokenizer/`, which `AutoTokenizer.from_pretrained` reads without network.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from effllm.data.shards import read_batches
+from effllm.errors import UserError
+from effllm.progress import progress
+from effllm.stage import Job, main
+from effllm.study.base import Section
+from effllm.study.data import HubTokenizer, Tokenizer, TrainedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DIRECTORY = "tokenizer"
+END_OF_TEXT = "<|endoftext|>"
+
+
+class _Config(Section):
+    tokenizer: Tokenizer = Field(description="Trained on a corpus, or taken from the hub.")
+
+
+def build(job: Job) -> None:
+    """Train or fetch the tokenizer that `job.spec` describes and save it."""
+    config = job.config(_Config).tokenizer
+    is_trained = isinstance(config, TrainedTokenizer)
+    tokenizer = train(job.inputs["corpus"].directory, config) if is_trained else fetch(config)
+    tokenizer.save_pretrained(job.output / DIRECTORY)
+
+
+def load(artifact_directory: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a tokenizer artifact; `UserError` if it cannot be read."""
+    from transformers import AutoTokenizer
+
+    path = artifact_directory / DIRECTORY
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable tokenizer ({error}): delete {artifact_directory} and run again to rebuild it."
+        ) from None
+
+
+def train(corpus: Path, config: TrainedTokenizer) -> "PreTrainedTokenizerBase":
+    """Byte-level BPE (GPT-2's splitting pattern, all 256 bytes, no normalization) on the training shards of `corpus`.
+
+    Any text can be encoded and decodes to itself. `<|endoftext|>` begins, ends and pads; there is no unknown token,
+    because bytes leave nothing unknown. `UserError` if the text has too few pairs for `vocab_size`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.minimum_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    batches = progress(read_batches(corpus, "train"), unit="thousand documents", label="reading for the tokenizer")
+    backend.train_from_iterator((batch.column("text").to_pylist() for batch in batches), trainer)
+    if backend.get_vocab_size() < config.vocab_size:
+        raise UserError(
+            f"corpus {config.corpus} is too small for a tokenizer of vocab_size {config.vocab_size}: its training text "
+            f"gives {backend.get_vocab_size()} tokens with minimum_frequency {config.minimum_frequency}; lower one of "
+            "the two or take more text."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def fetch(config: HubTokenizer) -> "PreTrainedTokenizerBase":
+    """The tokenizer of `config.repo` at its pinned revision; `UserError` without network or where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(config.repo, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"the tokenizer of {config.repo} at {config.revision[:8]} cannot be read ({reason}); check the network, "
+            "the repository and the revision, or run `hf download` for it where there is network."
+        ) from None
+
+
+if __name__ == "__main__":
+    main("tokenizer", build)
