@@ -95,22 +95,31 @@ class Artifact:
 
     def verify(self) -> None:
         """Raise `UserError` naming the first payload file that is missing or differs from its digest."""
-        failure = next(self.damage(), None)
+        for name in sorted(self.manifest.payload):
+            self.verify_file(name)
+
+    def verify_file(self, name: str) -> None:
+        """Raise `UserError` if one payload file is missing or differs from its digest."""
+        failure = self._damage_of(name)
         if failure:
-            raise UserError(
-                f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it."
-            )
+            raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
 
     def damage(self) -> Iterator[str]:
         """Yield one sentence per payload file that is missing, truncated or altered."""
-        for name, digest in sorted(self.manifest.payload.items()):
-            path = self.directory / name
-            if not path.is_file():
-                yield f"{path} is listed in its manifest but does not exist"
-            elif path.stat().st_size != digest.size:
-                yield f"{path} has {path.stat().st_size} bytes where its manifest says {digest.size}"
-            elif digest_file(path).sha256 != digest.sha256:
-                yield f"{path} does not match the sha256 in its manifest"
+        for name in sorted(self.manifest.payload):
+            failure = self._damage_of(name)
+            if failure:
+                yield failure
+
+    def _damage_of(self, name: str) -> str | None:
+        path, digest = self.directory / name, self.manifest.payload[name]
+        if not path.is_file():
+            return f"{path} is listed in its manifest but does not exist"
+        if path.stat().st_size != digest.size:
+            return f"{path} has {path.stat().st_size} bytes where its manifest says {digest.size}"
+        if digest_file(path).sha256 != digest.sha256:
+            return f"{path} does not match the sha256 in its manifest"
+        return None
 
     def require_ok(self) -> None:
         """Raise `CellFailure` with this artifact's own status and reason unless it is `ok`."""

@@ -1,0 +1,107 @@
+"""The `effllm` command: what Snakemake itself does not answer."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from effllm.artifact import MANIFEST, Artifact, write_text
+from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.stage import SCRATCH
+from effllm.study import Graph, Study, load_study
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run one command; exits 2 with a sentence on a user's error."""
+    parser = argparse.ArgumentParser(prog="effllm", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("check", help="check a study's configuration")
+    command.add_argument("study", type=Path)
+    command.set_defaults(run=lambda arguments: check(arguments.study))
+    command = commands.add_parser("schema", help="write the JSON schema of studies")
+    command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
+    command.set_defaults(run=lambda arguments: schema(arguments.output))
+    command = commands.add_parser("show", help="print a table")
+    command.add_argument("table", type=Path, help="results/table<N>.csv")
+    command.add_argument("--all", action="store_true", help="every column, a block per row")
+    command.set_defaults(run=lambda arguments: show(arguments.table, arguments.all))
+    command = commands.add_parser("verify", help="check every digest of every artifact")
+    command.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    command.set_defaults(run=lambda arguments: verify(arguments.results))
+    command = commands.add_parser("devices", help="what this machine can measure, and what each figure means")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=lambda arguments: devices(arguments.json))
+    arguments = parser.parse_args(argv)
+    try:
+        sys.exit(arguments.run(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def check(path: Path) -> int:
+    """Say what a study holds, or what is wrong with it."""
+    study = load_study(path)
+    graph = Graph(study)
+    print(f"{path}: the study {study.name!r} is valid.")
+    for stage in ("corpus", "tokenizer", "tokens", "pretrain", "model", "quantize", "benchmark", "evaluate", "profile"):
+        ids = graph.ids(stage)
+        for id in ids:
+            graph.parents(stage, id)
+        print(f"  {stage:10} {len(ids):4}  {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}")
+    print(f"  tables           {', '.join(graph.tables())}")
+    return 0
+
+
+def schema(output: Path | None) -> int:
+    """The JSON schema of a study, generated from the typed configuration."""
+    text = schema_text()
+    if output:
+        write_text(output, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def schema_text() -> str:
+    """What config/schema.json holds."""
+    return json.dumps(Study.model_json_schema(), indent=1) + "\n"
+
+
+def show(path: Path, every_column: bool) -> int:
+    """Print a table, or all of it row by row."""
+    from effllm.tables.show import print_blocks, print_table
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; build it first: snakemake --profile profiles/local {path}.")
+    (print_blocks if every_column else print_table)(path)
+    return 0
+
+
+def verify(results: Path) -> int:
+    """Read every payload of every artifact and compare its digest; 1 if any is damaged."""
+    if not results.is_dir():
+        raise UserError(f"{results} is not a directory; name the one that holds the artifacts.")
+    count = damaged = 0
+    for path in sorted(results.glob(f"*/*/{MANIFEST}")):
+        if path.parts[-3] == SCRATCH:
+            continue
+        count += 1
+        failures = list(Artifact.open(path).damage())
+        damaged += bool(failures)
+        for failure in failures:
+            print(failure)
+    print(f"{count} artifacts, {damaged} damaged{': delete their directories and run again' if damaged else ''}")
+    return 1 if damaged else 0
+
+
+def devices(as_json: bool) -> int:
+    """The instruments of this machine."""
+    from effllm.telemetry import describe_devices, describe_devices_json
+
+    print(json.dumps(describe_devices_json(), indent=1) if as_json else describe_devices())
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models under test: their shapes, and how weights enter the study."""

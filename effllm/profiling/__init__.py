@@ -1,0 +1,1 @@
+"""Fixed workloads by which models are compared, measured by `effllm.telemetry`."""

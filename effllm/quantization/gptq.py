@@ -1,0 +1,108 @@
+"""Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from effllm.errors import CellFailure, UserError
+from effllm.study.models import Calibration, GptqPrecision
+
+
+def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: Path, records: Path) -> None:
+    """Quantize the model in `source` into `target`; the per-layer losses go to `records/gptq.csv`.
+
+    Raises `CellFailure` (unsupported) for an architecture that gptqmodel does not know or a group size that does
+    not divide a layer, and (nan) where the Hessian of a layer cannot be inverted.
+    """
+    # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
+    from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.models.auto import SUPPORTED_MODELS
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in SUPPORTED_MODELS:
+        raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
+    check_group_size(config, settings.group_size)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    calibration = calibration_sequences(corpus, tokenizer, settings.calibration)
+    torch.manual_seed(settings.calibration.seed)
+    model = GPTQModel.load(
+        str(source),
+        QuantizeConfig(
+            bits=settings.bits,
+            group_size=settings.group_size,
+            desc_act=settings.act_order,
+            act_group_aware=False,
+            sym=settings.symmetric,
+            damp_percent=settings.damping,
+            # Without a fallback a layer that saw too little text is an error, not silently rounded to nearest.
+            fallback=None,
+            # With offloading, gptqmodel loses the output head of some families when it saves.
+            offload_to_disk=False,
+        ),
+        dtype=getattr(torch, settings.compute_dtype),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        trust_remote_code=False,
+    )
+    model.quantize(calibration, batch_size=8)
+    model.save(str(target))
+    # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
+    log = target / "quant_log.csv"
+    check_losses(log)
+    shutil.move(log, records / "gptq.csv")
+
+
+def check_group_size(config: object, group_size: int) -> None:
+    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        is_quantized = isinstance(module, torch.nn.Linear) and module is not head
+        if is_quantized and group_size > 0 and module.in_features % group_size:
+            raise CellFailure(
+                "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
+            )
+
+
+def calibration_sequences(
+    corpus: Path, tokenizer: PreTrainedTokenizerBase, calibration: Calibration
+) -> list[dict[str, list[int]]]:
+    """`calibration.samples` sequences of exactly `sequence_length` tokens from the corpus's training part.
+
+    Documents are taken in the order of a hash of the seed and their id, and joined by end-of-text tokens.
+    """
+    length, needed = calibration.sequence_length, calibration.samples
+    table = pq.ParquetDataset(sorted(corpus.glob("train-*.parquet"))).read(columns=["id", "text"])
+    documents = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    ordered = sorted(documents, key=lambda item: xxhash.xxh3_128_digest(f"{calibration.seed}\n{item[0]}"))
+    ids: list[int] = []
+    for _, text in ordered:
+        ids += tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        if len(ids) >= needed * length:
+            break
+    else:
+        raise UserError(
+            f"calibration.samples: the training text has {len(ids) // length} sequences of {length} tokens, not "
+            f"{needed}; lower it, or enlarge corpora.{calibration.corpus}."
+        )
+    return [
+        {"input_ids": ids[start : start + length], "attention_mask": [1] * length}
+        for start in range(0, needed * length, length)
+    ]
+
+
+def check_losses(log: Path) -> None:
+    """Raise `CellFailure` (nan) if any layer's quantization error is not a number."""
+    with open(log) as stream:
+        for row in csv.DictReader(stream):
+            try:
+                finite = torch.isfinite(torch.tensor(float(row["loss"]))).item()
+            except ValueError:
+                finite = False
+            if not finite:
+                raise CellFailure("nan", f"GPTQ's error in layer {row['layer']} {row['module']} is {row['loss']}")

@@ -1,0 +1,38 @@
+"""Stage `quantize`: a model in one precision.
+
+in:  model; for GPTQ also corpus, the calibration text
+out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantization.json (settings, bytes of weights)
+"""
+
+from pydantic import TypeAdapter
+from transformers import AutoTokenizer
+
+from effllm.quantization.cast import cast
+from effllm.quantization.gptq import quantize_gptq
+from effllm.quantization.weights import weight_bytes
+from effllm.stage import Job, main
+from effllm.study.models import CastPrecision, Precision
+
+
+def build(job: Job) -> None:
+    """Write the model in the asked precision, its tokenizer, and what was done to it."""
+    settings = TypeAdapter(Precision).validate_python(job.spec["config"]["precision"])
+    source = job.inputs["model"].directory / "model"
+    target = job.output / "model"
+    if isinstance(settings, CastPrecision):
+        cast(source, target, settings)
+    else:
+        quantize_gptq(source, target, settings, job.inputs["corpus"].directory, job.records)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+    job.write_json(
+        "quantization.json",
+        {
+            "nominal_bits": settings.nominal_bits,
+            "precision": settings.plain(),
+            "weights": weight_bytes(target),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main("quantize", build)

@@ -1,0 +1,71 @@
+"""Write a table as CSV from the artifacts of its rows.
+
+python -m effllm.tables.assemble table9 --spec spec.json --input evaluate=MANIFEST ... --output results/table9.csv
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from effllm.artifact import write_text
+from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.tables.benchmarks import table16
+from effllm.tables.quantization import table9
+
+ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]] = {
+    "table9": table9,
+    "table16": table16,
+}
+
+
+def write_table(
+    name: str, *, spec: Mapping[str, Any], inputs: Mapping[str, str | Sequence[str]], output: str, log: str
+) -> None:
+    """Assemble one table for the workflow; exits with a sentence where an artifact is damaged."""
+    lists = {stage: [paths] if isinstance(paths, str) else list(paths) for stage, paths in inputs.items()}
+    try:
+        frame = assemble(name, spec, lists)
+    except UserError as error:
+        Path(log).write_text(f"error: {error}\n")
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    write_csv(frame, Path(output))
+    Path(log).write_text(f"{frame.height} rows, {frame.width} columns\n")
+
+
+def assemble(name: str, spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> pl.DataFrame:
+    """The table as a frame."""
+    return pl.DataFrame(ASSEMBLERS[name](spec, inputs), infer_schema_length=None)
+
+
+def write_csv(frame: pl.DataFrame, path: Path) -> None:
+    """Write `path` whole or not at all; empty cells are empty, text is quoted where it must be."""
+    buffer = io.StringIO()
+    frame.write_csv(buffer)
+    write_text(path, buffer.getvalue())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m effllm.tables.assemble", description=__doc__)
+    parser.add_argument("table", choices=sorted(ASSEMBLERS))
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("--input", action="append", default=[], metavar="STAGE=MANIFEST")
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    inputs: dict[str, list[str]] = {}
+    for text in arguments.input:
+        stage, _, path = text.partition("=")
+        inputs.setdefault(stage, []).append(path)
+    spec = json.loads(arguments.spec.read_text())
+    write_table(arguments.table, spec=spec, inputs=inputs, output=arguments.output, log="/dev/stdout")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Table 16: Table 9's scores by benchmark, one row per model and precision."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effllm.tables.artifacts import read_results
+from effllm.tables.cells import Row, mean
+
+
+def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """The rows of Table 16: scores under the benchmarks' names, their mean, then intervals, chance and cost.
+
+    The mean is over accuracy benchmarks; a perplexity stands in its own column and is in no mean.
+    """
+    results = read_results("evaluate", inputs["evaluate"])
+    config = spec["config"]
+    rows = []
+    for model in config["models"]:
+        for precision in config["precisions"]:
+            cells = {id: results[f"{model}.{precision}.{id}"] for id in config["benchmarks"]}
+            row = Row()
+            row.set("model", spec["model_labels"][model])
+            row.set("precision", precision)
+            reasons = {id: f"{cell.status}: {cell.reason}" for id, cell in cells.items()}
+            for id, cell in cells.items():
+                row.set(spec["benchmark_labels"][id], cell.content["score"] if cell.content else None, reasons[id])
+            failed = [id for id, cell in cells.items() if cell.content is None]
+            accuracies = [
+                cell.content["score"] for cell in cells.values() if cell.content and cell.content["role"] == "accuracy"
+            ]
+            average = mean(accuracies) if accuracies and not failed else None
+            row.set("mean", average, f"{', '.join(failed)} was not scored" if failed else "no accuracy benchmark")
+            for id, cell in cells.items():
+                content = cell.content
+                interval = (content["ci95"] if content else None) or (None, None)
+                no_interval = "lm-eval gives no standard error" if content else reasons[id]
+                row.set(f"{id}_metric", content["metric"] if content else None, reasons[id])
+                row.set(f"{id}_low", interval[0], no_interval)
+                row.set(f"{id}_high", interval[1], no_interval)
+                row.set(f"{id}_chance", content["chance_level"] if content else None, reasons[id])
+                row.set(f"{id}_items", content["items"] if content else None, reasons[id])
+                row.set(f"{id}_latency_ms", content["cost"]["latency_mean_ms"] if content else None, reasons[id])
+            status = next((cell for cell in cells.values() if cell.status != "ok"), None)
+            rows.append(row.finish(status.status if status else "ok", status.reason if status else None))
+    return rows

@@ -1,0 +1,74 @@
+"""Tables for people: the paper's columns on a terminal, or every column row by row."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+# Columns that are printed beside a row: all others are in the file.
+_SHOWN = {
+    "table9": [
+        "model",
+        "precision",
+        "average_performance",
+        "AL_sum_ms",
+        "IT_tokens_per_s",
+        "AMU_GB",
+        "AEC_W",
+        "MCR",
+        "mcr_measured",
+        "latency_ms",
+        "status",
+    ]
+}
+_NARROW_TERMINAL = 132
+
+
+def print_table(path: Path) -> None:
+    """Print the chosen columns of a table; all but the long text where none are chosen."""
+    frame = pl.read_csv(path)
+    columns = _SHOWN.get(path.stem) or [name for name in frame.columns if "_" not in name and name != "reason"]
+    table = Table(title=path.stem)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype == pl.String else "right")
+    for row in frame.iter_rows(named=True):
+        table.add_row(*(_text(row[name]) for name in columns))
+    console = Console()
+    # A pipe or a CI log has no width: cutting columns there would lose figures.
+    console.width = max(console.width, _NARROW_TERMINAL)
+    console.print(table)
+    console.print(f"{frame.width} columns in {path}; see them all: effllm show --all {path}", highlight=False)
+    for name in columns:
+        if frame[name].null_count() == frame.height:
+            console.print(f"{name}: not measured. {_why(frame, name)}", highlight=False)
+
+
+def print_blocks(path: Path) -> None:
+    """Print every column of every row, one per line."""
+    console = Console()
+    for row in pl.read_csv(path).iter_rows(named=True):
+        console.rule(f"{row['model']} {row['precision']}")
+        for name, value in row.items():
+            console.print(f"{name:34} {_text(value)}", highlight=False, markup=False)
+
+
+def _why(frame: pl.DataFrame, column: str) -> str:
+    for part in str(frame["not_measured"][0]).split("; "):
+        names, _, reason = part.partition(": ")
+        if column in names.split(", "):
+            return reason
+    return ""
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float) and abs(value) < 1e4
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,1 @@
+"""Training stages on Transformers' Trainer, resumable at any step they checkpoint."""

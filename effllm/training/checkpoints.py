@@ -1,0 +1,44 @@
+"""Checkpoints that can be trusted after a kill: complete ones carry a marker, the others are discarded."""
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+_MARKER = "complete"
+
+
+class MarkComplete(TrainerCallback):
+    """Mark each checkpoint once the Trainer has written all of it: a directory alone may be half a checkpoint."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        directory = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        for path in directory.rglob("*"):
+            if path.is_file():
+                _fsync(path)
+        (directory / _MARKER).touch()
+        _fsync(directory)
+        return control
+
+
+def latest_complete(directory: Path) -> Path | None:
+    """The newest complete checkpoint below `directory`, or None; incomplete ones are deleted."""
+    complete = {}
+    for checkpoint in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (checkpoint / _MARKER).exists():
+            complete[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return complete[max(complete)] if complete else None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""Held-out loss, perplexity and bits per byte of a causal language model."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from effllm.data.tokens import PackedTokens
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Mean negative log-likelihood in nats per token, exp of it, and bits per UTF-8 byte."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+
+
+@torch.inference_mode()
+def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length: int, batch_size: int) -> HeldOut:
+    """Score every token of `stream` but the first.
+
+    Windows of `sequence_length` tokens overlap by one, so each token is predicted once, from the tokens before it
+    in its window. End-of-text tokens count as tokens, and in the bits per byte.
+    """
+    was_training = model.training
+    model.eval()
+    ids = torch.from_numpy(stream.ids().astype("int64"))
+    stride = sequence_length - 1
+    total, scored = 0.0, 0
+    starts = list(range(0, len(ids) - 1, stride))
+    full = [start for start in starts if start + sequence_length <= len(ids)]
+    batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
+    batches += [[start] for start in starts if start not in set(full)]
+    for batch in batches:
+        window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
+        logits = model(window).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
+        total += losses.double().sum().item()
+        scored += losses.numel()
+    model.train(was_training)
+    loss = total / scored
+    return HeldOut(loss, math.exp(loss), total / math.log(2) / stream.utf8_bytes, scored)
