@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from effllm.telemetry.devices import nvml_uuid
-from effllm.telemetry.integrate import starved_time
+from effllm.telemetry.judge import judge
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sampler import SamplingLoop
 from effllm.telemetry.sampler_process import SamplerProcess
 from effllm.telemetry.sources import SOURCES_OF_DEVICE, open_source
 from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
-from effllm.telemetry.spool import TICK, SpoolWriter, spools_to_parquet
+from effllm.telemetry.spool import TICK, SpoolWriter, parquet_loader, spools_to_parquet
 from effllm.telemetry.summary import Summary
 from effllm.telemetry.windows import WindowBook, WindowRecord
-
-# A window stands when samples came no further apart than this many periods ...
-_ALLOWED_GAP_PERIODS = 3
-# ... but for this share of its time: one late sample in a long window says nothing about the rest.
-_STARVED_SHARE = 0.05
 
 
 class Telemetry:
@@ -89,7 +84,7 @@ class Telemetry:
         for source in self._sources.values():
             source.close()
         self._collect()
-        self._judge()
+        judge(self.windows, list(self._sources.values()), self._readings, self._sampler.events, self.period_s)
         self._write_windows()
 
     @property
@@ -211,8 +206,6 @@ class Telemetry:
 
     def _collect(self) -> None:
         """Turn the spools into one parquet file, and read figures from that."""
-        import pyarrow.parquet as pq
-
         path = self.directory / "samples.parquet"
         names = {"sampler": "sampler", "edges": "edge", "workload": "workload"}
         spools = [(origin, self.directory / f"{stem}.spool") for stem, origin in names.items()]
@@ -221,36 +214,7 @@ class Telemetry:
         spools_to_parquet(spools, self._channels, units, path)
         for _, spool in spools:
             spool.unlink()
-
-        def load(source: str, quantity: str):
-            wanted = [("source", "=", source), ("quantity", "=", quantity)]
-            table = pq.read_table(path, columns=["time_ns", "value"], filters=wanted)
-            return table["time_ns"].to_numpy(), table["value"].to_numpy()
-
-        self._readings = Readings(load)
-
-    def _judge(self) -> None:
-        """Mark windows invalid whose samples are not what they should be."""
-        lost = [event for event in self._sampler.events if event["event"] == "lost"]
-        losses = {event["source"]: event for event in lost}
-        for window in self.windows:
-            for event in lost:
-                if event["time_ns"] < window.end_ns:
-                    window.invalidate(f"source {event['source']} failed: {event['reason']}")
-            for source in self._sources.values():
-                if source.quantities and not source.in_workload and source.name not in losses:
-                    self._judge_gaps(window, source)
-
-    def _judge_gaps(self, window: WindowRecord, source: Source) -> None:
-        period_s = max(self.period_s, source.min_period_s)
-        times, _ = self._readings.series(source.name, TICK)
-        starved_s = sum(
-            starved_time(times, s.start_s, s.end_s, _ALLOWED_GAP_PERIODS * period_s) for s in window.segments
-        )
-        if starved_s > _STARVED_SHARE * window.duration_s:
-            window.invalidate(
-                f"the sampler starved: {source.name} was not read for {starved_s:.3g} s of {window.duration_s:.3g} s"
-            )
+        self._readings = Readings(parquet_loader(path))
 
     def _write_windows(self) -> None:
         content: Mapping[str, Any] = {

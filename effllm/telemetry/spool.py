@@ -112,3 +112,15 @@ def spools_to_parquet(
                     writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
                     total += len(records)
     return total
+
+
+def parquet_loader(path: Path):
+    """A function (source, quantity) -> (times in ns, values) that reads one quantity from the file at a time."""
+    import pyarrow.parquet as pq
+
+    def load(source: str, quantity: str):
+        wanted = [("source", "=", source), ("quantity", "=", quantity)]
+        table = pq.read_table(path, columns=["time_ns", "value"], filters=wanted)
+        return table["time_ns"].to_numpy(), table["value"].to_numpy()
+
+    return load

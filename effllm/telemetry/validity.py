@@ -1,0 +1,197 @@
+"""Plausibility rules: what a measured figure may not be if the instrument, the device and the bookkeeping are sound.
+
+Each rule looks at numbers and returns findings. An `error` makes a row invalid; a `warning` is shown beside it. A
+figure that is None was not measured, says so elsewhere, and breaks no rule.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from effllm.telemetry.metrics import mean_ci95
+
+STATUSES = ("ok", "invalid", "oom", "nan", "unsupported", "timeout")
+"""What a row's `status` may be. Only an `ok` row is ranked; none is dropped."""
+
+Severity = Literal["error", "warning"]
+
+# Bits that mean the hardware protected itself, as against running at the limit its owner set.
+_PROTECTIVE_THROTTLING = {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"}
+_MAX_POWER_OF_LIMIT = 1.05
+_MAX_MFU = 0.8
+_MAX_ENERGY_DISAGREEMENT = 0.05
+_MAX_CI_HALF_WIDTH = 0.05
+_MIN_QUANTIZED_SCORE_SHARE = 0.9
+_MAX_THROUGHPUT_DISAGREEMENT = 0.01
+# Power sensors average over up to a second, and lag by as much at each edge of a window.
+_SENSOR_LAG_S = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that a figure breaks. `message` is a sentence naming the figure, its value and the bound."""
+
+    rule: str
+    severity: Severity
+    message: str
+
+
+def check_summary(
+    summary: Mapping[str, Any],
+    device: Mapping[str, Any] | None = None,
+    min_window_s: float | None = None,
+) -> list[Finding]:
+    """Rules on a summary from `Telemetry.summary`, with `device_info` of its device and the shortest window allowed."""
+    device = device or {}
+    return [
+        *_check_instrument(summary, min_window_s),
+        *_check_power(summary, device.get("power_limit_w")),
+        *_check_energy_agreement(summary),
+        *_check_memory(summary),
+        *_check_device_state(summary, device),
+        *_check_fraction("util_nvml", summary.get("util_nvml"), high=1.0),
+        *_check_fraction("util_cpu", summary.get("util_cpu"), high=1.05),
+    ]
+
+
+def _check_instrument(summary: Mapping[str, Any], min_window_s: float | None) -> list[Finding]:
+    findings = []
+    if summary["status"] != "ok":
+        findings.append(Finding("instrument", "error", f"the measurement is invalid: {summary['reason']}"))
+    shortest_s = summary["duration_s"] / max(summary["windows"], 1)
+    if min_window_s is not None and shortest_s < min_window_s:
+        message = f"windows last {shortest_s:.3g} s on average, less than the {min_window_s:g} s the protocol asks for"
+        findings.append(Finding("window_length", "error", message))
+    return findings
+
+
+def _check_power(summary: Mapping[str, Any], limit_w: float | None) -> list[Finding]:
+    power_w = summary.get("power_avg_w")
+    if power_w is None:
+        return []
+    if power_w <= 0:
+        return [Finding("power", "error", f"power_avg_w is {power_w:.4g} W, not above zero")]
+    # The limit recorded is the GPU's own; a module draws more.
+    if summary.get("energy_scope") == "gpu" and limit_w is not None and power_w > _MAX_POWER_OF_LIMIT * limit_w:
+        message = f"power_avg_w is {power_w:.4g} W, more than {_MAX_POWER_OF_LIMIT} x the limit of {limit_w:.4g} W"
+        return [Finding("power", "error", message)]
+    return []
+
+
+def _check_energy_agreement(summary: Mapping[str, Any]) -> list[Finding]:
+    disagreement = summary.get("energy_disagreement")
+    if disagreement is None or disagreement <= _MAX_ENERGY_DISAGREEMENT:
+        return []
+    # Where the sensor's lag alone could explain the difference, it is no evidence against the counter.
+    explainable = disagreement * summary["duration_s"] <= 2 * _SENSOR_LAG_S * summary["windows"]
+    message = f"energy counter and integrated power are {disagreement:.1%} apart"
+    return [Finding("energy_agreement", "warning" if explainable else "error", message)]
+
+
+def _check_memory(summary: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    for kind, total_key in (
+        ("device", "memory_total_gb"),
+        ("process", "memory_total_gb"),
+        ("host", "memory_host_total_gb"),
+    ):
+        average, peak = summary.get(f"memory_{kind}_avg_gb"), summary.get(f"memory_{kind}_peak_gb")
+        total = summary.get(total_key)
+        # The average interpolates between readings, which costs a rounding error where memory never changed.
+        if average is not None and peak is not None and average > peak * (1 + 1e-9):
+            message = f"memory_{kind}_avg_gb {average:.4g} exceeds the peak {peak:.4g}"
+            findings.append(Finding("memory", "error", message))
+        if peak is not None and total is not None and peak > total:
+            message = f"memory_{kind}_peak_gb {peak:.4g} exceeds {total_key} {total:.4g}"
+            findings.append(Finding("memory", "error", message))
+    return findings
+
+
+def _check_device_state(summary: Mapping[str, Any], device: Mapping[str, Any]) -> list[Finding]:
+    findings = []
+    throttled = set(summary.get("throttle_reasons") or ())
+    if protective := sorted(throttled & _PROTECTIVE_THROTTLING):
+        findings.append(Finding("throttling", "error", f"clocks were throttled: {', '.join(protective)}"))
+    if limited := sorted(throttled - _PROTECTIVE_THROTTLING):
+        findings.append(Finding("throttling", "warning", f"clocks were limited: {', '.join(limited)}"))
+    foreign = max(summary.get("foreign_processes") or 0, len(device.get("processes") or ()))
+    if foreign:
+        findings.append(Finding("exclusive_device", "error", f"{foreign} other processes used the device"))
+    if device.get("mig"):
+        findings.append(
+            Finding("exclusive_device", "error", "MIG is on: figures of the GPU are shared with other slices")
+        )
+    return findings
+
+
+def _check_fraction(name: str, value: float | None, high: float, low: float = 0.0) -> list[Finding]:
+    if value is None or low <= value <= high:
+        return []
+    return [Finding(name, "error", f"{name} is {value:.4g}, outside [{low:g}, {high:g}]")]
+
+
+def check_mfu(mfu: float | None) -> list[Finding]:
+    """0 < MFU < 0.8: more has not been seen on dense arithmetic, so FLOPs, time or peak are wrong."""
+    if mfu is None or 0 < mfu < _MAX_MFU:
+        return []
+    return [Finding("mfu", "error", f"mfu is {mfu:.4g}, outside (0, {_MAX_MFU})")]
+
+
+def check_mbu(mbu: float | None) -> list[Finding]:
+    """0 < MBU <= 1: memory does not exceed its peak bandwidth."""
+    if mbu is None or 0 < mbu <= 1:
+        return []
+    return [Finding("mbu", "error", f"mbu is {mbu:.4g}, outside (0, 1]")]
+
+
+def check_token_count(asked: int, produced: int) -> list[Finding]:
+    """Tokens produced = tokens asked for: a run that stops early has another latency and energy per token."""
+    if asked == produced:
+        return []
+    return [Finding("token_count", "error", f"{produced} tokens were produced where {asked} were asked for")]
+
+
+def check_throughput(tokens_per_s: float, tokens: int, duration_s: float) -> list[Finding]:
+    """A reported throughput must be what tokens and wall time give."""
+    expected = tokens / duration_s
+    if abs(tokens_per_s - expected) <= _MAX_THROUGHPUT_DISAGREEMENT * expected:
+        return []
+    message = f"throughput is {tokens_per_s:.6g} tokens/s, but {tokens} tokens in {duration_s:.4g} s are {expected:.6g}"
+    return [Finding("throughput", "error", message)]
+
+
+def check_scores(scores: Mapping[str, float | None]) -> list[Finding]:
+    """Every benchmark score lies in [0, 1]."""
+    return [
+        Finding("score", "error", f"score {name} is {score:.4g}, outside [0, 1]")
+        for name, score in scores.items()
+        if score is not None and not 0 <= score <= 1
+    ]
+
+
+def check_quantized_score(quantized: float | None, base: float | None) -> list[Finding]:
+    """A quantised model that keeps less than 0.9 of its base's score is more often broken than compressed."""
+    if quantized is None or not base or quantized / base >= _MIN_QUANTIZED_SCORE_SHARE:
+        return []
+    message = f"the quantised score is {quantized / base:.3f} of the base model's, below {_MIN_QUANTIZED_SCORE_SHARE}"
+    return [Finding("quantized_score", "warning", message)]
+
+
+def check_repeats(name: str, values: Sequence[float], min_repeats: int = 5) -> list[Finding]:
+    """Enough repeats, and a 95 % interval of at most 5 % of the mean to either side."""
+    if len(values) < min_repeats:
+        message = f"{name} was measured {len(values)} times, fewer than the {min_repeats} the protocol asks for"
+        return [Finding("repeats", "error", message)]
+    mean, low, high = mean_ci95(values)
+    if low is None or high is None or high - mean <= _MAX_CI_HALF_WIDTH * abs(mean):
+        return []
+    message = (
+        f"{name} is {mean:.4g}, but its 95 % interval reaches {low:.4g} to {high:.4g}: more than 5 % to either side"
+    )
+    return [Finding("repeats", "error", message)]
+
+
+def status_of(findings: Iterable[Finding]) -> tuple[str, str | None]:
+    """(status, reason) that findings give a row: "invalid" with the errors joined, or ("ok", None)."""
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    return ("invalid", "; ".join(errors)) if errors else ("ok", None)
