@@ -13,7 +13,9 @@ from pathlib import Path
 
 from effllm.errors import UserError
 
-_KEYED_NAME = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_KEYED_NAME = re.compile(
+    rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE
+)
 
 
 def tasks_folder() -> Path:
@@ -40,8 +42,13 @@ def harness_suggestions(name: str, count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, sorted(known), n=count)
 
 
+def near_folders(name: str) -> list[Path]:
+    """Task folders that begin with the first part of `name`, the closest first."""
+    return _folders(name)[0]
+
+
 def _folders(name: str) -> tuple[list[Path], list[Path]]:
-    """Folders of tasks that begin with the first part of `name`, the best first, and the other ones."""
+    """`near_folders`, and all the other ones."""
     first = re.split(r"[_\W]", name, maxsplit=1)[0].lower()
     near, far = [], []
     for folder in sorted(path for path in tasks_folder().iterdir() if path.is_dir()):
@@ -53,5 +60,5 @@ def _names(folder: Path) -> Iterator[str]:
     for directory, _, files in os.walk(folder):
         for file in files:
             if file.endswith(".yaml"):
-                with open(os.path.join(directory, file), "rb") as stream:
-                    yield from (name.decode() for name in _KEYED_NAME.findall(stream.read()))
+                text = Path(directory, file).read_bytes()
+                yield from (name.decode() for name in _KEYED_NAME.findall(text))

@@ -66,7 +66,7 @@ def split_sentences(paragraph: str) -> list[str]:
     """Split at a stop that is followed by a capital, except after common abbreviations."""
     sentences: list[str] = []
     for part in _BOUNDARY.split(paragraph):
-        if sentences and sentences[-1].split()[-1].lstrip("(\"") in _ABBREVIATIONS:
+        if sentences and sentences[-1].split()[-1].lstrip('("') in _ABBREVIATIONS:
             sentences[-1] = f"{sentences[-1]} {part}"
         elif part:
             sentences.append(part)

@@ -1,0 +1,241 @@
+"""Stage `benchmark`: one benchmark as an artifact that needs nothing but lm-eval to be run.
+
+    python -m effllm.evaluation.benchmark --spec spec.json [--input corpus=manifest.json] --output DIR
+
+The payload is the same in form for items made from held-out text and for tasks of the harness:
+
+    benchmark.json            what the benchmark is and how it is scored (see `Description`)
+    data/<task>/<split>.parquet   its rows
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effllm.artifact import Artifact
+from effllm.errors import UserError
+from effllm.evaluation import held_out
+from effllm.stage import Job, main
+from effllm.study.base import Section
+from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
+
+UNIFORM_BITS_PER_BYTE = 8.0
+NEXT_WORD_TOKENS = 16
+
+
+class Config(Section):
+    """This stage's slice of the study."""
+
+    benchmark: Benchmark
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a benchmark without subtasks.
+
+    `include` is a registered file relative to lm-eval's task folder, or null where `config` is the whole task;
+    `data_files` are parquet files by split, relative to the artifact; `items` counts the rows to be scored.
+    """
+
+    name: str
+    output_type: str
+    items: int
+    data_files: dict[str, str]
+    include: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of benchmark.json.
+
+    `task` is the name to run, one of `tasks` or of `groups` (name to registered file); `chance_level` is the score
+    of guessing in the unit of `metric`, as `chance_meaning` says; `role` says whether the score is a share of
+    right answers ("accuracy") or a perplexity; `limit` keeps the first items of each task, null keeps all.
+    """
+
+    kind: str
+    task: str
+    metric: str
+    higher_is_better: bool
+    role: str
+    chance_level: float
+    chance_meaning: str
+    items: int
+    limit: int | None
+    tasks: list[Task]
+    groups: dict[str, str] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+def build(job: Job) -> None:
+    """Write the rows and the description of the benchmark; `UserError` for what the text or the hub cannot give."""
+    settings = job.config(Config).benchmark
+    made = _held_out(job, settings) if isinstance(settings, HeldOutBenchmark) else _harness(job, settings)
+    job.write_json("benchmark.json", asdict(made))
+
+
+def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
+    corpus = job.inputs["corpus"]
+    task, count, seed = settings.task, settings.items, settings.seed
+    rows = _rows_of(corpus, task, count, seed)
+    chance, meaning = _chance(task, rows)
+    name = f"held_out_{task}"
+    config = _CONFIGS[task]
+    file = f"data/{name}/test.parquet"
+    _write_rows(rows, job.output / file)
+    metric = config["metric_list"][0]
+    return Description(
+        kind="held_out",
+        task=name,
+        metric=metric["metric"],
+        higher_is_better=metric["higher_is_better"],
+        role="perplexity" if task == "perplexity" else "accuracy",
+        chance_level=chance,
+        chance_meaning=meaning,
+        items=len(rows),
+        limit=None,
+        tasks=[Task(name, config["output_type"], len(rows), {"test": file}, config=config)],
+        source={"corpus": corpus.manifest.id, "seed": seed},
+    )
+
+
+def _rows_of(corpus: Artifact, task: str, count: int, seed: int) -> list[held_out.Item]:
+    if task == "perplexity":
+        return held_out.document_items(_documents(corpus, "held_out", ["id", "text"]), count, seed)
+    if task == "next_word":
+        return held_out.next_word_items(_texts(corpus, "held_out"), _texts(corpus, "train"), count, seed)
+    return held_out.choice_items(task, _texts(corpus, "held_out"), lambda: _texts(corpus, "train"), count, seed)
+
+
+def _chance(task: str, rows: list[held_out.Item]) -> tuple[float, str]:
+    if task == "perplexity":
+        return UNIFORM_BITS_PER_BYTE, "bits per byte of a model to which all 256 bytes are alike"
+    if task == "next_word":
+        return held_out.most_common_answer_share(rows), "score of always answering the most common last word"
+    choices = held_out.CHOICES[task]
+    return 1 / choices, f"expected score of a random choice among {choices}"
+
+
+def _harness(job: Job, settings: HarnessBenchmark) -> Description:
+    from importlib.metadata import version
+
+    from effllm.evaluation.harness_data import PERPLEXITIES, fetch, resolve
+
+    resolved = resolve(settings.task)
+    higher_is_better = resolved.higher_is_better(settings.metric)
+    dataset = resolved.dataset_path()
+    tasks = []
+    for leaf in resolved.leaves:
+        splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name)
+        rows = splits[leaf.evaluated_split()][1]
+        tasks.append(
+            Task(
+                name=leaf.name,
+                output_type=leaf.config.get("output_type", "generate_until"),
+                items=min(rows, settings.limit or rows),
+                data_files={split: file.relative_to(job.output).as_posix() for split, (file, _) in splits.items()},
+                include=leaf.file,
+            )
+        )
+    return Description(
+        kind="harness",
+        task=settings.task,
+        metric=settings.metric,
+        higher_is_better=higher_is_better,
+        role="perplexity" if settings.metric.partition(",")[0] in PERPLEXITIES else "accuracy",
+        chance_level=settings.chance_level,
+        chance_meaning="expected score of guessing, as the study states it",
+        items=sum(task.items for task in tasks),
+        limit=settings.limit,
+        tasks=tasks,
+        groups=dict(resolved.groups),
+        source={"dataset": dataset, "revision": settings.revision, "lm_eval": version("lm_eval")},
+    )
+
+
+def _texts(corpus: Artifact, part: str) -> Iterator[str]:
+    return (row[0] for row in _documents(corpus, part, ["text"]))
+
+
+def _documents(corpus: Artifact, part: str, columns: list[str]) -> Iterator[tuple[str, ...]]:
+    """Rows of `columns` of the corpus's part ("held_out" or "train"), a batch in memory at a time."""
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowInvalid
+
+    for file in sorted(corpus.directory.glob(f"{part}-*.parquet")):
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(columns=columns):
+                yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+        except (ArrowInvalid, KeyError) as error:
+            raise UserError(
+                f"{file} is no parquet file with the columns {', '.join(columns)} ({error}); delete "
+                f"{corpus.directory} and run again."
+            ) from error
+
+
+def _write_rows(rows: list[held_out.Item], file: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    file.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+
+def _metric(name: str, higher_is_better: bool, **options: Any) -> dict[str, Any]:
+    return {"metric": name, "higher_is_better": higher_is_better, **options}
+
+
+# A sentence is scored whole, without a prompt: which of the texts does the model find more likely? `acc` compares
+# log-likelihoods, `acc_norm` log-likelihoods per byte; they differ only where the choices differ in length.
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "target_delimiter": "",
+    "num_fewshot": 0,
+    "metric_list": [_metric("acc", True, aggregation="mean"), _metric("acc_norm", True, aggregation="mean")],
+    "metadata": {"version": 1},
+}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(held_out.CHOICES, _CHOICE),
+    "next_word": {
+        "output_type": "generate_until",
+        "test_split": "test",
+        "doc_to_text": "context",
+        "doc_to_target": "answer",
+        "num_fewshot": 0,
+        "generation_kwargs": {"until": [".", "!", "?", "\n"], "do_sample": False, "max_gen_toks": NEXT_WORD_TOKENS},
+        "filter_list": [
+            {
+                "name": "first_word",
+                "filter": [
+                    {"function": "regex", "regex_pattern": r"^\s*(\S+)", "fallback": ""},
+                    {"function": "take_first"},
+                ],
+            }
+        ],
+        "metric_list": [_metric("exact_match", True, aggregation="mean", ignore_punctuation=True)],
+        "metadata": {"version": 1},
+    },
+    "perplexity": {
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "text",
+        "num_fewshot": 0,
+        "metric_list": [
+            _metric("bits_per_byte", False, aggregation="bits_per_byte"),
+            _metric("byte_perplexity", False, aggregation="weighted_perplexity"),
+            _metric("word_perplexity", False, aggregation="weighted_perplexity"),
+        ],
+        "metadata": {"version": 1},
+    },
+}
+
+
+if __name__ == "__main__":
+    main("benchmark", build)

@@ -1,0 +1,230 @@
+"""Stage `evaluate`: one model on one benchmark, by lm-evaluation-harness and offline, with what it cost.
+
+    python -m effllm.evaluation.evaluate --spec spec.json --input model=... --input benchmark=... --output DIR
+
+The payload is `evaluation.json`; the answers item by item are in `records/samples.jsonl` and the telemetry in
+`records/telemetry/`. torch and lm-eval are imported inside functions: a wrong input is refused before they load.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effllm.artifact import Artifact
+from effllm.errors import CellFailure, UserError
+from effllm.evaluation.scores import summarize
+from effllm.evaluation.tasks import write_task_files
+from effllm.stage import Job, main
+from effllm.study.base import Section
+from effllm.study.measure import EvaluationProtocol
+
+if TYPE_CHECKING:
+    from effllm.evaluation.metered import MeteredLM
+
+WINDOW = "evaluate"
+_LONGEST_TARGET = 500
+_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+class Config(Section):
+    """This stage's slice of the study."""
+
+    protocol: EvaluationProtocol
+
+
+def build(job: Job) -> None:
+    """Write evaluation.json.
+
+    `CellFailure`: "nan" where the model gives no numbers, "oom" where it does not fit, "unsupported" where its
+    context is too short for the task.
+    """
+    protocol = job.config(Config).protocol
+    benchmark = job.inputs["benchmark"].json("benchmark.json")
+    folder = job.scratch / "tasks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_task_files(benchmark, job.inputs["benchmark"].directory, folder)
+    with _failures_of_the_cell():
+        lm = load(job.inputs["model"], protocol)
+        tasks = load_tasks(folder, benchmark["task"], protocol.seed)
+        require_room(tasks, lm.max_length)
+        lm.warm_up(generates=any(task["output_type"] == "generate_until" for task in benchmark["tasks"]))
+        results, seconds, telemetry = _measured(job, lm, tasks, benchmark, protocol)
+    if lm.meter.not_finite:
+        total = lm.meter.total().requests
+        raise CellFailure("nan", f"{lm.meter.not_finite} of {total} log-likelihoods are not finite numbers")
+    scores = summarize(results, benchmark, protocol.bootstrap_iters, protocol.seed)
+    if not math.isfinite(scores["score"]):
+        raise CellFailure("nan", f"the score {scores['metric']} is {scores['score']}")
+    kept = ("task", "kind", "higher_is_better", "role", "chance_level", "chance_meaning", "limit")
+    evaluation = {
+        **{key: benchmark[key] for key in kept},
+        **scores,
+        **_versions(),
+        "seed": protocol.seed,
+        "max_length": lm.max_length,
+        "log_probability_dtype": "float32",
+        "cost": _cost(lm, seconds, protocol),
+        "telemetry": telemetry,
+    }
+    _write_samples(job.records / "samples.jsonl", results["samples"])
+    job.write_json("evaluation.json", evaluation)
+
+
+def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
+    """The model of a `quantize` artifact on the GPU if there is one, in its own precision, behind the meter."""
+    # The bootstrap of lm-eval would fork this process, with its threads and its CUDA context, once per core.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from effllm.evaluation.metered import MeteredLM
+
+    path = model.directory / "model"
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", device_map={"": device}, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded ({error}): delete {model.directory} and run again.") from error
+    return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)
+
+
+def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """lm-eval's tasks behind the task files in `folder`, seeded as its `simple_evaluate` does.
+
+    `simple_evaluate` itself is not used: at its end it collects a description of the machine for 3 s, which the
+    provenance of the artifact holds already.
+    """
+    import numpy
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    # Some tasks shuffle their choices while they load, by the global generator.
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([name])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=seed)
+    return loaded
+
+
+def require_room(tasks: dict[str, Any], max_length: int) -> None:
+    """`CellFailure` if a task generates as many tokens as the model's context holds, leaving none for the prompt."""
+    for name, task in tasks["tasks"].items():
+        wanted = (task.config.generation_kwargs or {}).get("max_gen_toks", 0)
+        if wanted >= max_length:
+            raise CellFailure(
+                "unsupported",
+                f"{name} generates up to {wanted} tokens, which leaves no room for a prompt in the {max_length} "
+                "tokens of context (the model's limit, or evaluation.max_length)",
+            )
+
+
+def _measured(
+    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: dict[str, Any], protocol: EvaluationProtocol
+) -> tuple[dict[str, Any], float, dict[str, Any]]:
+    """Run the requests; (lm-eval's results, wall seconds, telemetry), prompts' making and scoring included."""
+    from lm_eval.evaluator import evaluate
+
+    from effllm.telemetry import Telemetry
+
+    directory = job.records / "telemetry"
+    with Telemetry(directory=directory, device=str(lm.device), period_s=protocol.sample_period_s) as telemetry:
+        telemetry.begin_window(WINDOW)
+        start = time.perf_counter()
+        results = evaluate(
+            lm=lm,
+            task_dict=tasks,
+            limit=benchmark["limit"],
+            bootstrap_iters=protocol.bootstrap_iters,
+            log_samples=True,
+        )
+        seconds = time.perf_counter() - start
+        telemetry.end_window(WINDOW)
+    return results, seconds, telemetry.summary(WINDOW)
+
+
+@contextmanager
+def _failures_of_the_cell() -> Iterator[None]:
+    """Turn what the model's size or numbers cause into `CellFailure`; everything else stays a defect."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise CellFailure("nan", str(error)) from error
+    except MemoryError as error:
+        raise CellFailure("oom", f"out of memory: {error}") from error
+    except RuntimeError as error:
+        from torch import OutOfMemoryError
+
+        first_line = str(error).partition("\n")[0]
+        if isinstance(error, OutOfMemoryError) or any(sign in str(error).lower() for sign in _CPU_OUT_OF_MEMORY):
+            raise CellFailure("oom", f"out of memory: {first_line}") from error
+        raise
+
+
+def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> dict[str, Any]:
+    """What the requests cost.
+
+    `model_seconds` is time inside the model's calls, `wall_seconds` adds the making of prompts, tokenization and
+    scoring; `latency_mean_ms` is model seconds per request, in ms, at this batch size.
+    """
+    import torch
+
+    total = lm.meter.total()
+    return {
+        **asdict(total),
+        "latency_mean_ms": 1000 * total.model_seconds / total.requests,
+        "latency_definition": "1000 * model_seconds / requests",
+        "wall_seconds": seconds,
+        "by_kind": {kind: asdict(cost) for kind, cost in lm.meter.kinds.items()},
+        "batch_size": protocol.batch_size,
+        "threads": torch.get_num_threads(),
+        "device": str(lm.device),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"lm_eval_version": version("lm_eval"), "transformers_version": version("transformers")}
+
+
+def _write_samples(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
+    """One line per item and filter: its target, the answers and what each metric made of them.
+
+    Prompts are left out, and so are targets that are whole documents: `doc_hash` identifies them.
+    """
+    with open(path, "w") as stream:
+        for task, items in samples.items():
+            for item in items:
+                row = {
+                    "task": task,
+                    **{key: item[key] for key in ("doc_id", "doc_hash", "filter")},
+                    "target": None if len(str(item["target"])) > _LONGEST_TARGET else item["target"],
+                    "answers": item["filtered_resps"],
+                    **{metric: item[metric] for metric in item["metrics"]},
+                }
+                stream.write(json.dumps(row, default=_plain, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as numbers, and what a task returns besides them as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+if __name__ == "__main__":
+    main("evaluate", build)

@@ -1,0 +1,151 @@
+"""lm-eval's Hugging Face model with a meter: what the requests of an evaluation cost.
+
+The meter only watches. Scores are those of `HFLM` with one setting of its own: log-probabilities are computed in
+float32 from the model's logits. HFLM's default computes and sums them in the model's precision; a sum near -150
+in bfloat16 is rounded to a whole number, and a pair of sentences one swap apart then ties by rounding.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from effllm.progress import Progress
+
+
+@dataclass
+class KindCost:
+    """Cost of the requests of one kind (loglikelihood, loglikelihood_rolling or generate_until).
+
+    `scored_tokens` were given and scored; `generated_tokens` were decoded, up to and with an end-of-text token.
+    A row that has met its stop string is decoded on until its batch is done, and these tokens count too: they cost
+    the same. `model_seconds` is time inside the model's forward and generate calls, device work included.
+    """
+
+    requests: int = 0
+    scored_tokens: int = 0
+    generated_tokens: int = 0
+    model_calls: int = 0
+    model_seconds: float = 0.0
+
+
+@dataclass
+class Meter:
+    """Costs by kind of request, and how many answers were not finite numbers."""
+
+    kinds: dict[str, KindCost] = field(default_factory=dict)
+    not_finite: int = 0
+
+    def total(self) -> KindCost:
+        """The sum over the kinds."""
+        costs = [asdict(cost) for cost in self.kinds.values()]
+        return KindCost(**{name: sum(cost[name] for cost in costs) for name in asdict(KindCost())})
+
+
+class MeteredLM(HFLM):
+    """`HFLM` over a loaded model and tokenizer, counting into `meter`."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None):
+        """`max_length` shortens the model's own limit and never lengthens it; None keeps it."""
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
+        )
+        self._max_length = min(self.max_length, max_length or self.max_length)
+        self.meter = Meter()
+        self._cost = KindCost()
+        self._bar = Progress(unit="requests", label="warm-up")
+
+    def warm_up(self, generates: bool) -> None:
+        """Run the model once outside the meter, so that lazy compilation and allocation are not measured.
+
+        Raises `FloatingPointError` if the logits hold NaN: then no answer of the model means anything.
+        """
+        length = min(16, self.max_length - 2)
+        ids = torch.arange(length, device=self.device).repeat(self.batch_size, 1) % self.vocab_size
+        with torch.no_grad():
+            logits = self.model(ids).logits
+            if generates:
+                self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=2,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+        if logits.isnan().any():
+            raise FloatingPointError("the model's logits hold NaN")
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        with self._metered("loglikelihood", requests):
+            answers = super().loglikelihood(requests, disable_tqdm=True)
+        self._note_not_finite(score for score, _ in answers)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        with self._metered("loglikelihood_rolling", requests):
+            answers = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        self._note_not_finite(answers)
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        with self._metered("generate_until", requests):
+            return super().generate_until(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self._cost.scored_tokens += sum(len(continuation) for _, _, continuation in requests)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._timed():
+            return super()._model_call(inps, *args, **kwargs)
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._timed():
+            output = super()._model_generate(context, *args, **kwargs)
+        self._cost.generated_tokens += generated_tokens(output[:, context.shape[1] :], self._end_ids())
+        return output
+
+    def _end_ids(self) -> list[int]:
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            return []
+        return [ids] if isinstance(ids, int) else list(ids)
+
+    @contextmanager
+    def _metered(self, kind: str, requests: list[Any]) -> Iterator[None]:
+        self._cost = self.meter.kinds.setdefault(kind, KindCost())
+        self._cost.requests += len(requests)
+        # How many calls the requests make is the harness's affair (it merges and splits them), so no total is shown.
+        with Progress(unit="model calls", label=f"{len(requests):,} {kind} requests") as self._bar:
+            yield
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        self._synchronize()
+        start = time.perf_counter()
+        yield
+        self._synchronize()
+        self._cost.model_seconds += time.perf_counter() - start
+        self._cost.model_calls += 1
+        self._bar.update()
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _note_not_finite(self, scores: Any) -> None:
+        self.meter.not_finite += sum(not abs(score) < float("inf") for score in scores)
+
+
+def generated_tokens(new: torch.Tensor, end_ids: list[int]) -> int:
+    """Tokens decoded in `new`, shape [batch, steps]: of each row those up to and with its first end-of-text."""
+    is_end = torch.isin(new, torch.tensor(end_ids, device=new.device, dtype=new.dtype)).long()
+    # What follows the first end is padding, even where the padding token is the end-of-text token itself.
+    ends_before = is_end.cumsum(dim=1) - is_end
+    return int((ends_before == 0).sum())
