@@ -67,8 +67,8 @@ class Readings:
         times, values = self.series(source, quantity)
         inside = np.zeros(len(times), dtype=bool)
         for segment in segments:
-            start_ns = segment.start.first_read_ns if opening else segment.start.time_ns
-            inside |= (times >= start_ns / 1e9) & (times <= segment.end.last_read_ns / 1e9)
+            after_start = times >= segment.start.first_read_ns / 1e9 if opening else times > segment.start_s
+            inside |= after_start & (times <= segment.end.last_read_ns / 1e9)
         inside &= np.isfinite(values)
         if not inside.any():
             raise NotMeasured(f"{source} {quantity} was not read in these windows")

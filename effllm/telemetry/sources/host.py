@@ -1,6 +1,6 @@
 """Host: resident memory and CPU time of a process and all its descendants, read from Linux' /proc.
 
-Upstream: proc_pid_stat(5), clock_getcpuclockid(3). Reading is kept to one file and one clock call a process,
+Upstream: proc_pid_stat(5), clock_getcpuclockid(3). Reading is kept to two files and one clock call a process,
 because this runs ten times a second beside the workload.
 """
 
@@ -99,8 +99,11 @@ def _process(pid: int) -> tuple[float, float]:
     with open(f"/proc/{pid}/stat", "rb") as file:
         # The command, in parentheses, may itself hold spaces and parentheses.
         fields = file.read().rpartition(b")")[2].split()
+    # stat has the resident size too, but on kernels with per-CPU counters only statm adds those of all CPUs up.
+    with open(f"/proc/{pid}/statm", "rb") as file:
+        resident_pages = int(file.read().split()[1])
     children_s = (int(fields[13]) + int(fields[14])) * _TICK_S
-    return int(fields[21]) * _PAGE_B, _cpu_clock_s(pid) + children_s
+    return resident_pages * _PAGE_B, _cpu_clock_s(pid) + children_s
 
 
 def _cpu_clock_s(pid: int) -> float:

@@ -56,25 +56,25 @@ class NVMLError(Exception):
         self.value = value
 
 
-class NVMLError_NotSupported(NVMLError):  # noqa: N801 (pynvml's own spelling)
+class NVMLError_NotSupported(NVMLError):
     def __init__(self):
         super().__init__(3)
 
 
-class NVMLError_GpuIsLost(NVMLError):  # noqa: N801
+class NVMLError_GpuIsLost(NVMLError):
     def __init__(self):
         super().__init__(15)
 
 
-class NVMLError_Uninitialized(NVMLError):  # noqa: N801
+class NVMLError_Uninitialized(NVMLError):
     pass
 
 
-class NVMLError_ResetRequired(NVMLError):  # noqa: N801
+class NVMLError_ResetRequired(NVMLError):
     pass
 
 
-class NVMLError_FunctionNotFound(NVMLError):  # noqa: N801
+class NVMLError_FunctionNotFound(NVMLError):
     pass
 
 
@@ -108,7 +108,7 @@ class FakeNvml:
     NVML_FI_DEV_POWER_AVERAGE, NVML_FI_DEV_POWER_INSTANT = 185, 186
     NVML_POWER_SCOPE_GPU, NVML_POWER_SCOPE_MODULE, NVML_POWER_SCOPE_MEMORY = 0, 1, 2
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-    nvmlMemory_v2 = 2  # noqa: N815 (pynvml's own spelling)
+    nvmlMemory_v2 = 2
     NVMLError = NVMLError
     NVMLError_GpuIsLost = NVMLError_GpuIsLost
     NVMLError_Uninitialized = NVMLError_Uninitialized

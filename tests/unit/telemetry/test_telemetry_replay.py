@@ -13,7 +13,9 @@ from effllm.telemetry.sources.nvml import NvmlSource
 from effllm.telemetry.validity import check_summary
 
 # Idle, a ramp to full power, a plateau, a shorter burst, idle again: 50 s.
-BURSTS = Trace([(0, 90), (10, 90), (12, 640), (25, 640), (26, 120), (32, 120), (33, 500), (36, 500), (37, 90), (50, 90)])
+BURSTS = Trace(
+    [(0, 90), (10, 90), (12, 640), (25, 640), (26, 120), (32, 120), (33, 500), (36, 500), (37, 90), (50, 90)]
+)
 
 
 def stalls_while_busy(t: float) -> float:
