@@ -10,6 +10,7 @@ Payload: `train-00000.parquet`, ... and `held_out-00000.parquet`, ... in FineWeb
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +49,25 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path) -> dict[
             "set minimum_int_score to 0 or take a scored source."
         )
     tally = _Tally()
-    seen = SeenTexts(scratch / "seen.sqlite3")
-    writers = {split: ShardWriter(output, split, config.shard_documents) for split in SPLITS}
-    try:
-        with Progress(source.total, unit="documents", label=f"sampling {source.label}") as bar:
-            for batch in _read_ahead(source.batches()):
-                fate = fates(batch, config, seen)
-                if config.maximum_tokens is not None:
-                    taken = until_budget(batch, fate, config.maximum_tokens - tally.tokens["train"])
-                    batch, fate = batch.slice(0, taken), fate[:taken]
-                for split, writer in writers.items():
-                    part = batch.filter(pa.array(fate == SPLITS[split]))
-                    tally.add(split, part)
-                    writer.write(part)
-                tally.count(fate)
-                bar.update(len(fate))
-                if config.maximum_tokens is not None and tally.tokens["train"] >= config.maximum_tokens:
-                    break
-        for writer in writers.values():
-            writer.close()
-    finally:
-        seen.close()
+    with ExitStack() as stack:
+        seen = stack.enter_context(closing(SeenTexts(scratch / "seen.sqlite3")))
+        writers = {
+            split: stack.enter_context(closing(ShardWriter(output, split, config.shard_documents))) for split in SPLITS
+        }
+        bar = stack.enter_context(Progress(source.total, unit="documents", label=f"sampling {source.label}"))
+        for batch in _read_ahead(source.batches()):
+            fate = fates(batch, config, seen)
+            if config.maximum_tokens is not None:
+                taken = until_budget(batch, fate, config.maximum_tokens - tally.tokens["train"])
+                batch, fate = batch.slice(0, taken), fate[:taken]
+            tally.count(fate)
+            for split, writer in writers.items():
+                part = batch.filter(pa.array(fate == SPLITS[split]))
+                tally.add(split, part)
+                writer.write(part)
+            bar.update(len(fate))
+            if config.maximum_tokens is not None and tally.tokens["train"] >= config.maximum_tokens:
+                break
     _require_documents(tally, source, config)
     return tally.summary(config.maximum_tokens)
 

@@ -20,6 +20,7 @@ from effllm.study.data import Corpus
 # Part of the definition of the held-out split: another value would let held-out texts into older training sets.
 SPLIT_SALT = 0x68656C645F6F7574
 _CACHE_KIB = 65_536
+_QUERY_DIGESTS = 1000
 
 
 class Fate(IntEnum):
@@ -35,11 +36,18 @@ class Fate(IntEnum):
 
 
 class SeenTexts:
-    """The digests of all texts so far, on disk, with a cache of 64 MiB: memory does not grow with the corpus."""
+    """The digests of all texts so far, in memory that does not grow with their number.
 
-    def __init__(self, path: Path):
-        path.unlink(missing_ok=True)
+    The latest `recent_limit` (about 100 bytes each) are kept in memory; when they are full they move, sorted, into
+    a database file whose cache is bounded.
+    """
+
+    def __init__(self, path: Path, recent_limit: int = 1 << 18):
         self._path = path
+        self._recent: set[bytes] = set()
+        self._recent_limit = recent_limit
+        self._has_stored = False
+        path.unlink(missing_ok=True)
         self._connection = sqlite3.connect(path, isolation_level=None)
         # The file dies with this run, so nothing is spent on surviving a crash.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
@@ -48,15 +56,34 @@ class SeenTexts:
         self._connection.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
         self._connection.execute("BEGIN")
 
-    def add(self, digests: list[bytes]) -> list[bool]:
-        """Remember the digests in order; True for each that was not there before."""
-        insert = self._connection.cursor().execute
-        return [insert("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1 for digest in digests]
+    def add(self, digests: list[bytes]) -> np.ndarray:
+        """Remember the digests in order; bool (digests,), True for each that was not there before."""
+        stored = self._stored(digests)
+        is_new = np.empty(len(digests), dtype=bool)
+        for index, digest in enumerate(digests):
+            is_new[index] = digest not in self._recent and digest not in stored
+            self._recent.add(digest)
+        if len(self._recent) >= self._recent_limit:
+            rows = ((digest,) for digest in sorted(self._recent))
+            self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
+            self._recent.clear()
+            self._has_stored = True
+        return is_new
 
     def close(self) -> None:
         """Delete the file."""
         self._connection.close()
         self._path.unlink()
+
+    def _stored(self, digests: list[bytes]) -> set[bytes]:
+        """Those of the digests that are in the database."""
+        found: set[bytes] = set()
+        if self._has_stored:
+            for start in range(0, len(digests), _QUERY_DIGESTS):
+                part = digests[start : start + _QUERY_DIGESTS]
+                query = f"SELECT digest FROM seen WHERE digest IN ({','.join('?' * len(part))})"
+                found.update(digest for (digest,) in self._connection.execute(query, part))
+        return found
 
 
 def fates(batch: pa.RecordBatch, config: Corpus, seen: SeenTexts) -> np.ndarray:
@@ -76,7 +103,7 @@ def fates(batch: pa.RecordBatch, config: Corpus, seen: SeenTexts) -> np.ndarray:
     rows = np.flatnonzero(fate == Fate.TRAIN)
     digests = _digests(batch.column("text"), rows)
     fate[rows[_leading_bits(digests) < _threshold(config.held_out_fraction)]] = Fate.HELD_OUT
-    fate[rows[~np.asarray(seen.add(digests), dtype=bool)]] = Fate.DUPLICATE
+    fate[rows[~seen.add(digests)]] = Fate.DUPLICATE
     return fate
 
 

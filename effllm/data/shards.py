@@ -1,6 +1,7 @@
 """Documents on disk: the parquet shards of a corpus, written in a stream and read back in batches."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ _GROUP_DOCUMENTS = 2000
 class ShardWriter:
     """Writes documents as `<split>-00000.parquet`, `<split>-00001.parquet`, ..., `shard_documents` in each.
 
-    The bytes depend on the documents and their order alone, not on how they were cut into batches.
+    The bytes depend on the documents and their order alone, not on how they were cut into batches. A thread
+    compresses and writes one row group while the next one is collected; its errors are raised by the call after.
     """
 
     def __init__(self, directory: Path, split: str, shard_documents: int):
@@ -28,6 +30,8 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.RecordBatch] = []
         self._pending_documents = 0
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append documents in `SCHEMA`."""
@@ -42,20 +46,28 @@ class ShardWriter:
             if self._pending_documents == _GROUP_DOCUMENTS or not self._room:
                 self._write_group()
             if not self._room:
-                self.close()
+                self._finish()
 
     def close(self) -> None:
-        """Write what is pending and finish the file."""
+        """Write what is pending and finish the last file."""
+        try:
+            self._finish()
+        finally:
+            self._thread.shutdown()
+
+    def _finish(self) -> None:
         if self._writer is not None:
             self._write_group()
+            self._wait()
             self._writer.close()
             self._writer = None
 
     def _open(self) -> None:
         path = self._directory / f"{self._split}-{self._shards:05d}.parquet"
+        # Snappy costs half of what zstd does, and this stage is bound by its compression.
         # Few languages and dumps repeat, texts and ids never do: a dictionary of those is built only to be dropped.
         self._writer = pq.ParquetWriter(
-            path, SCHEMA, compression="lz4", use_dictionary=["language", "dump"], write_statistics=False
+            path, SCHEMA, compression="snappy", use_dictionary=["language", "dump"], write_statistics=False
         )
         self._shards += 1
         self._room = self._shard_documents
@@ -64,9 +76,15 @@ class ShardWriter:
         if self._pending:
             # One chunk per column: page boundaries follow chunks, and must not follow the batches.
             table = pa.Table.from_batches(self._pending).combine_chunks()
-            self._writer.write_table(table, row_group_size=_GROUP_DOCUMENTS)
+            self._wait()
+            self._writing = self._thread.submit(self._writer.write_table, table, row_group_size=_GROUP_DOCUMENTS)
             self._pending = []
             self._pending_documents = 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 def read_batches(
