@@ -6,6 +6,7 @@ The payload is the same in form for items made from held-out text and for tasks 
 
     benchmark.json            what the benchmark is and how it is scored (see `Description`)
     data/<task>/<split>.parquet   its rows
+    nltk_data/                what tasks that judge by nltk need of its data
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0
 NEXT_WORD_TOKENS = 16
+NLTK_DATA = "nltk_data"
 
 
 class Config(Section):
@@ -121,14 +123,15 @@ def _chance(task: str, rows: list[held_out.Item]) -> tuple[float, str]:
 def _harness(job: Job, settings: HarnessBenchmark) -> Description:
     from importlib.metadata import version
 
-    from effllm.evaluation.harness_data import PERPLEXITIES, fetch, resolve
+    from effllm.evaluation.harness_data import PERPLEXITIES, fetch, fetch_nltk_data, resolve
 
     resolved = resolve(settings.task)
-    higher_is_better = resolved.higher_is_better(settings.metric)
     dataset = resolved.dataset_path()
+    higher_is_better = resolved.higher_is_better(settings.metric)
     tasks = []
     for leaf in resolved.leaves:
         splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name)
+        fetch_nltk_data(leaf, job.output / NLTK_DATA)
         rows = splits[leaf.evaluated_split()][1]
         tasks.append(
             Task(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.artifact import Artifact
 from effllm.errors import CellFailure, UserError
+from effllm.evaluation.benchmark import NLTK_DATA
 from effllm.evaluation.scores import summarize
 from effllm.evaluation.tasks import write_task_files
 from effllm.stage import Job, main
@@ -54,6 +55,7 @@ def build(job: Job) -> None:
     write_task_files(benchmark, job.inputs["benchmark"].directory, folder)
     with _failures_of_the_cell():
         lm = load(job.inputs["model"], protocol)
+        use_nltk_data(job.inputs["benchmark"].directory / NLTK_DATA)
         tasks = load_tasks(folder, benchmark["task"], protocol.seed)
         require_room(tasks, lm.max_length)
         lm.warm_up(generates=any(task["output_type"] == "generate_until" for task in benchmark["tasks"]))
@@ -120,6 +122,14 @@ def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=seed)
     return loaded
+
+
+def use_nltk_data(directory: Path) -> None:
+    """Let nltk find the benchmark's own data, if it has any, before it would download them."""
+    if directory.is_dir():
+        import nltk
+
+        nltk.data.path.insert(0, str(directory.resolve()))
 
 
 def require_room(tasks: dict[str, Any], max_length: int) -> None:

@@ -15,6 +15,8 @@ from effllm.evaluation.harness_index import harness_suggestions, harness_task_ex
 
 log = logging.getLogger(__name__)
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
+# Tasks that judge answers with data of nltk, which they would download wherever they run.
+_NLTK_DATA = {"ifeval": "punkt_tab", "leaderboard_ifeval": "punkt_tab"}
 _SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -168,7 +170,6 @@ def fetch(leaf: Leaf, revision: str, directory: Path) -> dict[str, tuple[Path, i
     `UserError` in one sentence where the hub cannot be reached, asks for a licence, or lacks what is asked for.
     """
     import datasets
-    import httpx
 
     path, name = leaf.config["dataset_path"], leaf.config.get("dataset_name")
     options = {k: v for k, v in (leaf.config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
@@ -178,7 +179,8 @@ def fetch(leaf: Leaf, revision: str, directory: Path) -> dict[str, tuple[Path, i
         log.info("fetching %s %s %s at %s", path, name or "", split, revision)
         try:
             rows = datasets.load_dataset(path, name, split=split, revision=revision, **options)
-        except (OSError, ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:
+            # The hub's client raises classes of several libraries, without one base.
             where = f"{path} ({name or 'default'}, split {split}, revision {revision})"
             sentence = _explain(leaf.name, path, where, error)
             if sentence is None:
@@ -188,6 +190,22 @@ def fetch(leaf: Leaf, revision: str, directory: Path) -> dict[str, tuple[Path, i
         rows.to_parquet(str(file))
         written[split] = (file, rows.num_rows)
     return written
+
+
+def fetch_nltk_data(leaf: Leaf, directory: Path) -> None:
+    """Download into `directory` what `leaf` needs from nltk's data, if anything; `UserError` where it cannot be had."""
+    name = _NLTK_DATA.get(leaf.name)
+    if name is None:
+        return
+    import nltk
+
+    if not nltk.download(name, download_dir=str(directory), quiet=True):
+        raise UserError(
+            f"benchmark.task: {leaf.name!r} needs the data package {name} of nltk, which cannot be downloaded; run "
+            "this stage where the network is, then its artifact serves offline machines."
+        )
+    for archive in directory.rglob("*.zip"):
+        archive.unlink()
 
 
 def _explain(task: str, path: str, where: str, error: Exception) -> str | None:
@@ -204,7 +222,7 @@ def _explain(task: str, path: str, where: str, error: Exception) -> str | None:
             f"benchmark.revision: the hub has no {where}, or hides it; correct the revision or the task, or set "
             "HF_TOKEN if the dataset is private."
         )
-    if kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "HTTPError"}:
+    if kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "TransportError"}:
         return (
             f"benchmark.task: the dataset {where} of {task!r} is not at hand and the hub cannot be reached; run this "
             "stage where the network is and without HF_HUB_OFFLINE, then its artifact serves offline machines."

@@ -89,6 +89,17 @@ def samples_of(evaluation: Artifact):
     return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Models this small gain nothing by threads, and lose much where other programs run."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def texts():
     """The language reference: every fourth topic held out, (held out, train)."""

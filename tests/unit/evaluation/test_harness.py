@@ -1,0 +1,282 @@
+"""The paper's registered tasks, offline: rows in the columns of the real datasets, the harness's own prompts."""
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import evaluate_model, make_benchmark, make_model, samples_of, tiny_llama
+
+from effllm.errors import UserError
+from effllm.evaluation.harness_index import tasks_folder
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+WORDS = ["amber", "basket", "candle", "dancer", "ember", "falcon", "garden", "harbor", "island", "jungle"]
+BBH_TARGETS = {
+    "boolean_expressions": ["True", "False"],
+    "formal_fallacies": ["valid", "invalid"],
+    "object_counting": ["3", "5"],
+    "sports_understanding": ["yes", "no"],
+    "causal_judgement": ["Yes", "No"],
+    "navigate": ["Yes", "No"],
+    "web_of_lies": ["Yes", "No"],
+}
+
+
+def mmlu_pro(name, split):
+    rng = random.Random(split)
+    rows = []
+    for index in range(8):
+        answer = rng.randrange(10)
+        rows.append(
+            {
+                "question_id": index,
+                "question": f"Which word is number {index}?",
+                "options": rng.sample(WORDS, 10),
+                "answer": "ABCDEFGHIJ"[answer],
+                "answer_index": answer,
+                "cot_content": "",
+                "category": "other",
+                "src": "fixture",
+            }
+        )
+    return rows
+
+
+def bbh(name, split):
+    targets = BBH_TARGETS.get(name, ["(A)", "(B)"])
+    return [{"input": f"{name} question {index}", "target": targets[index % 2]} for index in range(2)]
+
+
+def gpqa(name, split):
+    keys = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+    size = {"gpqa_main": 5, "gpqa_diamond": 3, "gpqa_extended": 4}[name]
+    return [
+        {"Question": f"{name} {index}?", **dict(zip(keys, random.Random(index).sample(WORDS, 4), strict=True))}
+        for index in range(size)
+    ]
+
+
+def musr(name, split):
+    choices = ["Anna", "Bert", "Carl"][: 2 if split == "murder_mysteries" else 3]
+    return [
+        {
+            "narrative": f"A long story about {split} and what came of it, told the {index}. time.",
+            "question": "Who is it?",
+            "choices": str(choices),
+            "answer_index": index % 2,
+            "answer_choice": choices[index % 2],
+        }
+        for index in range(3)
+    ]
+
+
+def ifeval(name, split):
+    ids = [["punctuation:no_comma"], ["detectable_format:json_format"], ["punctuation:no_comma", "startend:quotation"]]
+    return [
+        {
+            "key": index,
+            "prompt": f"Write a note {index}.",
+            "instruction_id_list": kinds,
+            "kwargs": [{"n": None}] * len(kinds),
+        }
+        for index, kinds in enumerate(ids)
+    ]
+
+
+def math(name, split):
+    levels = ["Level 5", "Level 3"]
+    return [
+        {
+            "problem": f"What is {n} + 1?",
+            "level": levels[n % 2],
+            "type": name,
+            "solution": f"It is $\\boxed{{{n + 1}}}$.",
+        }
+        for n in range(2)
+    ]
+
+
+HUB = {
+    "TIGER-Lab/MMLU-Pro": mmlu_pro,
+    "SaylorTwift/bbh": bbh,
+    "Idavidrein/gpqa": gpqa,
+    "TAUR-Lab/MuSR": musr,
+    "wis-k/instruction-following-eval": ifeval,
+    "DigitalLearningGmbH/MATH-lighteval": math,
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """`load_dataset` as if the hub had the rows above; the calls it got."""
+    calls = []
+
+    def load_dataset(path, name=None, *, split, **options):
+        calls.append({"path": path, "name": name, "split": split, **options})
+        return datasets.Dataset.from_list(HUB[path](name, split))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def settings(task, metric, chance=0.1, **more):
+    return {"kind": "harness", "task": task, "revision": REVISION, "metric": metric, "chance_level": chance, **more}
+
+
+@pytest.fixture(scope="module")
+def fast(root, tokenizer):
+    return make_model(root, "harness.fp32", tiny_llama(tokenizer, seed=3), tokenizer)
+
+
+@pytest.fixture
+def evaluated(root, fast, hub, monkeypatch):
+    """Make the benchmark with the hub's rows, then evaluate it without them."""
+
+    def run(task, metric, **more):
+        benchmark = make_benchmark(root, f"{task}-{len(more)}", settings(task, metric, **more))
+        assert all(call["revision"] == REVISION and "trust_remote_code" not in call for call in hub)
+        monkeypatch.undo()
+        artifact = evaluate_model(root, fast, benchmark)
+        assert artifact.manifest.status == "ok", artifact.manifest.reason
+        return benchmark.json("benchmark.json"), artifact.json("evaluation.json"), samples_of(artifact)
+
+    return run
+
+
+def likeliest(sample):
+    scores = [score for score, _ in sample["answers"]]
+    return scores.index(max(scores))
+
+
+def test_mmlu_pro_with_its_own_five_shots(evaluated):
+    benchmark, evaluation, samples = evaluated("leaderboard_mmlu_pro", "acc")
+    assert benchmark["items"] == evaluation["items"] == len(samples) == 8
+    assert evaluation["tasks"]["leaderboard_mmlu_pro"]["n_shot"] == 5
+    assert evaluation["cost"]["requests"] == 8 * 10
+    right = ["ABCDEFGHIJ".index(sample["target"]) == likeliest(sample) for sample in samples]
+    assert evaluation["score"] == pytest.approx(sum(right) / 8)
+    assert evaluation["chance_level"] == 0.1
+
+
+def test_bbh_group_weights_its_24_subtasks_by_size(evaluated):
+    benchmark, evaluation, samples = evaluated("leaderboard_bbh", "acc_norm")
+    assert len(benchmark["tasks"]) == len(evaluation["tasks"]) == 24
+    assert evaluation["items"] == len(samples) == 48
+    by_task = defaultdict(list)
+    for sample in samples:
+        by_task[sample["task"]].append(sample["acc_norm"])
+    assert {task: sum(values) / len(values) for task, values in by_task.items()} == {
+        task: scores["score"] for task, scores in evaluation["tasks"].items()
+    }
+    assert evaluation["score"] == pytest.approx(sum(sample["acc_norm"] for sample in samples) / 48)
+    assert evaluation["stderr"] is not None and evaluation["stderr_source"] == "lm-eval"
+
+
+def test_gpqa_group_weights_unequal_subtasks_by_size(evaluated):
+    _, evaluation, samples = evaluated("leaderboard_gpqa", "acc_norm", chance=0.25)
+    sizes = {task: scores["items"] for task, scores in evaluation["tasks"].items()}
+    assert sizes == {"leaderboard_gpqa_diamond": 3, "leaderboard_gpqa_extended": 4, "leaderboard_gpqa_main": 5}
+    right = [("(A)", "(B)", "(C)", "(D)")[likeliest(sample)] == sample["target"] for sample in samples]
+    assert evaluation["score"] == pytest.approx(sum(right) / 12)
+    weighted = sum(scores["score"] * scores["items"] for scores in evaluation["tasks"].values()) / 12
+    assert evaluation["score"] == pytest.approx(weighted)
+
+
+def test_musr_group_takes_a_split_for_each_subtask(evaluated, hub):
+    _, evaluation, _ = evaluated("leaderboard_musr", "acc_norm")
+    assert sorted(call["split"] for call in hub) == ["murder_mysteries", "object_placements", "team_allocation"]
+    assert evaluation["items"] == 9
+    assert evaluation["cost"]["requests"] == 3 * 2 + 3 * 3 + 3 * 3
+
+
+def test_ifeval_scores_prompts_strictly_with_the_data_packed_in_the_benchmark(evaluated, monkeypatch):
+    import nltk
+
+    def download(name, download_dir, quiet):
+        # The task looks for the folder; the instructions of these rows do not read it.
+        folder = Path(download_dir, "tokenizers", name)
+        folder.mkdir(parents=True)
+        (folder / "README").touch()
+        return True
+
+    monkeypatch.setattr(nltk, "download", download)
+    _, evaluation, samples = evaluated("leaderboard_ifeval", "prompt_level_strict_acc")
+    assert evaluation["metric"] == "prompt_level_strict_acc,none"
+    assert evaluation["score"] == pytest.approx(sum(sample["prompt_level_strict_acc"] for sample in samples) / 3)
+    assert evaluation["cost"]["requests"] == 3
+    assert evaluation["cost"]["generated_tokens"] > 0
+    first = samples[0]
+    assert first["prompt_level_strict_acc"] == (bool(first["answers"][0].strip()) and "," not in first["answers"][0])
+    assert "metrics.inst_level_strict_acc,none.stderr" in evaluation["reasons"]
+
+
+def test_math_hard_keeps_level_five_and_generates(evaluated):
+    _, evaluation, samples = evaluated("leaderboard_math_hard", "exact_match")
+    assert len(evaluation["tasks"]) == 7
+    assert evaluation["items"] == len(samples) == 7
+    assert evaluation["tasks"]["leaderboard_math_algebra_hard"]["n_shot"] == 4
+    assert evaluation["score"] == 0.0
+    assert evaluation["ci95"][1] > 0.2
+
+
+def test_a_limit_takes_the_first_items_of_each_task(evaluated):
+    benchmark, evaluation, samples = evaluated("leaderboard_mmlu_pro", "acc", limit=3)
+    assert benchmark["items"] == evaluation["items"] == 3
+    assert [sample["doc_id"] for sample in samples] == [0, 1, 2]
+
+
+def test_the_payload_holds_no_path_of_this_machine(root, hub):
+    benchmark = make_benchmark(root, "musr-paths", settings("leaderboard_musr", "acc_norm"))
+    text = (benchmark.directory / "benchmark.json").read_text()
+    assert str(tasks_folder()) not in text and str(root) not in text
+    described = json.loads(text)
+    assert described["source"]["revision"] == REVISION
+    for task in described["tasks"]:
+        assert (tasks_folder() / task["include"]).is_file()
+        assert all((benchmark.directory / file).is_file() for file in task["data_files"].values())
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ConnectionError("Couldn't reach 'x' on the Hub (OfflineModeIsEnabled)"), "hub cannot be reached"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "set HF_TOKEN"),
+        (datasets.exceptions.DatasetNotFoundError("Revision 'y' doesn't exist for dataset 'x'"), "the hub has no"),
+        (RuntimeError("Dataset scripts are no longer supported, but found x.py"), "is a script, which is not run"),
+        (ValueError("Unknown split 'test'"), "Unknown split"),
+    ],
+)
+def test_a_dataset_that_cannot_be_had_is_one_sentence_with_the_remedy(tmp_path, monkeypatch, error, sentence):
+    def load_dataset(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(UserError, match=sentence) as caught:
+        make_benchmark(tmp_path, "x", settings("leaderboard_gpqa", "acc_norm"))
+    assert "hf_secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_real_loader_offline_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"TIGER-Lab/MMLU-Pro .*hub cannot be reached"):
+        make_benchmark(tmp_path, "x", settings("leaderboard_mmlu_pro", "acc"))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "sentence"),
+    [
+        ("leaderboard_mmlu_prox", "acc", "did you mean 'leaderboard_mmlu_pro'"),
+        ("leaderboard_mmlu_pro", "exact_match", "does not compute 'exact_match'; choose one of acc"),
+        ("leaderboard_bbh", "acc", "does not aggregate 'acc'; it has acc_norm"),
+        ("leaderboard_instruction_following", "prompt_level_strict_acc", "name one of its tasks"),
+        ("leaderboard", "acc_norm", "reads several datasets"),
+        ("humaneval", "pass@1", "runs generated code"),
+    ],
+)
+def test_a_task_that_cannot_be_run_is_refused_before_any_download(tmp_path, hub, task, metric, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_benchmark(tmp_path, "x", settings(task, metric))
+    assert hub == []
