@@ -1,0 +1,218 @@
+"""Which documents enter a corpus, and that nothing but their content, the seed and the order decides it."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from corpus_documents import document, documents, kept, kept_ids, write_parquet
+
+from effllm.data.sampling import SPLIT_SALT, SeenTexts
+from effllm.errors import UserError
+
+
+def is_held_out(text, fraction):
+    """The split as its definition says it, one document at a time."""
+    return int.from_bytes(xxhash.xxh3_128_digest(text.encode(), SPLIT_SALT)[:8], "big") < fraction * 2**64
+
+
+def test_without_filters_every_document_is_kept_in_order_with_all_its_columns(tmp_path, sample_files):
+    rows = documents(2500)
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", rows)])
+    assert kept(corpus, "train") == [row for row in rows if not is_held_out(row["text"], 0.2)]
+    assert kept(corpus, "held_out") == [row for row in rows if is_held_out(row["text"], 0.2)]
+
+
+def test_languages_keep_those_listed_and_drop_null(tmp_path, sample_files):
+    rows = [document(n, language=["en", "fr", "de", None][n % 4]) for n in range(80)]
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", rows)], languages=["en", "fr"])
+    found = kept_ids(corpus)
+    assert found["train"] | found["held_out"] == {row["id"] for row in rows if row["language"] in ("en", "fr")}
+    assert corpus.json("corpus.json")["dropped"]["language"] == 40
+
+
+def test_minimum_int_score_keeps_it_and_above_and_drops_null(tmp_path, sample_files):
+    rows = [document(n, int_score=[2, 3, 4, None][n % 4]) for n in range(80)]
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", rows)], minimum_int_score=3)
+    found = kept_ids(corpus)
+    assert found["train"] | found["held_out"] == {row["id"] for row in rows if (row["int_score"] or 0) >= 3}
+    assert corpus.json("corpus.json")["dropped"]["int_score"] == 40
+
+
+def test_texts_without_characters_are_dropped_and_counted(tmp_path, sample_files):
+    rows = [*documents(40), document(40, text="")]
+    counts = sample_files([write_parquet(tmp_path / "a.parquet", rows)]).json("corpus.json")
+    assert counts["dropped"] == {"language": 0, "int_score": 0, "empty": 1, "not_sampled": 0, "duplicate": 0}
+
+
+def test_sample_fraction_draws_its_share_by_seed_and_id_alone(tmp_path, sample_files):
+    rows = documents(4000)
+    first = write_parquet(tmp_path / "a.parquet", rows)
+    other_texts = [row | {"text": row["text"] + "changed"} for row in rows]
+    second = write_parquet(tmp_path / "b.parquet", other_texts)
+
+    def draw(path, id, seed):
+        found = kept_ids(sample_files([path], id=id, sample_fraction=0.3, seed=seed))
+        return found["train"] | found["held_out"]
+
+    drawn = draw(first, "seed-1", 1)
+    # Five standard deviations of a binomial draw.
+    assert abs(len(drawn) - 1200) < 5 * (4000 * 0.3 * 0.7) ** 0.5
+    assert draw(second, "other-texts", 1) == drawn
+    overlap = len(draw(first, "seed-2", 2) & drawn)
+    assert abs(overlap - 360) < 5 * (4000 * 0.09 * 0.91) ** 0.5
+
+
+def test_a_larger_sample_contains_the_smaller_one(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(1000))
+    small = kept_ids(sample_files([path], id="small", sample_fraction=0.2))
+    large = kept_ids(sample_files([path], id="large", sample_fraction=0.5))
+    assert small["train"] < large["train"] and small["held_out"] < large["held_out"]
+
+
+def test_of_equal_texts_the_first_in_source_order_stays(tmp_path, sample_files):
+    rows = documents(1500)
+    copies = [row | {"id": f"copy-{row['id']}"} for row in rows[:1200]]
+    # Copies within a batch, across batches and across files.
+    first = write_parquet(tmp_path / "a.parquet", [*rows[:10], *copies[:10], *rows[10:]])
+    second = write_parquet(tmp_path / "b.parquet", copies[10:])
+    corpus = sample_files([first, second])
+    found = kept_ids(corpus)
+    assert found["train"] | found["held_out"] == {row["id"] for row in rows}
+    assert corpus.json("corpus.json")["dropped"]["duplicate"] == 1200
+
+
+def test_a_filtered_copy_does_not_hide_the_text_from_a_later_one(tmp_path, sample_files):
+    rows = [document(0, language="fr"), document(0, id="second"), *documents(40)[1:]]
+    found = kept_ids(sample_files([write_parquet(tmp_path / "a.parquet", rows)], languages=["en"]))
+    assert "second" in found["train"] | found["held_out"]
+
+
+def test_duplicates_are_found_after_digests_moved_to_the_database(tmp_path):
+    digests = [xxhash.xxh3_128_digest(str(number).encode()) for number in range(2300)]
+    seen = SeenTexts(tmp_path / "seen", recent_limit=100)
+    assert all(seen.add(digests[start : start + 50]).all() for start in range(0, 2000, 50))
+    # A query longer than one statement holds, with old, new and repeated digests in it.
+    assert seen.add([*digests, digests[2299]]).tolist() == [False] * 2000 + [True] * 300 + [False]
+    assert not seen.add(digests).any()
+    seen.close()
+    assert not (tmp_path / "seen").exists()
+
+
+def test_the_budget_ends_the_stream_at_the_document_that_meets_it(tmp_path, sample_files):
+    rows = [document(n, token_count=10 + n % 7) for n in range(3000)]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    for budget in (500, 5_000, 20_000):
+        corpus = sample_files([path], id=f"budget-{budget}", maximum_tokens=budget)
+        expected, tokens = [], 0
+        for row in rows:
+            expected.append(row)
+            tokens += 0 if is_held_out(row["text"], 0.2) else row["token_count"]
+            if tokens >= budget:
+                break
+        counts = corpus.json("corpus.json")
+        assert counts["budget_met"] is True
+        assert counts["seen"] == len(expected)
+        assert counts["splits"]["train"]["tokens"] == tokens
+        assert kept(corpus, "train") == [row for row in expected if not is_held_out(row["text"], 0.2)]
+        assert kept(corpus, "held_out") == [row for row in expected if is_held_out(row["text"], 0.2)]
+
+
+def test_a_budget_beyond_the_source_takes_everything_and_says_so(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(100))
+    counts = sample_files([path], maximum_tokens=10**9).json("corpus.json")
+    assert counts["budget_met"] is False and counts["seen"] == 100
+
+
+def test_a_text_is_on_the_same_side_whatever_its_seed_id_and_source(tmp_path, sample_files):
+    rows = documents(600)
+    parquet = write_parquet(tmp_path / "a.parquet", rows)
+    lines = tmp_path / "b.jsonl"
+    lines.write_text("".join(json.dumps(row | {"id": f"other-{row['id']}"}) + "\n" for row in reversed(rows)))
+    one = sample_files([parquet], id="one", seed=1)
+    two = sample_files([lines], id="two", seed=2, sample_fraction=0.7, maximum_tokens=15_000)
+    held_out = {row["text"] for row in kept(one, "held_out")} | {row["text"] for row in kept(two, "held_out")}
+    train = {row["text"] for row in kept(one, "train")} | {row["text"] for row in kept(two, "train")}
+    assert held_out and train and not held_out & train
+
+
+def test_a_larger_held_out_share_contains_the_smaller_one(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(1000))
+    small = kept_ids(sample_files([path], id="small", held_out_fraction=0.05))
+    large = kept_ids(sample_files([path], id="large", held_out_fraction=0.3))
+    assert small["held_out"] < large["held_out"]
+    assert abs(len(large["held_out"]) - 300) < 5 * (1000 * 0.3 * 0.7) ** 0.5
+
+
+def test_the_order_of_rows_does_not_decide_which_are_kept(tmp_path, sample_files):
+    rows = documents(2000)
+    shuffled = random.Random(0).sample(rows, len(rows))
+    one = sample_files([write_parquet(tmp_path / "a.parquet", rows)], id="one", sample_fraction=0.5)
+    two = sample_files([write_parquet(tmp_path / "b.parquet", shuffled)], id="two", sample_fraction=0.5)
+    assert kept_ids(one) == kept_ids(two)
+
+
+def test_shards_hold_shard_documents_each_and_their_bytes_ignore_row_groups(tmp_path, sample_files):
+    rows = documents(5000)
+    one = write_parquet(tmp_path / "one.parquet", rows, row_group_size=5000)
+    two = write_parquet(tmp_path / "two.parquet", rows, row_group_size=7)
+    first = sample_files([one], id="one", shard_documents=2300)
+    second = sample_files([two], id="two", shard_documents=2300)
+    assert first.manifest.payload == second.manifest.payload
+    shards = sorted(first.directory.glob("train-*.parquet"))
+    train = first.json("corpus.json")["splits"]["train"]["documents"]
+    assert [pq.read_metadata(shard).num_rows for shard in shards] == [2300, train - 2300]
+
+
+def test_the_summary_counts_what_the_shards_hold(tmp_path, sample_files):
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", [document(n, token_count=n) for n in range(500)])])
+    summary = corpus.json("corpus.json")
+    for split in ("train", "held_out"):
+        rows = kept(corpus, split)
+        assert summary["splits"][split] == {
+            "documents": len(rows),
+            "tokens": sum(row["token_count"] for row in rows),
+            "utf8_bytes": sum(len(row["text"].encode()) for row in rows),
+        }
+    assert summary["seen"] == 500 and summary["budget_met"] is None
+
+
+def test_processes_with_different_hash_seeds_write_the_same_bytes(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [*documents(1500), *documents(300)])
+    config = {
+        "source": {"kind": "files", "paths": ["unused"]},
+        "sample_fraction": 0.6,
+        "held_out_fraction": 0.1,
+        "seed": 11,
+    }
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"stage": "corpus", "version": 1, "config": config}))
+    manifests = []
+    for seed in ("1", "2"):
+        output = tmp_path / seed / "corpus" / "sample"
+        argv = [sys.executable, "-m", "effllm.data.corpus", "--spec", spec, "--input", f"files={path}"]
+        subprocess.run([*argv, "--output", output], check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+        manifests.append((output / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
+
+
+def test_nothing_left_names_what_each_filter_dropped(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(30, language="fr"))
+    with pytest.raises(UserError, match=r"nothing of .* is left: of 30 documents .*language 30.*loosen"):
+        sample_files([path], languages=["en"])
+
+
+def test_an_empty_held_out_split_is_refused_with_the_remedy(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(5))
+    with pytest.raises(UserError, match=r"held-out split of .* is empty: held_out_fraction 1e-06 .*raise it"):
+        sample_files([path], held_out_fraction=1e-6)
+
+
+def test_an_empty_training_split_is_refused_with_the_remedy(tmp_path, sample_files):
+    path = write_parquet(tmp_path / "a.parquet", documents(5))
+    with pytest.raises(UserError, match=r"training split of .* is empty: .*lower it"):
+        sample_files([path], held_out_fraction=0.999999)
