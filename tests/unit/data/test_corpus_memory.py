@@ -1,0 +1,53 @@
+"""The sampler's memory does not grow with the corpus."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effllm.data.schema import SCHEMA
+
+_DOCUMENTS_PER_FILE = 6000
+_GROWTH_LIMIT_MIB = 40
+_MEASURE = """
+import json, sys
+from pathlib import Path
+from effllm.data.corpus import sample
+from effllm.data.sources.files import FilesSource
+from effllm.study.data import Corpus
+
+output, *paths = map(Path, sys.argv[1:])
+source = {"kind": "files", "paths": ["unused"]}
+config = Corpus.model_validate({"source": source, "sample_fraction": 0.99, "held_out_fraction": 0.05})
+summary = sample(FilesSource(paths), config, output, output)
+# Not ru_maxrss, which a process inherits from the one that started it.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(json.dumps([summary["seen"], int(peak.split()[1]) / 1024]))
+"""
+
+
+def write_file(path, number):
+    """6,000 documents of 3,000 characters that do not compress to nothing: 18 MB of text."""
+    random = np.random.default_rng(number)
+    texts = [random.bytes(1500).hex() for _ in range(_DOCUMENTS_PER_FILE)]
+    columns = {field.name: pa.nulls(_DOCUMENTS_PER_FILE, field.type) for field in SCHEMA}
+    columns["text"] = texts
+    columns["id"] = [f"{number}/{index}" for index in range(_DOCUMENTS_PER_FILE)]
+    columns["token_count"] = [700] * _DOCUMENTS_PER_FILE
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, row_group_size=1000)
+    return path
+
+
+def test_peak_memory_grows_by_less_than_40_mib_while_the_text_grows_from_18_to_180_mb(tmp_path):
+    paths = [write_file(tmp_path / f"{number}.parquet", number) for number in range(10)]
+    peaks = {}
+    for count in (1, 10):
+        output = tmp_path / f"output-{count}"
+        output.mkdir()
+        argv = [sys.executable, "-c", _MEASURE, output, *paths[:count]]
+        documents, peaks[count] = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+        assert documents == count * _DOCUMENTS_PER_FILE
+    assert peaks[10] - peaks[1] < _GROWTH_LIMIT_MIB, peaks
