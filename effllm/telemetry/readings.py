@@ -74,6 +74,19 @@ class Readings:
             raise NotMeasured(f"{source} {quantity} was not read in these windows")
         return values[inside]
 
+    def flag_shares(
+        self, source: str, quantity: str, bits: Sequence[int], segments: Sequence[Segment]
+    ) -> dict[int, float]:
+        """Share of the segments' time in which each bit of a mask was set; a mask holds until the next reading."""
+        times, values = self._readable(source, quantity, segments)
+        masks = values.astype(np.int64)
+        total_s = math.fsum(segment.duration_s for segment in segments)
+        seconds = np.zeros(len(bits))
+        for segment in segments:
+            held_s = np.diff(np.clip(np.append(times, segment.end_s), segment.start_s, segment.end_s))
+            seconds += [held_s[(masks & bit) != 0].sum() for bit in bits]
+        return dict(zip(bits, (seconds / total_s).tolist(), strict=True))
+
     def difference(self, source: str, quantity: str, segments: Iterable[Segment]) -> float:
         """What a counter shows at the ends of the segments more than at their starts, in the quantity's unit."""
         return math.fsum(last - first for (_, first), (_, last) in self._edges(source, quantity, segments))

@@ -85,9 +85,8 @@ class SamplingLoop:
             return
         after_ns = self._monotonic_ns()
         at_ns, wall_ns = (before_ns + after_ns) // 2, self._wall_ns()
-        for quantity in source.quantities:
-            channel = self._channels[source.name, quantity]
-            self._filter.add(channel, at_ns, wall_ns, values.get(quantity, float("nan")))
+        for quantity, value in values.items():
+            self._filter.add(self._channels[source.name, quantity], at_ns, wall_ns, value)
         self._writer.add(self._channels[source.name, TICK], at_ns, wall_ns, (after_ns - before_ns) / 1e6)
         self.readings += 1
 

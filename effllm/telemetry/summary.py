@@ -19,6 +19,10 @@ PROCESSOR_METERS = ("rapl", "cray_pm", "hwmon")
 
 # Children are accounted in ticks of 10 ms when they end, and reading the clocks takes a fraction of a ms itself.
 _SHORTEST_CPU_S = 0.05
+# Late by half an update at each edge, a sensor then misplaces at most 5 % of the window.
+_UPDATES_PER_SEGMENT = 10
+# NVML's utilisation looks back between 1/6 s and 1 s, depending on the product.
+_UTILIZATION_S = 1.0
 
 
 class Summary:
@@ -47,7 +51,7 @@ class Summary:
             "allocator_reserved_avg_gb": lambda: self._average("torch_allocator", "reserved_b") / GB,
             "allocator_peak_gb": lambda: self._peak("torch_allocator", "allocated_peak_b", opening=False) / GB,
             "allocator_retries": lambda: int(self._increase("torch_allocator", "retries")),
-            "util_nvml": lambda: self._average("nvml", "utilization_gpu"),
+            "util_nvml": self._util_nvml,
             "util_cpu": self._util_cpu,
             "power_avg_w": lambda: self._energy(self._meter_name())[0] / self._duration_s,
             "power_peak_w": self._power_peak,
@@ -62,6 +66,7 @@ class Summary:
             "sm_clock_avg_mhz": lambda: self._average("nvml", "sm_clock_mhz"),
             "temperature_max_c": lambda: self._peak("nvml", "temperature_c"),
             "throttle_reasons": self._throttle_reasons,
+            "throttle_fractions": self._throttle_fractions,
             "foreign_processes": lambda: int(self._peak("nvml", "foreign_processes")),
         }
         values: dict[str, Any] = {"duration_s": self._duration_s, "windows": len(self._windows)}
@@ -123,6 +128,14 @@ class Summary:
             return self._average("nvml", "memory_used_b") / self._fact("nvml", "memory_total_b")
         return self._average("host", "rss_b") / self._fact("host", "memory_total_b")
 
+    def _util_nvml(self) -> float:
+        self._source("nvml", "utilization_gpu")
+        if self._duration_s < _UTILIZATION_S * len(self._segments):
+            raise NotMeasured(
+                f"the windows are shorter than the {_UTILIZATION_S:g} s that NVML's utilisation looks back"
+            )
+        return self._average("nvml", "utilization_gpu")
+
     def _util_cpu(self) -> float:
         self._source("host", "cpu_s")
         if self._duration_s < _SHORTEST_CPU_S * len(self._segments):
@@ -138,6 +151,12 @@ class Summary:
         for value in self._readings.within("nvml", "throttle_reasons", self._segments):
             seen |= int(value)
         return [name for bit, name in THROTTLE_BITS.items() if seen & bit]
+
+    def _throttle_fractions(self) -> dict[str, float]:
+        """Share of the time that each reason was given, reasons that never were left out."""
+        self._source("nvml", "throttle_reasons")
+        shares = self._readings.flag_shares("nvml", "throttle_reasons", list(THROTTLE_BITS), self._segments)
+        return {THROTTLE_BITS[bit]: share for bit, share in shares.items() if share > 0}
 
     def _meter_name(self) -> str:
         return "nvml" if self._cuda else self._processor_meter()
@@ -168,12 +187,10 @@ class Summary:
         meter = self._meter(source)
         if not meter.counters:
             raise NotMeasured(f"{source} has no energy counter")
+        self._require_length(meter.counter_update_s, f"the energy counter of {source}")
         total_j = math.fsum(self._increase(source, counter) for counter in meter.counters)
         if total_j <= 0:
-            raise NotMeasured(
-                f"the energy counter of {source} did not move in {self._duration_s:.3g} s: "
-                "the windows are shorter than the time it takes to update"
-            )
+            raise NotMeasured(f"the energy counter of {source} did not move in {self._duration_s:.3g} s")
         return total_j
 
     def _integrated(self, source: str) -> float:
@@ -181,9 +198,21 @@ class Summary:
         meter = self._meter(source)
         if not meter.powers:
             raise NotMeasured(f"{source} reports no power")
-        if self._duration_s < self._sources[source].min_period_s:
-            raise NotMeasured(f"the windows are shorter than the time over which {source} averages power")
+        self._require_length(meter.power_update_s, f"the power sensor of {source}")
         return math.fsum(self._readings.integral(source, power, self._segments) for power in meter.powers)
+
+    def _require_length(self, update_s: float, sensor: str) -> None:
+        """A sensor that is late by half an update on average tells about another stretch of time than the window.
+
+        The lateness does not average out over repeats: each of them misses its own end and gains what was before.
+        """
+        shortest_s = _UPDATES_PER_SEGMENT * update_s
+        mean_s = self._duration_s / len(self._segments)
+        if mean_s < shortest_s:
+            raise NotMeasured(
+                f"windows of {mean_s:.3g} s are too short for {sensor}, which updates every {update_s:g} s: "
+                f"they must last {shortest_s:g} s or more"
+            )
 
     def _energy(self, source: str) -> tuple[float, str, str]:
         """(energy in J, where from, scope): the counter; the integral of power where it is absent or was reset."""
@@ -219,7 +248,8 @@ class Summary:
     def _power_peak(self) -> float:
         """Highest power sampled; of several meters that are summed, the sum of their peaks would be a guess."""
         source = self._meter_name()
-        powers = self._meter(source).powers
-        if len(powers) != 1:
-            raise NotMeasured(f"{source} reports {len(powers)} powers, of which no joint peak can be told")
-        return self._peak(source, powers[0])
+        meter = self._meter(source)
+        if len(meter.powers) != 1:
+            raise NotMeasured(f"{source} reports {len(meter.powers)} powers, of which no joint peak can be told")
+        self._require_length(meter.power_update_s, f"the power sensor of {source}")
+        return self._peak(source, meter.powers[0])

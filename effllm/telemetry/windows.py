@@ -231,6 +231,6 @@ class WindowBook:
             at_ns, wall_ns = (before_ns + self._monotonic_ns()) // 2, self._wall_ns()
             for quantity, value in values.items():
                 self._on_reading(source.name, quantity, at_ns, wall_ns, value)
-                if source.quantities[quantity].kind == "counter":
+                if source.quantities[quantity].kind == "counter" and not math.isnan(value):
                     counters[f"{source.name}.{quantity}"] = (at_ns, value)
         return counters

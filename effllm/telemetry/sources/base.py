@@ -25,13 +25,16 @@ class EnergyMeter:
     """Which quantities of a source make up an energy, and what hardware they cover.
 
     `counters` are summed; so are `powers`. The scopes are named apart because some superchips answer power
-    for the GPU and count energy for the module; energies of differing scope are never compared.
+    for the GPU and count energy for the module; energies of differing scope are never compared. Each sensor
+    shows what was true up to `*_update_s` ago, which decides how short a window may be.
     """
 
     counters: tuple[str, ...] = ()
     counter_scope: str | None = None
+    counter_update_s: float = 0.0
     powers: tuple[str, ...] = ()
     power_scope: str | None = None
+    power_update_s: float = 0.0
 
 
 class SourceUnavailable(RuntimeError):
@@ -59,9 +62,10 @@ class Source(Protocol):
     in_workload: bool
 
     def read(self) -> dict[str, float]:
-        """Read now: quantity -> value. A quantity that could not be read this time is left out.
+        """Read now: quantity -> value, NaN for one that could not be read this time.
 
-        Raises SourceLost when nothing can be read any more.
+        One that changes slowly, or is dear to read, may be left out of most readings. Raises SourceLost when nothing
+        can be read any more.
         """
         ...
 

@@ -53,7 +53,9 @@ class CraySource(Source):
             if all(key in self._files for key in energies):
                 powers = tuple(f"{part}_power_w" for part in parts)
                 powers = powers if all(key in self._files for key in powers) else ()
-                return EnergyMeter(energies, scope, powers, scope if powers else None)
+                return EnergyMeter(
+                    energies, scope, self.min_period_s, powers, scope if powers else None, self.min_period_s
+                )
         return None
 
     def read(self) -> dict[str, float]:

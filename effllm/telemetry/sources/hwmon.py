@@ -57,7 +57,7 @@ class HwmonSource(Source):
         for part, scope in _PROCESSOR_PARTS:
             powers = tuple(key for key in self._files if re.fullmatch(rf"{part}\d+_power_w", key))
             if powers:
-                return EnergyMeter(powers=powers, power_scope=scope)
+                return EnergyMeter(powers=powers, power_scope=scope, power_update_s=self.min_period_s)
         return None
 
     def read(self) -> dict[str, float]:

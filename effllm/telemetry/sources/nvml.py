@@ -4,11 +4,12 @@ Upstream: NVIDIA Management Library API reference (nvmlDeviceQueries, nvmlFieldV
 `nvidia-ml-py` provides the module `pynvml`. Nothing here writes a setting.
 """
 
+import math
 import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from effllm.telemetry.sources.base import EnergyMeter, Quantity, Source, SourceLost, SourceUnavailable
 from effllm.telemetry.sources.host import descendants
@@ -47,7 +48,15 @@ THROTTLE_BITS = {
 """NVML's nvmlClocksEventReason* bits, less `gpu_idle` (0x1), which is no throttling."""
 
 _MIG_REASON = "NVML measures the whole GPU, of which this job holds one MIG slice"
-_TREE_REFRESH_S = 1.0
+_TREE_REFRESH_NS = 1_000_000_000
+# Asking an H200 for its energy counter keeps a core busy for 4 ms, all other questions together for 0.1 ms. Between the
+# edges of a window the counter only has to show whether it was reset.
+_COUNTER_PERIOD_NS = 1_000_000_000
+# How old the sensors' values may be, as observed on an H200; the averaged power looks back a second by definition.
+_COUNTER_UPDATE_S = 0.1
+_POWER_UPDATE_S = {"instant": 0.1, "average": 1.0}
+
+_Answer = TypeVar("_Answer")
 
 
 def load_nvml() -> Any:
@@ -74,13 +83,20 @@ class NvmlSource(Source):
     min_period_s = 0.0
     in_workload = False
 
-    def __init__(self, uuid: str | None = None, root_pid: int | None = None, nvml: Any = None):
+    def __init__(
+        self,
+        uuid: str | None = None,
+        root_pid: int | None = None,
+        nvml: Any = None,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ):
         if uuid is None:
             raise SourceUnavailable("no CUDA device was asked for, or none is visible")
         self._nvml = load_nvml() if nvml is None else nvml
         self._root_pid = os.getpid() if root_pid is None else root_pid
+        self._monotonic_ns = monotonic_ns
+        self._counter_due_ns = self._tree_is_fresh_until_ns = 0
         self._tree: set[int] = set()
-        self._tree_is_fresh_until_s = 0.0
         try:
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
             self._mig = uuid.startswith("MIG-")
@@ -194,8 +210,10 @@ class NvmlSource(Source):
         return EnergyMeter(
             counters=counters,
             counter_scope=counter_scope if counters else None,
+            counter_update_s=_COUNTER_UPDATE_S,
             powers=(power,) if power else (),
             power_scope=power_scope if power else None,
+            power_update_s=_POWER_UPDATE_S["instant" if power and "instant" in power else "average"],
         )
 
     def _memory_used_b(self) -> float:
@@ -206,34 +224,44 @@ class NvmlSource(Source):
             return self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
 
     def read(self) -> dict[str, float]:
-        """Every offered quantity; SourceLost once the device is gone (see Source.read)."""
+        """Every offered quantity, the energy counter once a second only; SourceLost once the device is gone."""
+        return self._read(with_counter=self._monotonic_ns() >= self._counter_due_ns)
+
+    def read_at_edge(self) -> dict[str, float]:
+        """Every offered quantity, the energy counter included."""
+        return self._read(with_counter=True)
+
+    def _read(self, with_counter: bool) -> dict[str, float]:
         nvml, values = self._nvml, {}
-        lost = (nvml.NVMLError_GpuIsLost, nvml.NVMLError_Uninitialized, nvml.NVMLError_ResetRequired)
-        for quantity, reader in self._readers.items():
-            try:
-                values[quantity] = float(reader())
-            except lost as error:
-                raise SourceLost(f"NVML answers: {error}") from error
-            except nvml.NVMLError:
-                # One quantity refused once: it is left out of this reading, and shows as unreadable time.
-                continue
         try:
-            values.update(self._read_fields())
-            values.update(self._read_processes())
-        except lost as error:
+            for quantity, reader in self._readers.items():
+                if quantity != "energy_j" or with_counter:
+                    values[quantity] = float(self._ask(reader, math.nan))
+            values.update(self._ask(self._read_fields, dict.fromkeys(self._fields, math.nan)))
+            values.update(self._ask(self._read_processes, dict.fromkeys(self._process_quantities, math.nan)))
+        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_Uninitialized, nvml.NVMLError_ResetRequired) as error:
             raise SourceLost(f"NVML answers: {error}") from error
-        except nvml.NVMLError:
-            return values
+        if with_counter:
+            self._counter_due_ns = self._monotonic_ns() + _COUNTER_PERIOD_NS
         return values
+
+    def _ask(self, question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:
+        """The answer, or `otherwise` where the device refuses it this once; errors that mean its end are raised."""
+        nvml = self._nvml
+        try:
+            return question()
+        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_Uninitialized, nvml.NVMLError_ResetRequired):
+            raise
+        except nvml.NVMLError:
+            return otherwise
 
     def _read_fields(self) -> dict[str, float]:
         if not self._fields:
             return {}
         answers = self._nvml.nvmlDeviceGetFieldValues(self._handle, list(self._fields.values()))
         return {
-            quantity: answer.value.uiVal / 1e3
+            quantity: answer.value.uiVal / 1e3 if answer.nvmlReturn == self._nvml.NVML_SUCCESS else math.nan
             for quantity, answer in zip(self._fields, answers, strict=True)
-            if answer.nvmlReturn == self._nvml.NVML_SUCCESS
         }
 
     def _read_processes(self) -> dict[str, float]:
@@ -245,17 +273,17 @@ class NvmlSource(Source):
         if not self._process_quantities:
             return {}
         processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        now_s = time.monotonic()
-        if now_s >= self._tree_is_fresh_until_s:
+        now_ns = self._monotonic_ns()
+        if now_ns >= self._tree_is_fresh_until_ns:
             self._tree = set(descendants(self._root_pid))
-            self._tree_is_fresh_until_s = now_s + _TREE_REFRESH_S
+            self._tree_is_fresh_until_ns = now_ns + _TREE_REFRESH_NS
         own = [process.usedGpuMemory for process in processes if process.pid in self._tree]
-        if not own:
-            return {} if processes else {"memory_process_b": 0.0, "foreign_processes": 0.0}
-        values = {"foreign_processes": float(len(processes) - len(own))}
-        if None not in own:
-            values["memory_process_b"] = float(sum(own))
-        return values
+        if processes and not own:
+            return dict.fromkeys(self._process_quantities, math.nan)
+        return {
+            "foreign_processes": float(len(processes) - len(own)),
+            "memory_process_b": math.nan if None in own else float(sum(own)),
+        }
 
     def close(self) -> None:
         """NVML counts its users; this one is done."""

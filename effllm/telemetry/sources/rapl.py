@@ -9,6 +9,7 @@ from pathlib import Path
 from effllm.telemetry.sources.base import EnergyMeter, Quantity, Source, SourceLost, SourceUnavailable
 
 POWERCAP = Path("/sys/class/powercap")
+_UPDATE_S = 0.001
 
 
 class RaplSource(Source):
@@ -20,7 +21,6 @@ class RaplSource(Source):
     """
 
     name = "rapl"
-    # The counters themselves move about every millisecond.
     min_period_s = 0.01
     in_workload = False
 
@@ -32,7 +32,8 @@ class RaplSource(Source):
         if not self._files:
             raise SourceUnavailable(f"no RAPL package domain under {root}")
         dram = any(name.startswith("dram") for name in self._files)
-        self.meter = EnergyMeter(counters=tuple(self._files), counter_scope="package+dram" if dram else "package")
+        scope = "package+dram" if dram else "package"
+        self.meter = EnergyMeter(tuple(self._files), scope, counter_update_s=_UPDATE_S)
         self.missing: dict[str, str] = {}
         self.facts = {"domains": list(self._files)}
         try:

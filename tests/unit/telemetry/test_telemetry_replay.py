@@ -26,7 +26,7 @@ def stalls_while_busy(t: float) -> float:
 def replay_of(tmp_path: Path, gpu: FakeGpu, **options) -> Replay:
     clock = FakeClock()
     nvml = FakeNvml(clock, [gpu])
-    return Replay(tmp_path, clock, [NvmlSource(uuid=gpu.uuid, nvml=nvml)], **options)
+    return Replay(tmp_path, clock, [NvmlSource(uuid=gpu.uuid, nvml=nvml, monotonic_ns=clock.monotonic_ns)], **options)
 
 
 def measured(tmp_path: Path, gpu: FakeGpu, start: float = 5, end: float = 45, **options) -> dict:
@@ -183,6 +183,7 @@ def test_a_throttle_event_shows_in_the_windows_it_falls_in_only(tmp_path):
     replay.finish()
     hot, cool = replay.summary("hot"), replay.summary("cool")
     assert hot["throttle_reasons"] == ["hw_thermal_slowdown"] and cool["throttle_reasons"] == []
+    assert hot["throttle_fractions"] == {"hw_thermal_slowdown": pytest.approx(2 / 15, rel=0.1)}
     assert [f.severity for f in check_summary(hot) if f.rule == "throttling"] == ["error"]
     assert [f for f in check_summary(cool) if f.rule == "throttling"] == []
 
@@ -226,7 +227,8 @@ def test_a_window_shorter_than_the_period_has_memory_and_no_invented_energy(tmp_
     summary = measured(tmp_path, FakeGpu(BURSTS), start=20.01, end=20.05)
     assert summary["memory_device_avg_gb"] == pytest.approx(10)
     assert summary["energy_j"] is None
-    assert "did not move" in summary["reasons"]["energy_j"]
+    assert "updates every 0.1 s: they must last 1 s or more" in summary["reasons"]["energy_j"]
+    assert summary["power_peak_w"] is None and summary["util_nvml"] is None
     assert summary["status"] == "ok"
 
 

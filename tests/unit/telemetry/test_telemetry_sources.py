@@ -252,7 +252,7 @@ def test_of_two_devices_the_visible_one_is_measured(tmp_path):
     ]
     nvml = FakeNvml(clock, gpus)
     uuid = visible_uuid(nvml, "cuda:0", {"CUDA_VISIBLE_DEVICES": "1"})
-    replay = Replay(tmp_path, clock, [NvmlSource(uuid=uuid, nvml=nvml)])
+    replay = Replay(tmp_path, clock, [NvmlSource(uuid=uuid, nvml=nvml, monotonic_ns=clock.monotonic_ns)])
     replay.window("run", 5, 35)
     replay.finish()
     assert replay.summary("run")["energy_j"] == pytest.approx(100 * 30, rel=0.01)
