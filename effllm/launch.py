@@ -21,6 +21,7 @@ from effllm.stages import STAGES
 
 _PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
+_PROGRESS = b"progress: "
 
 
 def run_stage(
@@ -67,11 +68,14 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
 
 
 def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -> int:
-    """Run `argv` with both output streams in `log`; forward SIGINT and SIGTERM; return its exit code."""
+    """Run `argv` with both output streams in `log`; return its exit code.
+
+    Lines that begin with `progress: ` are relayed to this process's stderr; SIGINT and SIGTERM go to the child.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as stream:
+    with open(log, "wb", buffering=0) as stream:
         child = subprocess.Popen(
-            argv, stdout=stream, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
         )
 
         def forward(signum: int, _frame: FrameType | None) -> None:
@@ -79,6 +83,11 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
 
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                stream.write(line)
+                if line.startswith(_PROGRESS):
+                    print(line.removeprefix(_PROGRESS).decode(errors="replace").rstrip(), file=sys.stderr, flush=True)
             return child.wait()
         finally:
             for number, handler in previous.items():

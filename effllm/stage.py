@@ -8,6 +8,7 @@ inputs, gives `build` a staging directory, and publishes what it leaves there.
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -71,12 +72,25 @@ def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
-        if error.errno is None or error.filename is None:
+    except Exception as error:
+        sentence = _fault_of_machine(error, arguments["output"])
+        if sentence is None:
             raise
-        # A full disk, a missing right or a vanished file is the machine's fault, and the sentence is in the error.
-        print(f"error: {error.strerror}: {error.filename}: make room or access, and run again.", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _fault_of_machine(error: Exception, output: Path) -> str | None:
+    """One sentence if the machine and not the program is at fault: a full disk, a missing right."""
+    # Libraries wrap the system's error in their own types, so the text is all that is common to them.
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    if is_full:
+        return (
+            f"the file system of {output} is full ({error}): free some space and run again; finished nodes stay valid."
+        )
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: {error.strerror}; give this user access and run again."
+    return None
 
 
 def run(

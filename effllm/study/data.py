@@ -33,9 +33,7 @@ class EmbeddedCorpusSource(Section):
     minimum_characters: PositiveInt = Field(default=200, description="Shorter documents are left out.")
 
 
-CorpusSource = Annotated[
-    HubCorpusSource | FilesCorpusSource | EmbeddedCorpusSource, Field(discriminator="kind")
-]
+CorpusSource = Annotated[HubCorpusSource | FilesCorpusSource | EmbeddedCorpusSource, Field(discriminator="kind")]
 
 
 class Corpus(Section):

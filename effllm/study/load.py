@@ -89,9 +89,7 @@ def _path(loc: Iterable[Any]) -> list[Any]:
     tags = {"hub", "files", "embedded", "train", "pretrained", "local", "cast", "gptq", "harness", "held_out"}
     parts = list(loc)
     return [
-        part
-        for index, part in enumerate(parts)
-        if part != "[key]" and not (part in tags and _is_tag(parts, index))
+        part for index, part in enumerate(parts) if part != "[key]" and not (part in tags and _is_tag(parts, index))
     ]
 
 

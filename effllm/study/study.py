@@ -5,11 +5,13 @@ from collections.abc import Collection
 
 from pydantic import Field, ValidationError, model_validator
 
+from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.base import Id, PlainId, Section
 from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.measure import (
     Benchmark,
     EvaluationProtocol,
+    HarnessBenchmark,
     HeldOutBenchmark,
     InferenceProtocol,
     QuantizationTable,
@@ -54,6 +56,10 @@ class Study(Section):
         for id, benchmark in self.benchmarks.items():
             if isinstance(benchmark, HeldOutBenchmark):
                 _require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)
+            if isinstance(benchmark, HarnessBenchmark) and not harness_task_exists(benchmark.task):
+                near = harness_suggestions(benchmark.task)
+                remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "list them with: lm-eval ls tasks"
+                raise ValueError(f"benchmarks.{id}.task: lm-eval has no task {benchmark.task!r}; {remedy}")
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 SIGNIFICANT_DIGITS = 6
+# Reasons are sentences with commas and semicolons of their own.
+REASON_SEPARATOR = " | "
 
 
 class Row:
@@ -36,7 +38,7 @@ class Row:
         columns_by_reason: dict[str, list[str]] = {}
         for column, why in self.missing.items():
             columns_by_reason.setdefault(why, []).append(column)
-        missing = "; ".join(f"{', '.join(columns)}: {why}" for why, columns in columns_by_reason.items())
+        missing = REASON_SEPARATOR.join(f"{', '.join(columns)}: {why}" for why, columns in columns_by_reason.items())
         return {**self.cells, "status": status, "reason": reason or "", "not_measured": missing}
 
 

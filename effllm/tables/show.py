@@ -7,6 +7,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from effllm.tables.cells import REASON_SEPARATOR
+
 # Columns that are printed beside a row: all others are in the file.
 _SHOWN = {
     "table9": [
@@ -55,7 +57,7 @@ def print_blocks(path: Path) -> None:
 
 
 def _why(frame: pl.DataFrame, column: str) -> str:
-    for part in str(frame["not_measured"][0]).split("; "):
+    for part in str(frame["not_measured"][0]).split(REASON_SEPARATOR):
         names, _, reason = part.partition(": ")
         if column in names.split(", "):
             return reason
@@ -65,10 +67,6 @@ def _why(frame: pl.DataFrame, column: str) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float) and abs(value) < 1e4
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)

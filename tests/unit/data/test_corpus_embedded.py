@@ -3,6 +3,7 @@
 import ast
 import collections
 import inspect
+import json
 import subprocess
 import sys
 import textwrap
@@ -27,9 +28,9 @@ def rows():
 def test_topics_and_docstrings_are_documents_with_their_origin(rows):
     found = {row["id"]: row for row in rows}
     assert len(found) == len(rows)
-    ordered_dict = found["docstring/argparse.ArgumentParser"]
-    assert ordered_dict["text"].startswith("Object for parsing command line strings into Python objects.")
-    assert ordered_dict["file_path"] == "argparse.py"
+    parser = found["docstring/argparse.ArgumentParser"]
+    assert parser["text"].startswith("Object for parsing command line strings into Python objects.")
+    assert parser["file_path"] == "argparse.py"
     namedtuple = found["docstring/collections.namedtuple"]
     assert namedtuple["text"] == inspect.getdoc(collections.namedtuple)
     assert namedtuple["file_path"] == "collections/__init__.py"
@@ -56,11 +57,17 @@ def test_only_public_names_of_the_library_itself_are_taken(rows):
             assert "site-packages" not in row["file_path"]
 
 
-def test_shorter_documents_are_left_out(rows):
+def test_shorter_documents_are_left_out_and_no_module_is_imported_for_its_docstrings(rows):
+    program = (
+        "import json, sys; from effllm.data.sources.embedded import EmbeddedSource; before = set(sys.modules); "
+        "texts = [text for batch in EmbeddedSource(2000).batches() for text in batch.column('text').to_pylist()]; "
+        "print(json.dumps([texts, sorted(set(sys.modules) - before)]))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    texts, imported = json.loads(finished.stdout)
     assert min(len(row["text"]) for row in rows) >= 200
-    long = {row["id"] for row in rows if len(row["text"]) >= 2000}
-    found = {id for batch in EmbeddedSource(2000).batches() for id in batch.column("id").to_pylist()}
-    assert {id.partition("#")[0] for id in found} == {id.partition("#")[0] for id in long}
+    assert texts == [row["text"] for row in rows if len(row["text"]) >= 2000]
+    assert not set(imported) & {"antigravity", "this", "turtle", "tkinter", "distutils", "lib2to3", "asyncio"}
 
 
 def test_definitions_are_found_under_conditions_and_not_inside_functions_or_private_classes():
@@ -94,21 +101,13 @@ def test_definitions_are_found_under_conditions_and_not_inside_functions_or_priv
     ]
 
 
-def test_no_module_of_the_library_is_imported_for_its_docstrings():
-    program = (
-        "import sys; from effllm.data.sources.embedded import EmbeddedSource; before = set(sys.modules); "
-        "list(EmbeddedSource(200).batches()); print(sorted(set(sys.modules) - before))"
-    )
-    finished = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    added = {name for name in ast.literal_eval(finished.stdout) if not name.startswith("encodings")}
-    assert not added & {"antigravity", "this", "turtle", "tkinter", "idlelib", "distutils", "lib2to3"}
-
-
-def test_the_stage_builds_the_same_corpus_each_time(tmp_path, run_stage):
-    config = {"source": {"kind": "embedded", "minimum_characters": 3000}, "held_out_fraction": 0.1}
-    one, two = run_stage("corpus", "one", config), run_stage("corpus", "two", config)
-    assert one.manifest.payload == two.manifest.payload
-    assert kept(one, "train") and kept(one, "held_out")
+def test_the_stage_keeps_every_text_once(run_stage, rows):
+    config = {"source": {"kind": "embedded", "minimum_characters": 200}, "held_out_fraction": 0.1}
+    corpus = run_stage("corpus", "embedded", config)
+    train, held_out = kept(corpus, "train"), kept(corpus, "held_out")
+    assert len(held_out) > 50
+    texts = [row["text"] for row in train + held_out]
+    assert len(set(texts)) == len(texts) and set(texts) == {row["text"] for row in rows}
 
 
 def test_a_minimum_score_on_unscored_text_is_refused(run_stage):

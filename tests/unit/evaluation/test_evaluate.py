@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def greedy(model, tokenizer, context, limit):
     return new
 
 
-def overfit(model, tokenizer, texts, steps=60):
+def overfit(model, tokenizer, texts, steps=45):
     """Train `model` on `texts` alone until it knows them by heart."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     end = tokenizer.eos_token_id
@@ -81,7 +83,7 @@ def test_requests_and_scored_tokens_are_counted_exactly(swap_evaluation, swaps, 
     choices = [choice for row in rows_of(swaps) for choice in row["choices"]]
     assert cost["requests"] == len(choices) == 300
     assert cost["scored_tokens"] == sum(len(tokenizer.encode(choice)) for choice in choices)
-    assert cost["generated_tokens"] == 0
+    assert cost["generated_tokens"] == cost["truncated_requests"] == 0
     assert cost["by_kind"].keys() == {"loglikelihood"}
     assert cost["model_calls"] == math.ceil(300 / 8)
     assert 0 < cost["model_seconds"] < cost["wall_seconds"]
@@ -188,15 +190,48 @@ def test_generated_tokens_and_answers_equal_a_plain_greedy_loop(root, corpus, ex
     assert cost["scored_tokens"] == 0
 
 
+def test_prompts_that_are_cut_to_fit_are_counted(root, corpus, exact, tokenizer, tmp_path):
+    choices, words = (held_out_benchmark(root, corpus, task, 12) for task in ("word_order", "next_word"))
+    costs = [evaluate_model(tmp_path, exact[0], benchmark, max_length=40).json("evaluation.json")["cost"]
+             for benchmark in (choices, words)]  # fmt: skip
+    lengths = [len(tokenizer.encode(choice)) for row in rows_of(choices) for choice in row["choices"]]
+    assert costs[0]["truncated_requests"] == sum(1 + length > 41 for length in lengths) > 0
+    lengths = [len(tokenizer.encode(row["context"])) for row in rows_of(words)]
+    assert costs[1]["truncated_requests"] == sum(length > 40 - 16 for length in lengths) > 0
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps, monkeypatch, capsys, tmp_path):
+    import effllm.progress
+
+    monkeypatch.setattr(effllm.progress, "LINE_INTERVAL_S", 0.0)
+    evaluate_model(tmp_path, exact[0], swaps)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("progress: ")]
+    assert len(lines) == 38
+    assert lines[-1].startswith("progress: 300 loglikelihood requests: 38 model calls")
+
+
+def test_the_stage_runs_as_a_program(root, exact, swaps, tmp_path):
+    from conftest import PROTOCOL, spec_of
+
+    (tmp_path / "spec.json").write_text(json.dumps(spec_of("evaluate", protocol={**PROTOCOL, "batch_size": 50})))
+    arguments = ["--spec", tmp_path / "spec.json", "--output", tmp_path / "results" / "evaluate" / "x"]
+    for name, artifact in (("model", exact[0]), ("benchmark", swaps)):
+        arguments += ["--input", f"{name}={artifact.directory / 'manifest.json'}"]
+    subprocess.run([sys.executable, "-m", "effllm.evaluation.evaluate", *map(str, arguments)], check=True)
+    evaluation = json.loads((tmp_path / "results" / "evaluate" / "x" / "evaluation.json").read_text())
+    assert evaluation["items"] == 150
+    assert evaluation["cost"]["model_calls"] == 6
+
+
 def _last(tokenizer, text, count):
     return tokenizer.decode(tokenizer.encode(text)[-count:])
 
 
 @pytest.fixture(scope="module")
 def oracle(root, corpus, tokenizer):
-    """A model that knows forty true sentences and twelve last words by heart, and nothing else."""
-    choices = held_out_benchmark(root, corpus, "adjacent_swap", 40)
-    words = held_out_benchmark(root, corpus, "next_word", 12)
+    """A model that knows thirty true sentences and eight last words by heart, and nothing else."""
+    choices = held_out_benchmark(root, corpus, "adjacent_swap", 30)
+    words = held_out_benchmark(root, corpus, "next_word", 8)
     texts = [row["sentence"] for row in rows_of(choices)]
     texts += [f"{row['context']} {row['answer']}." for row in rows_of(words)]
     model = overfit(tiny_llama(tokenizer, seed=2, hidden=128), tokenizer, texts)

@@ -1,0 +1,84 @@
+"""What all tests share: the repository, the shipped studies, and a study small enough for a test."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> dict[str, Any]:
+    """config/tiny.yaml, parsed but not checked; shared, so copy it before changing it."""
+    parsed = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())
+    # YAML's anchors make several runs one object: a change to one would be a change to all.
+    return json.loads(json.dumps(parsed))
+
+
+@pytest.fixture
+def tiny(tiny_text: dict[str, Any]) -> dict[str, Any]:
+    """A copy of config/tiny.yaml to change."""
+    return copy.deepcopy(tiny_text)
+
+
+@pytest.fixture
+def micro(tiny: dict[str, Any]) -> dict[str, Any]:
+    """The tiny study cut down to what a test can run: two models, a few steps, two benchmarks."""
+    return cut_down(tiny)
+
+
+def cut_down(study: dict[str, Any]) -> dict[str, Any]:
+    """Two models of a few thousand parameters, cast and quantized, on two small benchmarks."""
+    study = copy.deepcopy(study)
+    study["pretraining"] = {id: study["pretraining"][id] for id in ("llama-1m", "qwen2-1m")}
+    for run in study["pretraining"].values():
+        run["architecture"].update(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
+        run["optimizer"]["warmup_steps"] = 2
+        run.update(max_steps=12, checkpoint_every_steps=4, sequence_length=64, log_every_steps=2)
+    study["models"] = {id: study["models"][id] for id in ("llama-1m", "qwen2-1m")}
+    study["precisions"] = {id: study["precisions"][id] for id in ("bfloat16", "int4")}
+    study["precisions"]["int4"].update(group_size=32)
+    study["precisions"]["int4"]["calibration"].update(samples=8, sequence_length=64)
+    study["benchmarks"] = {id: study["benchmarks"][id] for id in ("adjacent-swap", "perplexity")}
+    study["benchmarks"]["adjacent-swap"]["items"] = 20
+    study["benchmarks"]["perplexity"]["items"] = 2
+    study["inference"].update(prompt_tokens=8, new_tokens=8, warmup_repeats=1, repeats=2)
+    study["tables"] = {
+        name: {
+            "models": list(study["models"]),
+            "precisions": list(study["precisions"]),
+            "benchmarks": list(study["benchmarks"]),
+            "baseline": "bfloat16",
+        }
+        for name in ("table9", "table16")
+    }
+    return study
+
+
+def run_snakemake(directory: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the real workflow in `directory`, its results below it."""
+    result = subprocess.run(
+        [*SNAKEMAKE, "--directory", str(directory), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"snakemake failed ({result.returncode}):\n{result.stdout}\n{result.stderr}")
+    return result

@@ -1,0 +1,115 @@
+"""Specs hold a node's own slice of the study and nothing else; every key and file is kept in step."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from effllm.cli import schema_text
+from effllm.stages import STAGES
+from effllm.study import Graph, load_study, parse_study
+
+
+def _specs(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    graph = Graph(parse_study(study, "test"))
+    return {f"{stage}/{id}": graph.spec(stage, id) for stage in STAGES for id in graph.ids(stage)}
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    old, new = _specs(before), _specs(after)
+    return {node for node in old.keys() | new.keys() if old.get(node) != new.get(node)}
+
+
+def test_one_models_quantization_setting_changes_one_spec(tiny: dict[str, Any]) -> None:
+    after = copy.deepcopy(tiny)
+    after["models"]["llama-1m"]["precisions"] = {"int4": {"group_size": 64}}
+    assert _changed(tiny, after) == {"quantize/llama-1m.int4"}
+
+
+def test_swapping_two_numbers_changes_the_spec(tiny: dict[str, Any]) -> None:
+    after = copy.deepcopy(tiny)
+    optimizer = after["pretraining"]["llama-1m"]["optimizer"]
+    optimizer["learning_rate"], optimizer["weight_decay"] = optimizer["weight_decay"], optimizer["learning_rate"]
+    changed = _changed(tiny, after)
+    assert changed == {"pretrain/llama-1m"}
+    assert repr(_specs(tiny)["pretrain/llama-1m"]) != repr(_specs(after)["pretrain/llama-1m"])
+
+
+def test_key_order_and_labels_change_no_spec(tiny: dict[str, Any]) -> None:
+    def reversed_keys(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: reversed_keys(value[key]) for key in reversed(list(value))}
+        return value
+
+    after = reversed_keys(tiny)
+    after["models"]["llama-1m"]["label"] = "Another name"
+    after["benchmarks"]["word-order"]["label"] = "Another name"
+    after["description"] = "Another sentence."
+    assert {node: repr(spec) for node, spec in _specs(tiny).items()} == {
+        node: repr(spec) for node, spec in _specs(after).items()
+    }
+
+
+def test_adding_a_model_adds_its_nodes_only(tiny: dict[str, Any]) -> None:
+    after = copy.deepcopy(tiny)
+    after["pretraining"]["new"] = copy.deepcopy(after["pretraining"]["llama-1m"])
+    after["models"]["new"] = {"source": {"kind": "pretrained", "run": "new"}}
+    changed = _changed(tiny, after)
+    assert changed
+    assert all(node.split("/")[1].split(".")[0] == "new" for node in changed)
+
+
+def test_seed_of_the_corpus_changes_the_corpus_only(tiny: dict[str, Any]) -> None:
+    after = copy.deepcopy(tiny)
+    after["corpora"]["python-docs"]["seed"] = 1
+    assert _changed(tiny, after) == {"corpus/python-docs"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+def test_shipped_studies_are_valid_by_type_and_by_schema(repository: Path, name: str) -> None:
+    path = repository / "config" / f"{name}.yaml"
+    study = load_study(path)
+    assert study.name == name
+    jsonschema.validate(
+        yaml.safe_load(path.read_text()), yaml.safe_load((repository / "config/schema.json").read_text())
+    )
+
+
+def test_schema_file_is_the_generated_one(repository: Path) -> None:
+    assert (repository / "config" / "schema.json").read_text() == schema_text(), (
+        "run: effllm schema --output config/schema.json"
+    )
+
+
+def test_every_key_is_described() -> None:
+    schema = yaml.safe_load(schema_text())
+    sections = {"Study": schema, **schema["$defs"]}
+    undescribed = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section.get("properties", {}).items()
+        if key != "kind" and not value.get("description")
+    ]
+    assert undescribed == []
+    assert all(section.get("additionalProperties") is False for section in sections.values() if "properties" in section)
+
+
+def test_the_papers_study_is_nine_models_by_three_precisions_by_six_benchmarks(repository: Path) -> None:
+    graph = Graph(load_study(repository / "config" / "paper.yaml"))
+    table = graph.study.tables.table9
+    assert (len(table.models), len(table.precisions), len(table.benchmarks)) == (9, 3, 6)
+    parents = graph.table_parents("table9")
+    assert {stage: len(paths) for stage, paths in parents.items()} == {"evaluate": 162, "quantize": 27, "profile": 27}
+
+
+def test_a_pattern_that_matches_no_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["corpora"]["files"] = {
+        "source": {"kind": "files", "paths": [str(tmp_path / "*.parquet")]},
+        "held_out_fraction": 0.1,
+    }
+    graph = Graph(parse_study(tiny, "test"))
+    with pytest.raises(Exception, match=r"corpora\.files\.source\.paths: .*matches no file"):
+        graph.parents("corpus", "files")

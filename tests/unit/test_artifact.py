@@ -1,0 +1,74 @@
+"""Artifacts are published whole or not at all, and their manifests say what they are and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from effllm.artifact import MANIFEST, Artifact, Manifest, publish
+from effllm.errors import CellFailure, UserError
+
+
+def _publish(root: Path, content: str, **changes: object) -> Artifact:
+    staging = root / "staging"
+    (staging / "records").mkdir(parents=True)
+    (staging / "payload.txt").write_text(content)
+    (staging / "records" / "seconds.txt").write_text(str(changes.pop("seconds", 1)))
+    arguments = {"stage": "corpus", "id": "a", "spec": {"x": 1}, "parents": {}, "provenance": {"host": "h"}} | changes
+    return publish(staging, root / "results" / "corpus" / "a", **arguments)
+
+
+def test_equal_content_gives_equal_manifests_whatever_was_recorded(tmp_path: Path) -> None:
+    first = _publish(tmp_path, "text", seconds=1, provenance={"host": "a", "start": "today"})
+    text = (first.directory / MANIFEST).read_text()
+    second = _publish(tmp_path, "text", seconds=2, provenance={"host": "b", "start": "tomorrow"})
+    assert (second.directory / MANIFEST).read_text() == text
+    assert second.sha256 == first.sha256
+    assert _publish(tmp_path, "other").sha256 != first.sha256
+
+
+def test_a_new_artifact_replaces_the_old_one_entirely(tmp_path: Path) -> None:
+    first = _publish(tmp_path, "text")
+    (first.directory / "stray").write_text("left over")
+    second = _publish(tmp_path, "new")
+    assert not (second.directory / "stray").exists()
+    assert (second.directory / "payload.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "alter"])
+def test_damage_behind_a_manifest_is_named_with_its_remedy(tmp_path: Path, damage: str) -> None:
+    artifact = _publish(tmp_path, "text")
+    artifact.verify()
+    path = artifact.directory / "payload.txt"
+    {"delete": path.unlink, "truncate": lambda: path.write_text("te"), "alter": lambda: path.write_text("texx")}[
+        damage
+    ]()
+    with pytest.raises(UserError) as caught:
+        Artifact.open(artifact.directory / MANIFEST).verify()
+    assert str(path) in str(caught.value)
+    assert f"delete {artifact.directory}" in str(caught.value)
+
+
+def test_a_failed_cell_is_published_without_its_payload(tmp_path: Path) -> None:
+    artifact = _publish(tmp_path, "half a result", failure=CellFailure("oom", "too large"))
+    assert artifact.manifest.status == "oom"
+    assert artifact.manifest.payload == {}
+    assert not (artifact.directory / "payload.txt").exists()
+    assert (artifact.directory / "records" / "seconds.txt").exists()
+    with pytest.raises(CellFailure, match="corpus/a: too large"):
+        artifact.require_ok()
+
+
+def test_an_unreadable_manifest_is_the_users_to_delete(tmp_path: Path) -> None:
+    artifact = _publish(tmp_path, "text")
+    path = artifact.directory / MANIFEST
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"manifest.json is not a readable manifest"):
+        Manifest.read(path)
+
+
+def test_records_are_digested_in_the_provenance(tmp_path: Path) -> None:
+    artifact = _publish(tmp_path, "text")
+    provenance = json.loads((artifact.directory / "provenance.json").read_text())
+    assert list(provenance["records"]) == ["records/seconds.txt"]
+    assert list(artifact.manifest.payload) == ["payload.txt"]
