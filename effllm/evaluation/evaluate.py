@@ -7,6 +7,7 @@ The payload is `evaluation.json`; the answers item by item are in `records/sampl
 """
 
 import json
+import logging
 import math
 import os
 import random
@@ -85,6 +86,8 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     """The model of a `quantize` artifact on the GPU if there is one, in its own precision, behind the meter."""
     # The bootstrap of lm-eval would fork this process, with its threads and its CUDA context, once per core.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    # It warns of every prompt that it cuts, one by one; the meter counts them.
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

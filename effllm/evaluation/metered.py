@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from effllm.errors import CellFailure
 from effllm.progress import Progress
 
 
@@ -24,9 +25,11 @@ class KindCost:
     `scored_tokens` were given and scored; `generated_tokens` were decoded, up to and with an end-of-text token.
     A row that has met its stop string is decoded on until its batch is done, and these tokens count too: they cost
     the same. `model_seconds` is time inside the model's forward and generate calls, device work included.
+    `truncated_requests` were longer than the model's context: their prompts were cut from the left.
     """
 
     requests: int = 0
+    truncated_requests: int = 0
     scored_tokens: int = 0
     generated_tokens: int = 0
     model_calls: int = 0
@@ -99,7 +102,28 @@ class MeteredLM(HFLM):
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         self._cost.scored_tokens += sum(len(continuation) for _, _, continuation in requests)
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise CellFailure(
+                "unsupported", f"an answer of {longest} tokens does not fit the context of {self.max_length} tokens"
+            )
+        # The last token is scored and never read, so one more than the context fits.
+        lengths = (len(context) + len(continuation) for _, context, continuation in requests)
+        self._cost.truncated_requests += sum(length > self.max_length + 1 for length in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = super().tok_batch_encode(strings, padding_side=padding_side, truncation=truncation)
+        if left_truncate_len:
+            self._cost.truncated_requests += int((mask.sum(dim=1) > left_truncate_len).sum())
+            ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        return ids, mask
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._timed():

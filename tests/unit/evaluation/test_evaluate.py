@@ -190,14 +190,17 @@ def test_generated_tokens_and_answers_equal_a_plain_greedy_loop(root, corpus, ex
     assert cost["scored_tokens"] == 0
 
 
-def test_prompts_that_are_cut_to_fit_are_counted(root, corpus, exact, tokenizer, tmp_path):
-    choices, words = (held_out_benchmark(root, corpus, task, 12) for task in ("word_order", "next_word"))
-    costs = [evaluate_model(tmp_path, exact[0], benchmark, max_length=40).json("evaluation.json")["cost"]
-             for benchmark in (choices, words)]  # fmt: skip
-    lengths = [len(tokenizer.encode(choice)) for row in rows_of(choices) for choice in row["choices"]]
-    assert costs[0]["truncated_requests"] == sum(1 + length > 41 for length in lengths) > 0
-    lengths = [len(tokenizer.encode(row["context"])) for row in rows_of(words)]
-    assert costs[1]["truncated_requests"] == sum(length > 40 - 16 for length in lengths) > 0
+def test_prompts_of_generations_that_are_cut_to_fit_are_counted(root, corpus, exact, tokenizer, tmp_path):
+    benchmark = held_out_benchmark(root, corpus, "next_word", 12)
+    cost = evaluate_model(tmp_path, exact[0], benchmark, max_length=60).json("evaluation.json")["cost"]
+    lengths = [len(tokenizer.encode(row["context"])) for row in rows_of(benchmark)]
+    assert 12 > cost["truncated_requests"] == sum(length > 60 - 16 for length in lengths) > 0
+
+
+def test_a_sentence_longer_than_the_context_is_unsupported(exact, swaps, tmp_path):
+    artifact = evaluate_model(tmp_path, exact[0], swaps, max_length=20)
+    assert artifact.manifest.status == "unsupported"
+    assert "does not fit the context of 20 tokens" in artifact.manifest.reason
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps, monkeypatch, capsys, tmp_path):

@@ -9,6 +9,7 @@ import datasets
 import pytest
 from conftest import evaluate_model, make_benchmark, make_model, samples_of, tiny_llama
 
+from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation.harness_index import tasks_folder
 
@@ -226,6 +227,15 @@ def test_a_limit_takes_the_first_items_of_each_task(evaluated):
     benchmark, evaluation, samples = evaluated("leaderboard_mmlu_pro", "acc", limit=3)
     assert benchmark["items"] == evaluation["items"] == 3
     assert [sample["doc_id"] for sample in samples] == [0, 1, 2]
+
+
+def test_prompts_cut_to_the_context_are_counted(root, fast, evaluated, tmp_path):
+    evaluated("leaderboard_musr", "acc_norm", limit=1)
+    benchmark = Artifact.open(root / "benchmark" / "leaderboard_musr-1" / "manifest.json")
+    whole = evaluate_model(tmp_path / "whole", fast, benchmark).json("evaluation.json")
+    cut = evaluate_model(tmp_path / "cut", fast, benchmark, max_length=16).json("evaluation.json")
+    assert whole["cost"]["truncated_requests"] == 0
+    assert cut["cost"]["truncated_requests"] == cut["cost"]["requests"] == 2 + 3 + 3
 
 
 def test_the_payload_holds_no_path_of_this_machine(root, hub):
