@@ -6,6 +6,7 @@ manifest holds the digests of what was found.
 
 import ast
 import inspect
+import os
 import platform
 import sys
 import sysconfig
@@ -84,13 +85,19 @@ def _raw_documents() -> Iterator[tuple[str, str, str]]:
 
 def _public_modules(root: Path) -> Iterator[tuple[str, Path]]:
     """Names and files of the library's modules without an underscore anywhere in their path."""
-    for path in root.rglob("*.py"):
-        parts = list(path.relative_to(root).with_suffix("").parts)
-        if parts[-1] == "__init__":
-            parts.pop()
-        is_public = parts and parts[0] in sys.stdlib_module_names and not _NOT_PUBLIC.intersection(parts)
-        if is_public and not any(part.startswith("_") for part in parts):
-            yield ".".join(parts), path
+    for directory, subdirectories, files in os.walk(root):
+        # Pruned here, because site-packages may hold a hundred thousand files.
+        subdirectories[:] = [name for name in subdirectories if _is_public(name)]
+        package = Path(directory).relative_to(root).parts
+        for file in files:
+            stem, _, ending = file.rpartition(".")
+            parts = package if stem == "__init__" else (*package, stem)
+            if ending == "py" and parts and parts[0] in sys.stdlib_module_names and all(map(_is_public, parts)):
+                yield ".".join(parts), Path(directory, file)
+
+
+def _is_public(name: str) -> bool:
+    return not name.startswith("_") and name not in _NOT_PUBLIC
 
 
 def _docstrings(node: _Definition, name: str) -> Iterator[tuple[str, str]]:
