@@ -211,7 +211,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "doc_to_text": "context",
         "doc_to_target": "answer",
         "num_fewshot": 0,
-        "generation_kwargs": {"until": [".", "!", "?", "\n"], "do_sample": False, "max_gen_toks": NEXT_WORD_TOKENS},
+        # A line break is no stop: in wrapped text it stands before a word as a space does.
+        "generation_kwargs": {"until": [".", "!", "?"], "do_sample": False, "max_gen_toks": NEXT_WORD_TOKENS},
         "filter_list": [
             {
                 "name": "first_word",

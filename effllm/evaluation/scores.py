@@ -73,7 +73,10 @@ def wilson_interval(successes: float, trials: int) -> list[float]:
     denominator = 1 + Z95**2 / trials
     center = share + Z95**2 / (2 * trials)
     half = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    return [max(0.0, (center - half) / denominator), min(1.0, (center + half) / denominator)]
+    # At the ends the formula gives 0 and 1 but for rounding.
+    low = (center - half) / denominator if successes > 0 else 0.0
+    high = (center + half) / denominator if successes < trials else 1.0
+    return [low, high]
 
 
 def resample_perplexity(metric: str, outcomes: list[tuple[float, float]], resamples: int, seed: int) -> numpy.ndarray:

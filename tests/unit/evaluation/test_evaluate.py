@@ -12,7 +12,7 @@ from conftest import evaluate_model, held_out_benchmark, make_model, rows_of, sa
 
 from effllm.errors import UserError
 
-STOPS = (".", "!", "?", "\n")
+STOPS = (".", "!", "?")
 
 
 def log_likelihood(model, tokenizer, text):
@@ -256,6 +256,21 @@ def test_the_last_word_is_matched_without_its_punctuation(root, oracle):
     assert evaluation["score"] > 0.8
     for row, sample in zip(rows_of(words), samples_of(artifact), strict=True):
         assert sample["exact_match"] == (sample["answers"][0].strip(".,;:!?'\"()") == row["answer"])
+
+
+def test_the_last_word_is_found_behind_a_line_break_and_before_a_comma(oracle, tokenizer, monkeypatch, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    model, _, words = oracle
+
+    def generate(self, context, **options):
+        text = tokenizer.decode(context[0])
+        (answer,) = (row["answer"] for row in rows_of(words) if row["context"] == text)
+        return torch.cat([context, torch.tensor([tokenizer.encode(f"\n {answer}, and more.")])], dim=1)
+
+    monkeypatch.setattr(HFLM, "_model_generate", generate)
+    artifact = evaluate_model(tmp_path, model, words, batch_size=1)
+    assert artifact.json("evaluation.json")["score"] == 1.0
 
 
 def test_end_of_text_ends_the_count_of_a_row():

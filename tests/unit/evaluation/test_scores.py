@@ -30,6 +30,7 @@ def test_wilson_interval_equals_the_published_formula_and_has_width_at_the_ends(
     assert wilson_interval(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx([0.0, 0.1611], abs=1e-4)
     assert wilson_interval(20, 20) == pytest.approx([0.8389, 1.0], abs=1e-4)
+    assert (wilson_interval(0, 200)[0], wilson_interval(200, 200)[1]) == (0.0, 1.0)
 
 
 def test_wilson_interval_covers_the_truth_in_nineteen_of_twenty_samples():
