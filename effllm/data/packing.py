@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from effllm.data.shards import read_batches
 from effllm.data.tokenizer import load as load_tokenizer
 from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, tokens_file
+from effllm.data.writing import named_errors
 from effllm.errors import UserError
 from effllm.progress import Progress
 from effllm.stage import Job, main
@@ -57,7 +58,7 @@ def pack(
     A document that spells a special token out holds its characters: only the packing itself writes the token.
     """
     counts: dict[str, Any] = {"tokens": 0, "documents": 0, "utf8_bytes": 0}
-    with ExitStack() as stack:
+    with named_errors(tokens_file(output, split)), ExitStack() as stack:
         ids_stream = stack.enter_context(open(tokens_file(output, split), "wb"))
         ends_stream = stack.enter_context(open(boundaries_file(output, split), "wb"))
         bar = stack.enter_context(Progress(total, unit="documents", label=f"encoding {split}"))
@@ -73,9 +74,9 @@ def pack(
             )["input_ids"]
             for ids in encoded:
                 ids.append(tokenizer.eos_token_id)
-            np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded]).tofile(ids_stream)
             ends = counts["tokens"] + np.cumsum([len(ids) for ids in encoded], dtype=BOUNDARY_DTYPE)
-            ends.tofile(ends_stream)
+            ids_stream.write(np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded]).data)
+            ends_stream.write(ends.data)
             counts["tokens"] = int(ends[-1])
             counts["documents"] += len(encoded)
             counts["utf8_bytes"] += pc.sum(pc.binary_length(texts)).as_py()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from effllm.errors import UserError
 from effllm.study.data import Corpus
 
 # Part of the definition of the held-out split: another value would let held-out texts into older training sets.
@@ -57,7 +58,21 @@ class SeenTexts:
         self._connection.execute("BEGIN")
 
     def add(self, digests: list[bytes]) -> np.ndarray:
-        """Remember the digests in order; bool (digests,), True for each that was not there before."""
+        """Remember the digests in order; bool (digests,), True for each that was not there before.
+
+        `UserError` if the file cannot be written (a full disk).
+        """
+        try:
+            return self._add(digests)
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{self._path}: {error}; make room or access there, and run again.") from None
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._connection.close()
+        self._path.unlink()
+
+    def _add(self, digests: list[bytes]) -> np.ndarray:
         stored = self._stored(digests)
         is_new = np.empty(len(digests), dtype=bool)
         for index, digest in enumerate(digests):
@@ -69,11 +84,6 @@ class SeenTexts:
             self._recent.clear()
             self._has_stored = True
         return is_new
-
-    def close(self) -> None:
-        """Delete the file."""
-        self._connection.close()
-        self._path.unlink()
 
     def _stored(self, digests: list[bytes]) -> set[bytes]:
         """Those of the digests that are in the database."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effllm.data.schema import SCHEMA
+from effllm.data.writing import named_errors
 from effllm.errors import UserError
 
 # Documents per row group: the unit of memory of writer and reader, a few megabytes of web text.
@@ -26,6 +27,7 @@ class ShardWriter:
         self._split = split
         self._shard_documents = shard_documents
         self._shards = 0
+        self._path = directory
         self._room = 0
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.RecordBatch] = []
@@ -59,16 +61,18 @@ class ShardWriter:
         if self._writer is not None:
             self._write_group()
             self._wait()
-            self._writer.close()
+            with named_errors(self._path):
+                self._writer.close()
             self._writer = None
 
     def _open(self) -> None:
-        path = self._directory / f"{self._split}-{self._shards:05d}.parquet"
+        self._path = self._directory / f"{self._split}-{self._shards:05d}.parquet"
         # Snappy costs half of what zstd does, and this stage is bound by its compression.
         # Few languages and dumps repeat, texts and ids never do: a dictionary of those is built only to be dropped.
-        self._writer = pq.ParquetWriter(
-            path, SCHEMA, compression="snappy", use_dictionary=["language", "dump"], write_statistics=False
-        )
+        with named_errors(self._path):
+            self._writer = pq.ParquetWriter(
+                self._path, SCHEMA, compression="snappy", use_dictionary=["language", "dump"], write_statistics=False
+            )
         self._shards += 1
         self._room = self._shard_documents
 
@@ -83,7 +87,8 @@ class ShardWriter:
 
     def _wait(self) -> None:
         if self._writing is not None:
-            self._writing.result()
+            with named_errors(self._path):
+                self._writing.result()
             self._writing = None
 
 

@@ -12,6 +12,7 @@ import transformers
 from corpus_documents import document, kept, write_parquet
 
 from effllm.artifact import Artifact
+from effllm.data import packing
 from effllm.data.packing import pack
 from effllm.data.shards import read_texts
 from effllm.data.tokenizer import END_OF_TEXT, load
@@ -192,8 +193,6 @@ def test_ids_that_do_not_fit_16_bits_are_kept_whole(tmp_path, corpus, train):
 
 
 def test_a_large_vocabulary_is_packed_in_32_bits(run_stage, corpus, train):
-    from effllm.data import packing
-
     small = train()
     tokenizer = load(small.directory)
     tokenizer.add_tokens([f"<extra-{number}>" for number in range(66_000)])
@@ -207,11 +206,6 @@ def test_a_large_vocabulary_is_packed_in_32_bits(run_stage, corpus, train):
 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(run_stage, corpus, train):
     artifact = train()
-    path = artifact.directory / "tokenizer" / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    del settings["eos_token"]
-    from effllm.data import packing
-
     tokenizer = load(artifact.directory)
     tokenizer.eos_token = None
     with pytest.MonkeyPatch.context() as patch:
