@@ -23,8 +23,8 @@ _MAX_ENERGY_DISAGREEMENT = 0.05
 _MAX_CI_HALF_WIDTH = 0.05
 _MIN_QUANTIZED_SCORE_SHARE = 0.9
 _MAX_THROUGHPUT_DISAGREEMENT = 0.01
-# Power sensors average over up to a second, and lag by as much at each edge of a window.
-_SENSOR_LAG_S = 1.0
+# Sensors are late at both edges of a window, by up to half a second together.
+_SENSOR_LAG_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _check_energy_agreement(summary: Mapping[str, Any]) -> list[Finding]:
     if disagreement is None or disagreement <= _MAX_ENERGY_DISAGREEMENT:
         return []
     # Where the sensor's lag alone could explain the difference, it is no evidence against the counter.
-    explainable = disagreement * summary["duration_s"] <= 2 * _SENSOR_LAG_S * summary["windows"]
+    explainable = disagreement * summary["duration_s"] <= _SENSOR_LAG_S * summary["windows"]
     message = f"energy counter and integrated power are {disagreement:.1%} apart"
     return [Finding("energy_agreement", "warning" if explainable else "error", message)]
 
