@@ -89,8 +89,10 @@ class SeenTexts:
         """Those of the digests that are in the database."""
         found: set[bytes] = set()
         if self._has_stored:
-            for start in range(0, len(digests), _QUERY_DIGESTS):
-                part = digests[start : start + _QUERY_DIGESTS]
+            # In the order of the tree, neighbours share their pages.
+            ordered = sorted(digests)
+            for start in range(0, len(ordered), _QUERY_DIGESTS):
+                part = ordered[start : start + _QUERY_DIGESTS]
                 query = f"SELECT digest FROM seen WHERE digest IN ({','.join('?' * len(part))})"
                 found.update(digest for (digest,) in self._connection.execute(query, part))
         return found
