@@ -157,7 +157,8 @@ def test_the_order_of_rows_does_not_decide_which_are_kept(tmp_path, sample_files
 
 
 def test_shards_hold_shard_documents_each_and_their_bytes_ignore_row_groups(tmp_path, sample_files):
-    rows = documents(5000)
+    # Long enough for several pages in a row group.
+    rows = [document(n, text=document(n)["text"] * (5 + n % 9)) for n in range(5000)]
     one = write_parquet(tmp_path / "one.parquet", rows, row_group_size=5000)
     two = write_parquet(tmp_path / "two.parquet", rows, row_group_size=7)
     first = sample_files([one], id="one", shard_documents=2300)
