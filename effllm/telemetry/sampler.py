@@ -113,6 +113,7 @@ def _wait(parent_pid: int, due_ns: int | None) -> bool:
         wait_s = _LONGEST_WAIT_S if due_ns is None else (due_ns - time.monotonic_ns()) / 1e9
         # A request to stop is never written, only the closing of the pipe: a killed parent closes it too. But
         # a forked child of the workload may keep the pipe open, hence the second look at who the parent is.
+        # (PR_SET_PDEATHSIG would fire too early: when the thread that started this process ends.)
         readable, _, _ = select.select([sys.stdin], [], [], min(max(wait_s, 0.0), _LONGEST_WAIT_S))
         if readable or os.getppid() != parent_pid:
             return False

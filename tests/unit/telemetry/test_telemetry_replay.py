@@ -243,6 +243,13 @@ def test_one_late_sample_in_a_long_window_does_not_invalidate_it(tmp_path):
     assert summary["status"] == "ok"
 
 
+def test_samples_that_were_missed_are_not_made_up_for_in_a_bunch(tmp_path):
+    replay = replay_of(tmp_path, FakeGpu(BURSTS), delay_s=lambda t: 6.0 if 3.95 < t < 4.05 else 0.0)
+    replay.advance_to(20)
+    # One each 0.1 s but for the 6 s that were missed, and the first.
+    assert replay.readings_taken == pytest.approx((20 - 6) / 0.1 + 1, abs=2)
+
+
 def test_memory_of_own_processes_and_foreign_ones_are_told_apart(tmp_path):
     gpu = FakeGpu(BURSTS, processes=[(os.getpid(), 7_000_000_000), (2**22 + 1, 1_000_000_000)])
     summary = measured(tmp_path, gpu)

@@ -90,6 +90,19 @@ def test_memory_is_averaged_over_time_and_not_over_the_whole_session(tmp_path):
     assert after["memory_host_avg_gb"] - before["memory_host_avg_gb"] == pytest.approx(0.2, rel=0.05)
 
 
+def test_the_sampler_is_no_part_of_what_is_measured(tmp_path):
+    with Telemetry(tmp_path, period_s=0.02, sources=["host"]) as telemetry, telemetry.window("run"):
+        with open(f"/proc/{telemetry.sampler_pid}/statm") as file:
+            sampler_b = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/statm") as file:
+            own_b = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        time.sleep(0.2)
+    samples = pq.read_table(tmp_path / "samples.parquet", filters=[("quantity", "=", "rss_b")])
+    assert sampler_b > 5e6
+    for origin, resident_b in zip(samples["origin"].to_pylist(), samples["value"].to_pylist(), strict=True):
+        assert abs(resident_b - own_b) < sampler_b / 2, origin
+
+
 def test_figures_that_a_cpu_machine_cannot_give_are_none_with_a_reason(tmp_path):
     with Telemetry(tmp_path, sources=["host"]) as telemetry, telemetry.window("run"):
         pass
