@@ -6,12 +6,16 @@ import random
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
 from corpus_documents import document, documents, kept, kept_ids, write_parquet
 
+from effllm.artifact import digest_tree
 from effllm.data.sampling import SPLIT_SALT, SeenTexts
+from effllm.data.schema import SCHEMA
+from effllm.data.shards import ShardWriter
 from effllm.errors import UserError
 
 
@@ -156,17 +160,28 @@ def test_the_order_of_rows_does_not_decide_which_are_kept(tmp_path, sample_files
     assert kept_ids(one) == kept_ids(two)
 
 
-def test_shards_hold_shard_documents_each_and_their_bytes_ignore_row_groups(tmp_path, sample_files):
+def test_shards_hold_shard_documents_each(tmp_path, sample_files):
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", documents(5000))], shard_documents=2300)
+    shards = sorted(corpus.directory.glob("train-*.parquet"))
+    train = corpus.json("corpus.json")["splits"]["train"]["documents"]
+    assert [pq.read_metadata(shard).num_rows for shard in shards] == [2300, train - 2300]
+
+
+def test_the_bytes_of_shards_do_not_depend_on_how_documents_were_batched(tmp_path):
     # Long enough for several pages in a row group.
     rows = [document(n, text=document(n)["text"] * (5 + n % 9)) for n in range(5000)]
-    one = write_parquet(tmp_path / "one.parquet", rows, row_group_size=5000)
-    two = write_parquet(tmp_path / "two.parquet", rows, row_group_size=7)
-    first = sample_files([one], id="one", shard_documents=2300)
-    second = sample_files([two], id="two", shard_documents=2300)
-    assert first.manifest.payload == second.manifest.payload
-    shards = sorted(first.directory.glob("train-*.parquet"))
-    train = first.json("corpus.json")["splits"]["train"]["documents"]
-    assert [pq.read_metadata(shard).num_rows for shard in shards] == [2300, train - 2300]
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+    digests = []
+    for size in (7, 999, 5000):
+        directory = tmp_path / str(size)
+        directory.mkdir()
+        writer = ShardWriter(directory, "train", shard_documents=4100)
+        for start in range(0, 5000, size):
+            writer.write(batch.slice(start, size))
+        writer.close()
+        digests.append(digest_tree(directory))
+    assert list(digests[0]) == ["train-00000.parquet", "train-00001.parquet"]
+    assert digests[0] == digests[1] == digests[2]
 
 
 def test_the_summary_counts_what_the_shards_hold(tmp_path, sample_files):
