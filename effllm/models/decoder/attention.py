@@ -1,0 +1,137 @@
+"""Multi-head, grouped-query and multi-query attention, and the attention core that MLA shares with them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+
+from effllm.models.decoder.config import EffConfig
+from effllm.models.decoder.positions import RelativeBias, rotate
+
+# Queries whose relative bias is in memory at once.
+BIAS_CHUNK = 256
+
+
+@dataclass
+class Sequence:
+    """What every layer of one forward pass shares about the batch.
+
+    first_position: index of the first query in the padded sequence: the number of cached tokens.
+    position_ids: [batch, length], positions counted from each row's first real token.
+    angles: cosine and sine of the rotary embedding, each [batch, 1, length, dim / 2]; None for other positions.
+    mask: what SDPA adds or masks, [batch, 1, length, keys]; None where causality is all there is.
+    key_mask: [batch, keys], true for real tokens; None without padding.
+    padding: [batch], padding tokens on the left; None without padding.
+    """
+
+    first_position: int
+    position_ids: Tensor
+    angles: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+    key_mask: Tensor | None = None
+    padding: Tensor | None = None
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate x [batch, heads, length, dim] if positions are rotary; otherwise x itself."""
+        return x if self.angles is None else rotate(x, self.angles)
+
+
+class GroupedQueryAttention(nn.Module):
+    """softmax(q_t . k_j / sqrt(d)) v_j over j <= t, with every key and value head shared by a group of query heads.
+
+    MHA (Vaswani et al. 2017) has one query head per group, GQA (Ainslie et al. 2023) several, MQA (Shazeer 2019) all.
+    As in Qwen2, queries, keys and values have a bias and the output has none. The cache holds
+    2 * num_key_value_heads * head_dim numbers per token.
+    """
+
+    def __init__(self, config: EffConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        width = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=True)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=True)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=True)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.relative_bias = RelativeBias(config) if config.position == "relative" else None
+
+    def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
+        """[batch, length, hidden] to the same shape; new keys and values go to the cache."""
+        heads = (*hidden.shape[:2], -1, self.head_dim)
+        query = sequence.rotate(self.q_proj(hidden).view(heads).transpose(1, 2))
+        key = sequence.rotate(self.k_proj(hidden).view(heads).transpose(1, 2))
+        value = self.v_proj(hidden).view(heads).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        context = causal_attention(query, key, value, sequence, self.relative_bias, self.head_dim**-0.5)
+        return self.o_proj(context.transpose(1, 2).flatten(2))
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, sequence: Sequence, bias: RelativeBias | None, scale: float
+) -> Tensor:
+    """softmax(scale q k^T + bias) v over the past: [batch, heads, length, value dim].
+
+    `query` is [batch, heads, length, d]; `key` and `value` may have fewer heads, and have the cached tokens first.
+    """
+    if bias is not None:
+        return _biased_attention(query, key, value, sequence, bias, scale)
+    if sequence.mask is not None and key.shape[1] != query.shape[1]:
+        # With a mask and grouped heads, CUDA has only the kernel that materialises the scores.
+        key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
+    return _fused_attention(query, key, value, sequence.mask, query.shape[2] > 1 and sequence.mask is None, scale)
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+) -> Tensor:
+    """SDPA. The fused CPU kernel wants values as wide as keys, so narrower ones are padded there and cut again."""
+    width = value.shape[-1]
+    if query.device.type == "cpu" and width < key.shape[-1]:
+        value = F.pad(value, (0, key.shape[-1] - width))
+    grouped = key.shape[1] != query.shape[1]
+    context = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
+    )
+    return context[..., :width]
+
+
+def _biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, sequence: Sequence, bias: RelativeBias, scale: float
+) -> Tensor:
+    """Attention with a bias per head, a chunk of queries at a time.
+
+    A learned bias keeps SDPA off its fused kernels where it needs a gradient, so a whole sequence would hold
+    [heads, T, T] scores. A chunk of C queries holds [batch, heads, C, T] of them, over the keys up to its last query
+    only, and recomputes them in the backward pass: one extra forward of the attention is what the bias costs.
+    """
+    key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
+    length = query.shape[2]
+
+    def attend(start: int, end: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mask = bias.rows(sequence.first_position + start, end - start, key.shape[2])[None].to(query.dtype)
+        if sequence.key_mask is not None:
+            padded = ~sequence.key_mask[:, None, None, : key.shape[2]]
+            # Finite, because a query that is padding itself has nothing else to attend to.
+            mask = mask.masked_fill(padded & (mask > -torch.inf), torch.finfo(mask.dtype).min)
+        return _fused_attention(query, key, value, mask, False, scale)
+
+    contexts = []
+    for start in range(0, length, BIAS_CHUNK):
+        end = min(start + BIAS_CHUNK, length)
+        seen = sequence.first_position + end
+        arguments = (start, end, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen])
+        if length > BIAS_CHUNK and torch.is_grad_enabled():
+            contexts.append(checkpoint(attend, *arguments, use_reentrant=False))
+        else:
+            contexts.append(attend(*arguments))
+    return torch.cat(contexts, dim=2)
+
+
+def _repeat_heads(states: Tensor, heads: int) -> Tensor:
+    """[batch, kv heads, length, d] to [batch, heads, length, d]: each head once per query head of its group."""
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)

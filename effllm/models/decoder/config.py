@@ -1,0 +1,128 @@
+"""The decoder's configuration: Qwen2.5's backbone and the choice of attention, position and feed-forward."""
+
+from typing import ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+Attention = Literal["mha", "gqa", "mqa", "mla", "nsa"]
+Position = Literal["rope", "sinusoidal", "learned", "relative", "none"]
+FeedForward = Literal["swiglu", "moe"]
+
+
+@strict
+class EffConfig(PreTrainedConfig):
+    """Configuration of `EffForCausalLM`; keys that Qwen2 has too mean what they mean there.
+
+    Every attention has `num_attention_heads` query heads. `mha` keeps as many key and value heads, `mqa` one, `gqa` and
+    `nsa` `num_key_value_heads`; `mla` caches one latent for all heads. `head_dim` is `hidden_size` divided by the heads
+    unless given; MLA has its own widths. Lengths (`nsa_*`, `relative_attention_max_distance`) are in tokens.
+
+    Raises ValueError, with the key and the remedy, for shapes that do not divide.
+    """
+
+    model_type = "effllm"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 151936
+    hidden_size: int = 1536
+    intermediate_size: int = 8960
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    attention: str = "gqa"
+    position: str = "rope"
+    feed_forward: str = "swiglu"
+
+    rope_theta: float = 1e6
+    relative_attention_max_distance: int = 128
+
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+
+    nsa_window: int = 128
+    nsa_compression_block: int = 64
+    nsa_compression_stride: int = 32
+    nsa_selection_block: int = 64
+    nsa_selected_blocks: int = 4
+    nsa_initial_blocks: int = 1
+    nsa_local_blocks: int = 2
+
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    router_aux_loss_coef: float = 0.01
+    output_router_logits: bool = False
+
+    def __post_init__(self, **kwargs):
+        _one_of("attention", self.attention, Attention)
+        _one_of("position", self.position, Position)
+        _one_of("feed_forward", self.feed_forward, FeedForward)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self._default_key_value_heads()
+        if self.head_dim is None:
+            _divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.kv_lora_rank is None:
+            self.kv_lora_rank = max(1, self.hidden_size // 8)
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
+        self._check_heads()
+        if self.attention == "nsa":
+            self._check_nsa()
+        if self.feed_forward == "moe" and not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok {self.num_experts_per_tok} is not between 1 and num_experts "
+                f"{self.num_experts}: change one of them"
+            )
+        super().__post_init__(**kwargs)
+
+    def _default_key_value_heads(self) -> int:
+        if self.attention in ("gqa", "nsa"):
+            raise ValueError(f"attention {self.attention} needs num_key_value_heads: give it")
+        return 1 if self.attention == "mqa" else self.num_attention_heads
+
+    def _check_heads(self) -> None:
+        required = {"mha": self.num_attention_heads, "mla": self.num_attention_heads, "mqa": 1}.get(self.attention)
+        if required is not None and self.num_key_value_heads != required:
+            raise ValueError(
+                f"attention {self.attention} has num_key_value_heads {required}, not {self.num_key_value_heads}: "
+                "leave the key out, or choose gqa"
+            )
+        _divides("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
+        rotary = self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
+        if self.position == "rope" and rotary % 2:
+            raise ValueError(f"position rope rotates pairs, and {rotary} dimensions are odd: make the head dim even")
+
+    def _check_nsa(self) -> None:
+        stride = self.nsa_compression_stride
+        _divides("nsa_compression_stride", stride, "nsa_compression_block", self.nsa_compression_block)
+        _divides("nsa_compression_stride", stride, "nsa_selection_block", self.nsa_selection_block)
+        forced = self.nsa_initial_blocks + self.nsa_local_blocks
+        if self.nsa_local_blocks < 1 or forced > self.nsa_selected_blocks:
+            raise ValueError(
+                f"nsa_local_blocks {self.nsa_local_blocks} must be at least 1, and with nsa_initial_blocks "
+                f"{self.nsa_initial_blocks} at most nsa_selected_blocks {self.nsa_selected_blocks}: change one of them"
+            )
+
+
+def _one_of(key: str, value: str, choices) -> None:
+    if value not in choices.__args__:
+        raise ValueError(f"{key} {value!r} is none of {', '.join(choices.__args__)}: choose one of them")
+
+
+def _divides(divisor_key: str, divisor: int, key: str, value: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{key} {value} is not a multiple of {divisor_key} {divisor}: change one of them")

@@ -1,0 +1,246 @@
+"""The decoder: Qwen2.5's backbone around a choice of attention, position and feed-forward, as a Transformers model."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+
+from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
+from effllm.models.decoder.config import EffConfig
+from effllm.models.decoder.feed_forward import SwiGLU
+from effllm.models.decoder.latent_attention import MultiHeadLatentAttention
+from effllm.models.decoder.mixture import Experts, MixtureOfExperts, load_balancing_loss
+from effllm.models.decoder.normalization import RMSNorm
+from effllm.models.decoder.positions import LearnedEmbedding, RelativeBias, SinusoidalEmbedding, rotary_angles
+from effllm.models.decoder.sparse_attention import Compressor, NativeSparseAttention
+from effllm.models.decoder.sparse_cache import use_sparse_layers
+
+ATTENTION = {
+    "mha": GroupedQueryAttention,
+    "gqa": GroupedQueryAttention,
+    "mqa": GroupedQueryAttention,
+    "mla": MultiHeadLatentAttention,
+    "nsa": NativeSparseAttention,
+}
+FEED_FORWARD = {"swiglu": SwiGLU, "moe": MixtureOfExperts}
+
+
+class EffDecoderLayer(GradientCheckpointingLayer):
+    """x + Attention(RMSNorm(x)), then x + FeedForward(RMSNorm(x))."""
+
+    def __init__(self, config: EffConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = ATTENTION[config.attention](config, layer_idx)
+        self.mlp = FEED_FORWARD[config.feed_forward](config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden: Tensor, sequence: Sequence, past_key_values: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, hidden] to the same shape, and the router's logits where there is a router."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), sequence, past_key_values)
+        output = self.mlp(self.post_attention_layernorm(hidden))
+        update, router_logits = output if isinstance(output, tuple) else (output, None)
+        return hidden + update, router_logits
+
+
+class EffPreTrainedModel(PreTrainedModel):
+    """Initialisation and what Transformers must know of the model."""
+
+    config_class = EffConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("EffDecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, Experts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, RelativeBias):
+            init.normal_(module.table, mean=0.0, std=std)
+        elif isinstance(module, Compressor):
+            init.normal_(module.positions, mean=0.0, std=std)
+
+
+class EffModel(EffPreTrainedModel):
+    """Token embedding, positions, layers and final norm."""
+
+    def __init__(self, config: EffConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embedding = None
+        if config.position == "sinusoidal":
+            self.position_embedding = SinusoidalEmbedding()
+        elif config.position == "learned":
+            self.position_embedding = LearnedEmbedding(config)
+        self.layers = nn.ModuleList([EffDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **_: object,
+    ) -> MoeModelOutputWithPast:
+        """Final hidden states [batch, length, hidden] of input_ids [batch, length].
+
+        `attention_mask` is [batch, cached + length], 1 for tokens and 0 for padding. Raises ValueError for padding
+        between tokens under NSA, and for positions beyond a learned table.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.gradient_checkpointing and self.training:
+            use_cache = False
+        if not use_cache:
+            past_key_values = None
+        elif past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        sequence = self._sequence(hidden, attention_mask, position_ids, past_key_values)
+        if self.position_embedding is not None:
+            hidden = self.position_embedding(hidden, sequence.position_ids)
+
+        states, router_logits = [hidden], []
+        for layer in self.layers:
+            hidden, logits = layer(hidden, sequence, past_key_values=past_key_values)
+            if logits is not None:
+                router_logits.append(logits)
+            if output_hidden_states:
+                states.append(hidden)
+        hidden = self.norm(hidden)
+        return MoeModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
+            router_logits=tuple(router_logits) or None,
+        )
+
+    def _sequence(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> Sequence:
+        config, length = self.config, hidden.shape[1]
+        if config.attention == "nsa" and cache is not None:
+            use_sparse_layers(cache, config.num_hidden_layers)
+        first = 0 if cache is None else int(cache.get_seq_length())
+        if config.position == "learned" and first + length > config.max_position_embeddings:
+            raise ValueError(
+                f"{first + length} tokens exceed max_position_embeddings {config.max_position_embeddings} of the "
+                "learned positions: shorten the text, or train with a larger table"
+            )
+        padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
+        mask = None
+        if config.attention != "nsa" and config.position != "relative":
+            # Given position ids without a mask may mark packed documents, which only this mask can keep apart.
+            mask = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
+        if position_ids is None:
+            position_ids = torch.arange(first, first + length, device=hidden.device)[None]
+            if padded:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        angles = None
+        if config.position == "rope":
+            dim = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
+            angles = rotary_angles(position_ids, dim, config.rope_theta)
+        return Sequence(
+            first_position=first,
+            position_ids=position_ids,
+            angles=angles,
+            mask=mask,
+            key_mask=attention_mask.bool() if padded else None,
+            padding=_left_padding(attention_mask) if padded and config.attention == "nsa" else None,
+        )
+
+
+class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
+    """The decoder with its language-modelling head, tied to the embedding if the configuration says so."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: EffConfig):
+        super().__init__(config)
+        self.model = EffModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> MoeCausalLMOutputWithPast | tuple:
+        """Logits [batch, length, vocabulary], and the mean loss in nats per token if `labels` are given.
+
+        Labels are shifted here. With experts the loss includes router_aux_loss_coef times the load-balancing loss;
+        where `num_items_in_batch` says that the batch is one of several that are accumulated, that loss has this
+        batch's share of the tokens as its weight.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = auxiliary = None
+        if outputs.router_logits is not None and (labels is not None or output_router_logits):
+            padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+            auxiliary = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, padding)
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if auxiliary is not None:
+                share = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+                loss = loss + self.config.router_aux_loss_coef * share * auxiliary
+        result = MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=auxiliary,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            router_logits=outputs.router_logits if output_router_logits else None,
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+
+def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """The part of an accumulated batch's target tokens that these labels hold."""
+    return 1.0 if num_items_in_batch is None else (labels[..., 1:] != -100).sum() / num_items_in_batch
+
+
+def _left_padding(attention_mask: Tensor) -> Tensor:
+    """[batch]: zeros before the first one. Zeros after the last one need nothing: causality hides them."""
+    mask = attention_mask.long()
+    if bool((mask.diff(dim=-1) == 1).sum(dim=-1).add(mask[:, 0]).gt(1).any()):
+        raise ValueError("attention nsa takes padding at the ends only: attention_mask has zeros between ones")
+    return mask.argmax(dim=-1)
