@@ -3,6 +3,8 @@
 An artifact lives in `results/<stage>/<id>/`:
 
     manifest.json     what it is: stage, id, spec, status, digests of the payload and of the parents' manifests
+    .published.json   the same: Snakemake deletes a rule's outputs before it reruns it, and this copy lets the stage
+                      see that nothing has changed and put the manifest back
     provenance.json   how it came to be: versions, commit, host, device, job, command, start, end, digests of records
     records/          what was observed while it was built (loss curve, telemetry); not part of its identity
     ...               the payload
@@ -25,6 +27,7 @@ from typing import Any
 from effllm.errors import CellFailure, Status, UserError
 
 MANIFEST = "manifest.json"
+PUBLISHED = ".published.json"
 PROVENANCE = "provenance.json"
 RECORDS = "records"
 _CHUNK_BYTES = 1 << 22
@@ -194,8 +197,26 @@ def publish(
         parents=parents,
     )
     write_text(staging / PROVENANCE, json.dumps({**provenance, "records": records}, indent=1, sort_keys=True) + "\n")
+    write_text(staging / PUBLISHED, manifest.to_json())
     write_text(staging / MANIFEST, manifest.to_json())
     _replace_directory(staging, destination)
+    return Artifact.open(destination / MANIFEST)
+
+
+def restore(destination: Path, spec: dict[str, Any], parents: dict[str, Parent]) -> Artifact | None:
+    """The artifact at `destination`, its manifest put back if need be, if it is whole and of this spec and parents.
+
+    This is what stops a rerun from spreading: an input that was rebuilt to the same bytes has the same digest, so
+    what was built from it still stands.
+    """
+    copy = destination / PUBLISHED
+    if not copy.is_file():
+        return None
+    present = Artifact.open(copy)
+    if present.manifest.spec != spec or present.manifest.parents != parents or any(present.damage()):
+        return None
+    if not (destination / MANIFEST).exists():
+        write_text(destination / MANIFEST, present.manifest.to_json())
     return Artifact.open(destination / MANIFEST)
 
 
@@ -216,7 +237,8 @@ def _replace_directory(source: Path, destination: Path) -> None:
         shutil.rmtree(replaced)
     if destination.exists():
         # A directory without its manifest is no artifact, so a kill between the renames leaves nothing half valid.
-        (destination / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, PUBLISHED):
+            (destination / name).unlink(missing_ok=True)
         destination.rename(replaced)
     source.rename(destination)
     descriptor = os.open(destination.parent, os.O_RDONLY)

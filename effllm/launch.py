@@ -58,8 +58,6 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
         environment[name] = str(threads)
-    # gptqmodel splits its CPU pool between loading and quantizing and needs two workers even on one core.
-    environment.setdefault("GPTQMODEL_CPU_WORKERS", str(max(threads, 2)))
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["PYTHONUNBUFFERED"] = "1"
     if not STAGES[stage].network:

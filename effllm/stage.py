@@ -96,7 +96,7 @@ def _fault_of_machine(error: Exception, output: Path) -> str | None:
 def run(
     stage: str, build: Callable[[Job], None], *, spec: dict[str, Any], inputs: dict[str, list[Path]], output: Path
 ) -> Artifact:
-    """Build and publish the artifact at `output`, or return it if it is already there, whole, for the same spec."""
+    """Build and publish the artifact at `output`, or return it if it is already there, whole, of the same inputs."""
     started = time.time()
     expected = STAGES[stage].version
     if spec.get("version") != expected:
@@ -109,9 +109,9 @@ def run(
     key = _key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
     with _lease(scratch):
-        finished = _already_built(output, spec, parents)
+        finished = artifact.restore(output, spec, parents)
         if finished:
-            log.info("%s was already built by another run", output)
+            log.info("%s stands: same spec, same inputs, payload intact; delete it to build it anew", output)
             return finished
         _reset_unless(scratch, key)
         staging = scratch / "staging"
@@ -199,14 +199,6 @@ def _reset_unless(scratch: Path, key: str) -> None:
             if path.name != "lease":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         artifact.write_text(marker, key)
-
-
-def _already_built(output: Path, spec: dict[str, Any], parents: dict[str, Parent]) -> Artifact | None:
-    if not (output / MANIFEST).exists():
-        return None
-    present = Artifact.open(output / MANIFEST)
-    same = present.manifest.spec == spec and present.manifest.parents == parents
-    return present if same and not any(present.damage()) else None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: P
     Raises `CellFailure` (unsupported) for an architecture that gptqmodel does not know or a group size that does
     not divide a layer, and (nan) where the Hessian of a layer cannot be inverted.
     """
+    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
     # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.models.auto import SUPPORTED_MODELS
@@ -79,7 +82,7 @@ def calibration_sequences(
     length, needed = calibration.sequence_length, calibration.samples
     table = pq.ParquetDataset(sorted(corpus.glob("train-*.parquet"))).read(columns=["id", "text"])
     documents = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
-    ordered = sorted(documents, key=lambda item: xxhash.xxh3_128_digest(f"{calibration.seed}\n{item[0]}"))
+    ordered = sorted(documents, key=lambda item: xxhash.xxh3_128_digest(f"{calibration.seed}\n{item[0]}".encode()))
     ids: list[int] = []
     for _, text in ordered:
         ids += tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]

@@ -97,6 +97,11 @@ class PretrainingRun(Section):
                 f"sequence_length {self.sequence_length} exceeds max_position_embeddings "
                 f"{self.architecture.max_position_embeddings}: raise it in the architecture"
             )
+        if self.checkpoint_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"checkpoint_every_steps {self.checkpoint_every_steps} is not a multiple of log_every_steps "
+                f"{self.log_every_steps}: the loss curve of a resumed run would differ; change one of them"
+            )
         if self.optimizer.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves none of max_steps {self.max_steps} "

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -28,7 +29,7 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     """
     was_training = model.training
     model.eval()
-    ids = torch.from_numpy(stream.ids().astype("int64"))
+    ids = torch.from_numpy(stream.ids.astype(np.int64))
     stride = sequence_length - 1
     total, scored = 0.0, 0
     starts = list(range(0, len(ids) - 1, stride))

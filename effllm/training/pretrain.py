@@ -34,6 +34,9 @@ def build(job: Job) -> None:
         callbacks=[MarkComplete(), StopAtNaN(), ReportProgress(job.id)],
     )
     checkpoint = latest_complete(job.scratch)
+    steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    if checkpoint:
+        print(f"progress: {job.id} going on from step {steps_before}", flush=True)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     elapsed = time.monotonic() - started
@@ -41,7 +44,6 @@ def build(job: Job) -> None:
     model.config.use_cache = True
     model.save_pretrained(job.output / "model")
     tokenizer.save_pretrained(job.output / "model")
-    steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     tokens_per_step = run.global_batch_size * run.sequence_length
     job.write_json(
         "training.json",

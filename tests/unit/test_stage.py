@@ -41,6 +41,16 @@ def test_a_finished_artifact_is_not_built_again(tmp_path: Path) -> None:
     assert calls == ["a", "a"]
 
 
+def test_a_manifest_that_was_deleted_is_put_back_without_building(tmp_path: Path) -> None:
+    artifact = run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path))
+    (artifact.directory / MANIFEST).unlink()
+
+    def build(job: Job) -> None:
+        raise AssertionError("nothing has changed, so nothing is to be built")
+
+    assert run("corpus", build, spec=SPEC, inputs={}, output=_output(tmp_path)).sha256 == artifact.sha256
+
+
 def test_a_damaged_artifact_is_built_again(tmp_path: Path) -> None:
     artifact = run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path))
     (artifact.directory / "payload.json").write_text("{}")

@@ -62,6 +62,11 @@ CASES = {
         ["benchmarks.mmlu.task", "leaderboard_mmlu_por", "leaderboard_mmlu_pro"],
     ),
     "negative steps": ("pretraining/llama-1m/max_steps", -1, ["pretraining.llama-1m.max_steps", "-1"]),
+    "checkpoints between points of the curve": (
+        "pretraining/llama-1m/checkpoint_every_steps",
+        25,
+        ["pretraining.llama-1m", "checkpoint_every_steps 25", "log_every_steps 10"],
+    ),
     "warm-up": ("pretraining/llama-1m/optimizer/warmup_steps", 10_000, ["warmup_steps 10000", "lower it"]),
 }
 

@@ -1,0 +1,169 @@
+"""The embedded study, from nothing to its tables, as `make table9` runs it; then what a reader relies on."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from effllm.artifact import MANIFEST, Artifact
+from effllm.study import Graph, load_study
+from tests.conftest import REPOSITORY, run_snakemake
+
+GRAPH = Graph(load_study(REPOSITORY / "config" / "tiny.yaml"))
+TABLE = GRAPH.study.tables.table9
+PROFILE = ["--profile", "profiles/local"]
+PAPER_COLUMNS = ["model", "precision", "average_performance", "AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "AEC_W", "MCR"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the workflow has built both tables from nothing."""
+    directory = tmp_path_factory.mktemp("embedded")
+    run_snakemake(directory, *PROFILE, "results/table9.csv", "results/table16.csv")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def table9(study: Path) -> pl.DataFrame:
+    return pl.read_csv(study / "results" / "table9.csv")
+
+
+def _content(study: Path, stage: str, id: str, name: str) -> dict:
+    artifact = Artifact.open(study / GRAPH.manifest(stage, id))
+    artifact.verify()
+    return artifact.json(name)
+
+
+def test_the_second_run_executes_nothing(study: Path) -> None:
+    output = run_snakemake(study, *PROFILE, "results/table9.csv", "results/table16.csv")
+    assert "Nothing to be done" in output.stdout + output.stderr
+
+
+def test_a_row_for_every_model_and_precision_all_ok(table9: pl.DataFrame) -> None:
+    labels = [GRAPH.study.models[model].label for model in TABLE.models]
+    assert table9.select("model", "precision").rows() == list(itertools.product(labels, TABLE.precisions))
+    assert table9["status"].to_list() == ["ok"] * table9.height, table9["reason"].to_list()
+
+
+def test_the_papers_columns_come_first(table9: pl.DataFrame) -> None:
+    assert table9.columns[: len(PAPER_COLUMNS)] == PAPER_COLUMNS
+
+
+def test_no_cell_is_empty_without_a_reason(study: Path) -> None:
+    for name in ("table9", "table16"):
+        frame = pl.read_csv(study / "results" / f"{name}.csv")
+        for row in frame.iter_rows(named=True):
+            empty = {c for c, value in row.items() if value is None and c not in ("reason", "not_measured")}
+            groups = [part.partition(": ") for part in (row["not_measured"] or "").split(" | ") if part]
+            explained = {column for columns, _, reason in groups if reason for column in columns.split(", ")}
+            assert empty == explained
+
+
+def test_types_and_ranges(table9: pl.DataFrame) -> None:
+    for column in ("average_performance", "AMU_fraction", "util_cpu"):
+        assert table9[column].is_between(0, 1).all()
+    for column in ("AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "latency_ms", "weight_bytes", "mcr_measured", "MCR"):
+        assert (table9[column] > 0).all()
+    assert (table9["latency_ms_low"] <= table9["latency_ms"]).all()
+    assert (table9["latency_ms"] <= table9["latency_ms_high"]).all()
+    assert (table9["token_ms_p50"] <= table9["token_ms_p95"]).all()
+    assert (table9["memory_peak_GB"] >= table9["AMU_GB"]).all()
+    assert table9["weight_bytes"].dtype == pl.Int64
+
+
+def test_mcr_recomputed_from_the_artifacts(study: Path, table9: pl.DataFrame) -> None:
+    accuracy = [b for b in TABLE.benchmarks if b != "perplexity"]
+
+    def performance(model: str, precision: str) -> float:
+        scores = [_content(study, "evaluate", f"{model}.{precision}.{b}", "evaluation.json")["score"] for b in accuracy]
+        return sum(scores) / len(scores)
+
+    def size(model: str, precision: str) -> int:
+        directory = study / GRAPH.results / "quantize" / f"{model}.{precision}" / "model"
+        header = 0
+        for path in directory.glob("*.safetensors"):
+            header += path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+        return header
+
+    rows = iter(table9.iter_rows(named=True))
+    for model, precision in itertools.product(TABLE.models, TABLE.precisions):
+        row = next(rows)
+        ratio = performance(model, precision) / performance(model, "bfloat16")
+        bits = 4 if precision == "int4" else 16
+        assert row["average_performance"] == pytest.approx(performance(model, precision), rel=1e-5)
+        assert row["mcr_nominal"] == pytest.approx(16 / bits * ratio, rel=1e-5)
+        assert row["MCR"] == row["mcr_nominal"]
+        assert row["mcr_measured"] == pytest.approx(size(model, "bfloat16") / size(model, precision) * ratio, rel=1e-5)
+
+
+def test_int4_is_three_times_smaller_on_the_quantized_layers(table9: pl.DataFrame) -> None:
+    int4 = table9.filter(pl.col("precision") == "int4")
+    assert (int4["quantized_layers_compression"] >= 3).all()
+    cast = table9.filter(pl.col("precision") != "int4")
+    assert cast["quantized_layers_bytes"].null_count() == cast.height
+
+
+def test_bfloat16_models_beat_chance_on_at_least_two_benchmarks(table9: pl.DataFrame) -> None:
+    for row in table9.filter(pl.col("precision") == "bfloat16").iter_rows(named=True):
+        accuracy = [b for b in TABLE.benchmarks if b != "perplexity"]
+        clear = [b for b in accuracy if row[f"{b}_low"] > row[f"{b}_chance"]]
+        assert len(clear) >= 2, row
+
+
+def test_perplexity_is_far_below_uniform_bytes(table9: pl.DataFrame) -> None:
+    assert (table9["perplexity_score"] < 3).all()
+
+
+def test_what_the_machine_lacks_is_null_with_a_reason(table9: pl.DataFrame) -> None:
+    for row in table9.iter_rows(named=True):
+        if row["AEC_W"] is None:
+            assert "AEC_W" in row["not_measured"]
+        else:
+            assert row["energy_source"] and row["AEC_W"] > 0
+
+
+def test_latency_sums_the_benchmarks_mean_request_times(study: Path, table9: pl.DataFrame) -> None:
+    row = table9.row(0, named=True)
+    variant = f"{TABLE.models[0]}.{TABLE.precisions[0]}"
+    costs = [_content(study, "evaluate", f"{variant}.{b}", "evaluation.json")["cost"] for b in TABLE.benchmarks]
+    total = sum(1000 * cost["model_seconds"] / cost["requests"] for cost in costs)
+    assert row["AL_sum_ms"] == pytest.approx(total, rel=1e-5)
+
+
+def test_table16_agrees_with_table9(study: Path, table9: pl.DataFrame) -> None:
+    table16 = pl.read_csv(study / "results" / "table16.csv")
+    assert table16["mean"].to_list() == table9["average_performance"].to_list()
+    for benchmark in TABLE.benchmarks:
+        label = GRAPH.study.benchmarks[benchmark].label
+        assert table16[label].to_list() == table9[f"{benchmark}_score"].to_list()
+
+
+def test_every_artifact_is_whole_and_names_its_parents(study: Path) -> None:
+    manifests = {path: Artifact.open(path) for path in (study / "results").glob(f"*/*/{MANIFEST}")}
+    assert len(manifests) == 1 + 1 + 1 + 3 + 9 + 5 + 45 + 9
+    digests = {(a.manifest.stage, a.manifest.id): a.sha256 for a in manifests.values()}
+    for artifact in manifests.values():
+        artifact.verify()
+        for parent in artifact.manifest.parents.values():
+            assert digests[parent.stage, parent.id] == parent.sha256
+        provenance = artifact.json("provenance.json")
+        assert provenance["packages"]["torch"] and provenance["start"] <= provenance["end"]
+
+
+def test_held_out_text_is_in_no_training_part(study: Path) -> None:
+    directory = study / "results" / "corpus" / "python-docs"
+    train = set(pl.read_parquet(directory / "train-*.parquet")["text"])
+    held_out = set(pl.read_parquet(directory / "held_out-*.parquet")["text"])
+    assert held_out and not train & held_out
+
+
+def test_the_models_have_learned(study: Path) -> None:
+    for run in GRAPH.study.pretraining:
+        result = _content(study, "pretrain", run, "training.json")
+        assert result["held_out_perplexity"] < 0.15 * 2048
+        assert result["held_out_loss"] == pytest.approx(math.log(result["held_out_perplexity"]))
+        curve = json.loads((study / f"results/pretrain/{run}/records/loss_curve.json").read_text())["curve"]
+        assert curve[-1]["step"] == GRAPH.study.pretraining[run].max_steps

@@ -1,0 +1,144 @@
+"""Precisions: sizes counted on disk, checkpoints that load without this package, failures that are typed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from effllm.errors import CellFailure, UserError
+from effllm.quantization.cast import cast
+from effllm.quantization.gptq import calibration_sequences, check_group_size, check_losses
+from effllm.quantization.weights import weight_bytes
+from effllm.study.models import Calibration, CastPrecision
+
+
+def test_int4_loads_and_generates_without_this_package(builder: Any) -> None:
+    directory = builder.build("quantize", "llama-1m.int4").directory / "model"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
+        f"t = AutoTokenizer.from_pretrained({str(directory)!r})\n"
+        "print('OUT', t.decode(m.generate(**t('Return the', return_tensors='pt'), max_new_tokens=4)[0]))\n"
+        "assert 'effllm' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "OUT Return the" in result.stdout
+
+
+def test_packed_integers_reproduce_the_weights_within_half_a_step(builder: Any) -> None:
+    """Unpack the checkpoint here, by the format's definition, and compare it with the trained weights."""
+    original = load_file(builder.build("pretrain", "llama-1m").directory / "model" / "model.safetensors")
+    packed = load_file(builder.build("quantize", "llama-1m.int4").directory / "model" / "model.safetensors")
+    layer = "model.layers.0.mlp.up_proj"
+    shifts = torch.arange(0, 32, 4)
+    # qweight [in / 8, out]: eight 4-bit values of consecutive input rows in one int32, lowest bits first.
+    integers = ((packed[f"{layer}.qweight"][:, None, :] >> shifts[None, :, None]) & 15).flatten(0, 1)
+    zeros = ((packed[f"{layer}.qzeros"][:, :, None] >> shifts) & 15).flatten(1) + 1
+    groups = packed[f"{layer}.g_idx"].long()
+    scales = packed[f"{layer}.scales"].float()
+    weights = ((integers - zeros[groups]).float() * scales[groups]).T
+    error = (weights - original[f"{layer}.weight"]).abs()
+    # GPTQ moves later columns to make up for earlier ones, so single weights may leave their nearest step.
+    assert error.mean() < 0.5 * scales.mean()
+    correlation = torch.corrcoef(torch.stack([weights.flatten(), original[f"{layer}.weight"].flatten()]))[0, 1]
+    assert correlation > 0.98
+
+
+def test_bytes_are_those_of_the_tensors_on_disk(builder: Any) -> None:
+    for variant in ("llama-1m.bfloat16", "llama-1m.int4"):
+        artifact = builder.build("quantize", variant)
+        tensors = load_file(artifact.directory / "model" / "model.safetensors")
+        weights = artifact.json("quantization.json")["weights"]
+        assert weights["bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    parts = ("qweight", "qzeros", "scales", "g_idx")
+    packed = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] in parts}
+    assert weights["quantized_layers_bytes"] == sum(t.numel() * t.element_size() for t in packed.values())
+    model = AutoModelForCausalLM.from_pretrained(builder.build("pretrain", "llama-1m").directory / "model")
+    linear = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert weights["quantized_layers"] == len(linear)
+    assert weights["quantized_layers_bytes_16_bit"] == sum(module.weight.numel() * 2 for module in linear)
+
+
+def test_bytes_are_counted_over_shards(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(3, 5, dtype=torch.bfloat16)}, tmp_path / "model-1.safetensors")
+    save_file({"b.weight": torch.zeros(7, dtype=torch.float32)}, tmp_path / "model-2.safetensors")
+    assert weight_bytes(tmp_path) == {
+        "bytes": 30 + 28,
+        "quantized_layers": 0,
+        "quantized_layers_bytes": None,
+        "quantized_layers_bytes_16_bit": None,
+    }
+
+
+def test_float16_overflow_is_a_cell_with_status_nan(builder: Any, tmp_path: Path) -> None:
+    source = builder.build("pretrain", "llama-1m").directory / "model"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.norm.weight.data[0] = 1e5
+    model.save_pretrained(tmp_path / "model")
+    cast(tmp_path / "model", tmp_path / "bfloat16", CastPrecision(kind="cast", dtype="bfloat16"))
+    with pytest.raises(CellFailure, match=r"model\.norm\.weight has values beyond the range of float16") as caught:
+        cast(tmp_path / "model", tmp_path / "float16", CastPrecision(kind="cast", dtype="float16"))
+    assert caught.value.status == "nan"
+
+
+def test_a_group_size_that_does_not_divide_is_unsupported() -> None:
+    config = AutoConfig.for_model(
+        "llama", hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, vocab_size=300
+    )
+    check_group_size(config, 32)
+    with pytest.raises(CellFailure, match=r"group_size 64 does not divide the input width 96 of .*down_proj") as caught:
+        check_group_size(config, 64)
+    assert caught.value.status == "unsupported"
+
+
+def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) -> None:
+    from effllm.quantization.gptq import quantize_gptq
+    from effllm.study.models import GptqPrecision
+
+    settings = builder.graph.study.precision_of("llama-1m", "int4")
+    assert isinstance(settings, GptqPrecision)
+    AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(CellFailure, match="does not know model_type 'mamba'") as caught:
+        quantize_gptq(tmp_path, tmp_path / "out", settings, tmp_path, tmp_path)
+    assert caught.value.status == "unsupported"
+
+
+def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
+    corpus = builder.build("corpus", "python-docs").directory
+    tokenizer = AutoTokenizer.from_pretrained(builder.build("tokenizer", "python-docs-2k").directory / "tokenizer")
+    calibration = Calibration(corpus="python-docs", samples=8, sequence_length=64)
+    sequences = calibration_sequences(corpus, tokenizer, calibration)
+    assert [len(sequence["input_ids"]) for sequence in sequences] == [64] * 8
+    assert sequences == calibration_sequences(corpus, tokenizer, calibration)
+    other = calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"seed": 1}))
+    assert other != sequences
+    with pytest.raises(UserError, match=r"calibration\.samples: the training text has \d+ sequences of 64 tokens"):
+        calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+
+
+def test_a_quantization_error_that_is_no_number_is_a_status(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("layer,module,loss\n0,q_proj,0.01\n")
+    check_losses(log)
+    log.write_text("layer,module,loss\n0,q_proj,nan\n")
+    with pytest.raises(CellFailure, match="layer 0 q_proj is nan"):
+        check_losses(log)
+
+
+def test_quantizing_twice_gives_the_same_bytes(builder: Any, tmp_path: Path) -> None:
+    from tests.unit.conftest import Builder
+
+    first = builder.build("quantize", "llama-1m.int4")
+    study = json.loads(builder.graph.study.model_dump_json())
+    again = Builder(study, tmp_path)
+    for stage, id in (("corpus", "python-docs"), ("pretrain", "llama-1m")):
+        assert again.build(stage, id).manifest == builder.build(stage, id).manifest
+    assert again.build("quantize", "llama-1m.int4").manifest == first.manifest
+    assert sys.modules["gptqmodel"]

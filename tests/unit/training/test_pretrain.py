@@ -1,0 +1,116 @@
+"""Pretraining learns, resumes bit for bit after a kill, and calls a lost run by its name."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from effllm.artifact import MANIFEST, Artifact
+from effllm.data.tokens import PackedTokens
+from effllm.training.checkpoints import latest_complete
+from effllm.training.held_out import held_out_loss
+
+
+def _command(builder: Any, spec: dict[str, Any], root: Path, name: str) -> tuple[list[str], Path]:
+    spec_file = root / f"{name}.json"
+    spec_file.write_text(json.dumps(spec))
+    tokens = builder.build("tokens", "python-docs").directory / MANIFEST
+    tokenizer = builder.build("tokenizer", "python-docs-2k").directory / MANIFEST
+    output = root / "results" / "pretrain" / name
+    argv = [sys.executable, "-m", "effllm.training.pretrain", "--spec", str(spec_file), "--output", str(output)]
+    return [*argv, "--input", f"tokens={tokens}", "--input", f"tokenizer={tokenizer}"], output
+
+
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_path: Path) -> None:
+    spec = builder.graph.spec("pretrain", "llama-1m")
+    spec["config"] |= {"max_steps": 40, "checkpoint_every_steps": 4}
+    whole, whole_output = _command(builder, spec, tmp_path, "whole")
+    subprocess.run(whole, check=True, capture_output=True)
+    killed, killed_output = _command(builder, spec, tmp_path, "killed")
+    work = tmp_path / "results" / ".scratch" / "pretrain" / "killed" / "work"
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(work.glob("checkpoint-*/complete")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed_output / MANIFEST).exists()
+    subprocess.run(killed, check=True, capture_output=True)
+    timing = json.loads((killed_output / "records" / "timing.json").read_text())
+    assert 4 <= timing["resumed_at_step"] < 40
+    first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
+    assert first.manifest.payload == second.manifest.payload
+    curve = json.loads((killed_output / "records" / "loss_curve.json").read_text())
+    assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
+
+
+def test_half_a_checkpoint_is_never_resumed_from(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    assert latest_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-15").exists()
+    assert latest_complete(tmp_path / "empty") is None
+
+
+def test_training_lowers_the_held_out_loss(builder: Any) -> None:
+    artifact = builder.build("pretrain", "llama-1m")
+    result = artifact.json("training.json")
+    assert result["held_out_loss"] < math.log(2048) - 0.2
+    assert result["held_out_perplexity"] == pytest.approx(math.exp(result["held_out_loss"]))
+    curve = json.loads((artifact.directory / "records" / "loss_curve.json").read_text())["curve"]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_held_out_loss_equals_a_token_by_token_computation(builder: Any) -> None:
+    artifact = builder.build("pretrain", "llama-1m")
+    model = AutoModelForCausalLM.from_pretrained(artifact.directory / "model")
+    stream = PackedTokens.open(builder.build("tokens", "python-docs").directory, "held_out")
+    stream.ids = stream.ids[:150]
+    result = held_out_loss(model, stream, sequence_length=64, batch_size=2)
+    total = 0.0
+    with torch.inference_mode():
+        for position in range(1, 150):
+            start = (position - 1) // 63 * 63
+            logits = model(torch.tensor([stream.ids[start:position].tolist()])).logits[0, -1]
+            total -= torch.log_softmax(logits.double(), -1)[int(stream.ids[position])].item()
+    assert result.tokens == 149
+    assert result.loss == pytest.approx(total / 149, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / stream.utf8_bytes, rel=1e-5)
+
+
+def test_a_diverged_run_is_a_cell_with_status_nan(builder: Any, tmp_path: Path) -> None:
+    spec = builder.graph.spec("pretrain", "llama-1m")
+    spec["config"]["optimizer"] |= {"learning_rate": 1e30, "weight_decay": 1e30, "warmup_steps": 0}
+    command, output = _command(builder, spec, tmp_path, "diverged")
+    subprocess.run(command, check=True, capture_output=True)
+    manifest = Artifact.open(output / MANIFEST).manifest
+    assert manifest.status == "nan"
+    assert "training loss is nan at step" in manifest.reason
+
+
+@pytest.mark.parametrize("run", ["llama-1m", "qwen2-1m"])
+def test_the_model_loads_without_this_package(builder: Any, run: str) -> None:
+    directory = builder.build("pretrain", run).directory / "model"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
+        f"t = AutoTokenizer.from_pretrained({str(directory)!r})\n"
+        "print(t.decode(m.generate(**t('def', return_tensors='pt'), max_new_tokens=4)[0]))\n"
+        "assert 'effllm' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("def")
+    assert len(AutoTokenizer.from_pretrained(directory)) == 2048

@@ -1,0 +1,143 @@
+"""A user's mistake gets a sentence before any job starts; a kill or a broken artifact loses nothing finished."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY, SNAKEMAKE, run_snakemake
+from tests.workflow.conftest import LOCAL, Workdir
+
+
+def _refused(result: Any, *parts: str) -> None:
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "Traceback" not in output, output
+    for part in parts:
+        assert part in output, output
+
+
+def test_bad_configuration_is_refused_before_any_job(workdir: Workdir) -> None:
+    workdir.study["pretraining"]["llama-1m"]["optimizer"]["learning_rate"] = "1e-4"
+    workdir.write()
+    result = workdir.snakemake("all", check=False)
+    _refused(result, "pretraining.llama-1m.optimizer.learning_rate", "write 1.0e-4")
+    assert not (workdir.path / "results").exists()
+
+
+def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir) -> None:
+    result = workdir.snakemake("results/quantize/lama-1m.int4/manifest.json", check=False)
+    _refused(result, "MissingRuleException", "lama-1m")
+
+
+def test_a_profile_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text("configfile: config/nowhere.yaml\ncores: 1\n")
+    _refused(run_snakemake(tmp_path, "--profile", str(profile), "-n", check=False), "config/nowhere.yaml")
+
+
+def test_files_that_do_not_exist_are_named(workdir: Workdir) -> None:
+    workdir.study["corpora"]["python-docs"]["source"] = {"kind": "files", "paths": ["nowhere/*.parquet"]}
+    workdir.write()
+    result = workdir.snakemake("all", check=False)
+    _refused(result, "corpora.python-docs.source.paths", "nowhere/*.parquet", "matches no file")
+
+
+def test_a_study_that_needs_the_hub_says_so_offline(workdir: Workdir) -> None:
+    workdir.study["models"]["hub"] = {"source": {"kind": "hub", "repo": "a/b", "revision": "0" * 40}}
+    workdir.write()
+    result = workdir.snakemake("results/model/hub/manifest.json", check=False)
+    _refused(result, "a/b cannot be fetched", "the study needs the hub here")
+
+
+def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path) -> None:
+    output = run_snakemake(tmp_path, "-n", "results/table9.csv")
+    counts = {line.split()[0]: line.split()[-1] for line in output.stdout.splitlines() if len(line.split()) == 2}
+    assert counts["quantize"] == "9"
+    assert counts["pretrain"] == "3"
+
+
+@pytest.mark.parametrize("profile", ["gh200", "h200"])
+def test_the_papers_study_dry_runs_without_gpu_network_or_slurm(tmp_path: Path, profile: str) -> None:
+    output = run_snakemake(tmp_path, "--profile", f"profiles/{profile}", "-n", "results/table9.csv")
+    counts = {line.split()[0]: line.split()[-1] for line in output.stdout.splitlines() if len(line.split()) == 2}
+    expected = {"model": "9", "quantize": "27", "evaluate": "162", "profile": "27", "benchmark": "6"}
+    assert {rule: counts.get(rule) for rule in expected} == expected
+
+
+def _kill_tree_of(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
+    run = workdir.study["pretraining"]["llama-1m"]
+    run |= {"max_steps": 3000, "checkpoint_every_steps": 10}
+    workdir.study["pretraining"] = {"llama-1m": run}
+    workdir.study["models"] = {"llama-1m": workdir.study["models"]["llama-1m"]}
+    for table in workdir.study["tables"].values():
+        table["models"] = ["llama-1m"]
+    workdir.write()
+    target = "results/pretrain/llama-1m/manifest.json"
+    study = str(workdir.path / "study.yaml")
+    command = [*SNAKEMAKE, "--directory", str(workdir.path), *LOCAL, "--configfile", study, target]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m"
+    deadline = time.monotonic() + 120
+    while not list((work / "work").glob("checkpoint-*/complete")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    corpus = workdir.path / "results" / "corpus" / "python-docs" / "manifest.json"
+    finished_at = corpus.stat().st_mtime_ns
+    _kill_tree_of(process)
+    # The stage itself outlives the kill of Snakemake's main process: end it too, as a node's crash would.
+    holder = int((work / "lease").read_text().split()[1])
+    os.kill(holder, signal.SIGKILL)
+    spec = json.loads((work.parent / "llama-1m.spec.json").read_text())
+    assert spec["config"]["max_steps"] == 3000
+    result = workdir.snakemake("-n", target)
+    assert "corpus" not in [line.split()[0] for line in result.stdout.splitlines() if len(line.split()) == 2]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = workdir.path / "logs" / "pretrain" / "llama-1m.log"
+    while "going on from step" not in (log.read_text() if log.exists() else ""):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert corpus.stat().st_mtime_ns == finished_at
+
+
+def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdir: Workdir) -> None:
+    workdir.study["pretraining"]["llama-1m"] |= {"max_steps": 3000}
+    workdir.write()
+    target = "results/pretrain/llama-1m/manifest.json"
+    study = str(workdir.path / "study.yaml")
+    command = [*SNAKEMAKE, "--directory", str(workdir.path), *LOCAL, "--configfile", study, target]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
+        _refused(result, f"is in use by snakemake process {process.pid}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(workdir: Workdir) -> None:
+    workdir.snakemake("results/tokens/python-docs/manifest.json")
+    shard = next((workdir.path / "results" / "corpus" / "python-docs").glob("held_out-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
+    _refused(result, f"{shard.relative_to(workdir.path)} has", "delete results/corpus/python-docs and run again")
