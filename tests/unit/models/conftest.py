@@ -38,6 +38,15 @@ def small_config(**changes) -> EffConfig:
     return EffConfig(**(keys | changes))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower on several threads, and much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def build():
     """Build a small decoder with fixed weights: `build(attention="mla", position="rope")`."""
