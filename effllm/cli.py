@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=lambda arguments: devices(arguments.json))
     arguments = parser.parse_args(argv)
+    # `effllm ... | head` ends quietly, as other commands do.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         sys.exit(arguments.run(arguments))
     except UserError as error:
@@ -43,11 +46,10 @@ def check(path: Path) -> int:
     """Say what a study holds, or what is wrong with it."""
     study = load_study(path)
     graph = Graph(study)
+    graph.check_files()
     print(f"{path}: the study {study.name!r} is valid.")
     for stage in ("corpus", "tokenizer", "tokens", "pretrain", "model", "quantize", "benchmark", "evaluate", "profile"):
         ids = graph.ids(stage)
-        for id in ids:
-            graph.parents(stage, id)
         print(f"  {stage:10} {len(ids):4}  {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}")
     print(f"  tables           {', '.join(graph.tables())}")
     return 0

@@ -10,20 +10,30 @@ from effllm.study import Graph, load_study, parse_study
 from snakemake.exceptions import WorkflowError
 
 RESULTS = "results"
-DEFAULT_STUDY = Path(workflow.basedir, "config", "tiny.yaml")
+DEFAULT_STUDY = "config/tiny.yaml"
 STAGE_SCRIPT = "../workflow_scripts/stage.py"
 TABLE_SCRIPT = "../workflow_scripts/table.py"
 
 
 def read_graph():
-    """The graph of the study that the profile or the command line names, of the tiny one if neither does."""
+    """The graph of the study that `--config study=FILE` names (a profile does), of the tiny one if nothing does.
+
+    A relative path starts at the Snakefile. A configfile is a study itself and takes the place of the named one: two
+    studies are never merged.
+    """
+    given = {key: value for key, value in config.items() if key != "study"}
     try:
-        study = (
-            parse_study(config, ", ".join(map(str, workflow.configfiles)) or "--config")
-            if config
-            else load_study(DEFAULT_STUDY)
-        )
-        return Graph(study, RESULTS)
+        if given:
+            study = parse_study(
+                given, ", ".join(map(str, workflow.configfiles)) or "--config"
+            )
+        else:
+            study = load_study(
+                Path(workflow.basedir, str(config.get("study", DEFAULT_STUDY)))
+            )
+        graph = Graph(study, RESULTS)
+        graph.check_files()
+        return graph
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
@@ -38,14 +48,7 @@ def only(stage):
 
 def parents(stage):
     """An input function: the manifests and files that a node of `stage` is built from, by name."""
-
-    def inputs(wildcards):
-        try:
-            return GRAPH.parents(stage, wildcards.id)
-        except UserError as error:
-            raise WorkflowError(str(error)) from None
-
-    return inputs
+    return lambda wildcards: GRAPH.parents(stage, wildcards.id)
 
 
 def spec(stage):

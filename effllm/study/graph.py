@@ -92,6 +92,12 @@ class Graph:
             }
         return {"model": self.manifest("quantize", id)}
 
+    def check_files(self) -> None:
+        """Raise `UserError` for a local file that the study names and that does not exist."""
+        for stage in ("corpus", "model"):
+            for id in self.ids(stage):
+                self.parents(stage, id)
+
     def table_spec(self, name: str) -> dict[str, Any]:
         """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
         table = self._table(name)

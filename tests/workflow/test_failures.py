@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, SNAKEMAKE, run_snakemake
-from tests.workflow.conftest import LOCAL, Workdir
+from tests.conftest import run_snakemake
+from tests.workflow.conftest import Workdir
 
 
 def _refused(result: Any, *parts: str) -> None:
@@ -38,7 +37,7 @@ def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir) -> None:
 def test_a_profile_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
-    (profile / "config.yaml").write_text("configfile: config/nowhere.yaml\ncores: 1\n")
+    (profile / "config.yaml").write_text("config: [study=config/nowhere.yaml]\ncores: 1\n")
     _refused(run_snakemake(tmp_path, "--profile", str(profile), "-n", check=False), "config/nowhere.yaml")
 
 
@@ -71,11 +70,6 @@ def test_the_papers_study_dry_runs_without_gpu_network_or_slurm(tmp_path: Path, 
     assert {rule: counts.get(rule) for rule in expected} == expected
 
 
-def _kill_tree_of(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     run = workdir.study["pretraining"]["llama-1m"]
     run |= {"max_steps": 3000, "checkpoint_every_steps": 10}
@@ -85,9 +79,7 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
         table["models"] = ["llama-1m"]
     workdir.write()
     target = "results/pretrain/llama-1m/manifest.json"
-    study = str(workdir.path / "study.yaml")
-    command = [*SNAKEMAKE, "--directory", str(workdir.path), *LOCAL, "--configfile", study, target]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = workdir.start(target)
     work = workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m"
     deadline = time.monotonic() + 120
     while not list((work / "work").glob("checkpoint-*/complete")):
@@ -96,21 +88,22 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
         time.sleep(0.05)
     corpus = workdir.path / "results" / "corpus" / "python-docs" / "manifest.json"
     finished_at = corpus.stat().st_mtime_ns
-    _kill_tree_of(process)
+    process.kill()
+    process.wait()
     # The stage itself outlives the kill of Snakemake's main process: end it too, as a node's crash would.
     holder = int((work / "lease").read_text().split()[1])
     os.kill(holder, signal.SIGKILL)
     spec = json.loads((work.parent / "llama-1m.spec.json").read_text())
     assert spec["config"]["max_steps"] == 3000
-    result = workdir.snakemake("-n", target)
+    result = workdir.snakemake(target, options=["-n"])
     assert "corpus" not in [line.split()[0] for line in result.stdout.splitlines() if len(line.split()) == 2]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = workdir.start(target)
     log = workdir.path / "logs" / "pretrain" / "llama-1m.log"
     while "going on from step" not in (log.read_text() if log.exists() else ""):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
     assert corpus.stat().st_mtime_ns == finished_at
 
@@ -119,9 +112,7 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
     workdir.study["pretraining"]["llama-1m"] |= {"max_steps": 3000}
     workdir.write()
     target = "results/pretrain/llama-1m/manifest.json"
-    study = str(workdir.path / "study.yaml")
-    command = [*SNAKEMAKE, "--directory", str(workdir.path), *LOCAL, "--configfile", study, target]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = workdir.start(target)
     try:
         deadline = time.monotonic() + 60
         while not (workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease").exists():
@@ -131,7 +122,7 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
         result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
         _refused(result, f"is in use by snakemake process {process.pid}")
     finally:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
 
 

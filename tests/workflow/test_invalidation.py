@@ -99,7 +99,7 @@ def test_comments_threads_memory_and_file_times_rerun_nothing(finished: Workdir)
     for manifest in (finished.path / "results").glob("*/*/manifest.json"):
         os.utime(manifest)
     resources = ["--set-threads", "evaluate=2", "pretrain=2", "--set-resources", "evaluate:mem_mb=1234"]
-    output = finished.snakemake("--summary", "all", *resources).stdout
+    output = finished.snakemake("all", options=["--summary", *resources]).stdout
     assert "update pending" not in output
     assert "no update" in output
 
