@@ -63,7 +63,7 @@ def to_transformers(model: EffForCausalLM) -> PreTrainedModel:
 
 
 def export(model: EffForCausalLM, directory: Path) -> None:
-    """Write config.json and safetensors that `AutoModelForCausalLM.from_pretrained` loads; the tokenizer is not ours."""
+    """Write config.json and safetensors that `AutoModelForCausalLM.from_pretrained` loads, without a tokenizer."""
     to_transformers(model).save_pretrained(directory)
 
 

@@ -113,7 +113,8 @@ class NativeSparseAttention(nn.Module):
         block, stride = self.shape.block, self.shape.stride
         first, end = sequence.first_position, sequence.first_position + key.shape[2]
         complete = branches.block_count(end, block, stride)
-        new = complete - branches.block_count(first, block, stride)
+        before = branches.block_count(first, block, stride)
+        new = complete - before
         if first and sequence.padding is not None:
             # Rows complete their blocks at different steps: make room for as many as any row could.
             new = -(-(end - first) // stride)
@@ -134,10 +135,10 @@ class NativeSparseAttention(nn.Module):
             ends = index * stride + block - 1
             compressed[0] = rotate(compressed[0], rotary_angles(ends, self.head_dim, self.rope_theta))
         if layer is not None:
-            index = index.expand(key.shape[0], -1)
+            index, capacity = index.expand(key.shape[0], -1), before + new
             names = ("compressed_keys", "compressed_values")
             pairs = zip(names, compressed, strict=True)
-            compressed = [layer.write_compressed(name, states, index, complete + new) for name, states in pairs]
+            compressed = [layer.write_compressed(name, states, index, capacity) for name, states in pairs]
         return compressed[0][:, :, :complete], compressed[1][:, :, :complete]
 
     def _attend(

@@ -1,4 +1,4 @@
-"""The decoder against Transformers' own classes with the same weights, and exported checkpoints without this package."""
+"""The decoder against Transformers' own classes with the same weights, and checkpoints without this package."""
 
 import subprocess
 import sys

@@ -1,0 +1,29 @@
+"""What a model costs, computed from its configuration without building it."""
+
+from effllm.models.arithmetic.costs import (
+    ParameterCount,
+    activation_bytes,
+    cache_bytes,
+    cache_bytes_per_token,
+    decoding_flops,
+    describe,
+    forward_flops,
+    optimizer_bytes,
+    parameter_count,
+    training_flops,
+    weight_bytes,
+)
+
+__all__ = [
+    "ParameterCount",
+    "activation_bytes",
+    "cache_bytes",
+    "cache_bytes_per_token",
+    "decoding_flops",
+    "describe",
+    "forward_flops",
+    "optimizer_bytes",
+    "parameter_count",
+    "training_flops",
+    "weight_bytes",
+]

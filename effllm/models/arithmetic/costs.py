@@ -1,0 +1,135 @@
+"""Parameters, FLOPs and bytes of a causal language model, from its configuration alone.
+
+Conventions
+- FLOPs are those of matrix products, 2 per multiply-add; norms, activations, softmax, convolutions and elementwise
+  scans are left out. Backward costs twice forward, and recomputed activations are not counted: model FLOPs, as MFU
+  needs them (Chowdhery et al. 2022, appendix B).
+- So training costs 6 per token and active weight of a product. Embeddings are look-ups and count nothing; the output
+  head counts, tied or not.
+- Attention counts 6 * layers * heads * (d_qk + d_v) * T per token: causality is not halved.
+- A mixture counts its router and the chosen experts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from effllm.models.arithmetic.decoders import describe_decoder, describe_gpt_neox, describe_llama
+from effllm.models.arithmetic.description import Description
+from effllm.models.arithmetic.recurrent import describe_mamba, describe_rwkv
+
+_DESCRIBE: dict[str, Callable[[PreTrainedConfig], Description]] = {
+    "effllm": describe_decoder,
+    "llama": describe_llama,
+    "mistral": describe_llama,
+    "qwen2": describe_llama,
+    "phi3": describe_llama,
+    "gpt_neox": describe_gpt_neox,
+    "mamba": describe_mamba,
+    "rwkv": describe_rwkv,
+}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters, a tied head counted once.
+
+    active: those that one token uses: of the experts, the chosen ones. embedding: the input tables.
+    """
+
+    total: int
+    active: int
+    embedding: int
+
+
+def describe(config: PreTrainedConfig) -> Description:
+    """The model's terms; raises ValueError for an architecture whose terms are not written down here."""
+    if config.model_type not in _DESCRIBE:
+        raise ValueError(
+            f"model_type {config.model_type} has no cost formulas: use one of {', '.join(sorted(_DESCRIBE))}, or "
+            "describe it in effllm/models/arithmetic"
+        )
+    return _DESCRIBE[config.model_type](config)
+
+
+def parameter_count(config: PreTrainedConfig) -> ParameterCount:
+    """Parameters of the model, as `sum(p.numel() for p in model.parameters())` would count them."""
+    model = describe(config)
+    outside = model.embedding_parameters + model.head_parameters + model.other_parameters
+    return ParameterCount(
+        total=outside + model.num_layers * model.layer.parameters,
+        active=outside + model.num_layers * model.layer.active_parameters,
+        embedding=model.embedding_parameters,
+    )
+
+
+def forward_flops(config: PreTrainedConfig, sequence_length: int) -> int:
+    """FLOPs of the forward pass over one sequence, with logits at every position."""
+    model = describe(config)
+    mixing = model.num_layers * model.layer.mixer.forward_flops(sequence_length)
+    return 2 * _matmul_parameters(model) * sequence_length + mixing
+
+
+def training_flops(config: PreTrainedConfig, sequence_length: int) -> int:
+    """FLOPs of forward and backward over one sequence, every parameter trained."""
+    return 3 * forward_flops(config, sequence_length)
+
+
+def decoding_flops(config: PreTrainedConfig, context_length: int) -> int:
+    """FLOPs of generating one token with a cache, when it sees `context_length` tokens, itself among them."""
+    model = describe(config)
+    return 2 * _matmul_parameters(model) + model.num_layers * model.layer.mixer.decoding_flops(context_length)
+
+
+def cache_bytes(config: PreTrainedConfig, context_length: int, dtype: torch.dtype) -> int:
+    """Bytes of cache or recurrent state of one sequence after `context_length` tokens, all in `dtype`.
+
+    RWKV and Mamba keep parts of their states in float32 whatever the model's type.
+    """
+    model = describe(config)
+    return model.num_layers * model.layer.mixer.cache_elements(context_length) * dtype.itemsize
+
+
+def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, context_length: int) -> float:
+    """Bytes by which one more token makes the cache grow near `context_length` tokens; 0 for a recurrent state.
+
+    Averaged over a thousand tokens, since NSA adds a compressed entry once per stride only.
+    """
+    span = 1024
+    grown = cache_bytes(config, context_length + span, dtype) - cache_bytes(config, context_length, dtype)
+    return grown / span
+
+
+def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes of the weights in `dtype`."""
+    return parameter_count(config).total * dtype.itemsize
+
+
+def optimizer_bytes(config: PreTrainedConfig) -> int:
+    """Bytes of AdamW's two float32 moments of every parameter."""
+    return 2 * 4 * parameter_count(config).total
+
+
+def activation_bytes(
+    config: PreTrainedConfig, batch_size: int, sequence_length: int, dtype: torch.dtype, checkpointing: bool = False
+) -> int:
+    """Bytes that the forward pass keeps for the backward pass in eager PyTorch with a fused attention kernel.
+
+    Counted tensor by tensor for this package's decoder; for other architectures an estimate in the same terms.
+    With `checkpointing` every layer keeps its input only, and one layer at a time is held in full. The loss keeps
+    float32 log-probabilities of every token, which at 150,000 words outweigh a layer.
+    """
+    model = describe(config)
+    tokens = batch_size * sequence_length
+    per_layer = tokens * model.layer.saved_elements * dtype.itemsize
+    layers = model.num_layers * per_layer
+    if checkpointing:
+        layers = model.num_layers * tokens * model.hidden_size * dtype.itemsize + per_layer
+    head = tokens * (3 * model.hidden_size * dtype.itemsize + 4 * model.vocab_size)
+    return layers + head
+
+
+def _matmul_parameters(model: Description) -> int:
+    return model.num_layers * model.layer.matmul_parameters + model.vocab_size * model.hidden_size

@@ -1,0 +1,61 @@
+"""Descriptions of the attention-free models: Mamba and RWKV."""
+
+from transformers import MambaConfig, RwkvConfig
+
+from effllm.models.arithmetic.description import Description, Layer, RecurrentState
+
+
+def describe_mamba(config: MambaConfig) -> Description:
+    """Mamba: in, x, dt and out projections; the scan's products with h are elementwise but its readout y = C h is one.
+
+    The state is h, [inner, state], and the convolution's last inputs, [inner, kernel].
+    """
+    hidden, inner, state, rank = config.hidden_size, config.intermediate_size, config.state_size, config.time_step_rank
+    matmul = 3 * hidden * inner + inner * (rank + 2 * state) + rank * inner
+    convolution = inner * (config.conv_kernel + (1 if config.use_conv_bias else 0))
+    biases = 2 * inner + hidden if config.use_bias else 0
+    # dt bias, A, D and the norm.
+    total = matmul + convolution + inner + inner * state + inner + biases + hidden
+    layer = Layer(
+        parameters=total,
+        active_parameters=total,
+        matmul_parameters=matmul,
+        # Input, norm, both halves of the projection, convolution, delta, scan and gated output, B and C.
+        saved_elements=2 * hidden + 6 * inner + rank + 2 * state,
+        mixer=RecurrentState(elements=inner * (state + config.conv_kernel), flops_per_token=2 * inner * state),
+    )
+    return _model(config, layer, other=hidden)
+
+
+def describe_rwkv(config: RwkvConfig) -> Description:
+    """RWKV-4: four square projections of time mixing, three of channel mixing; WKV itself is elementwise.
+
+    The state is five vectors per layer: the last input of both mixings, and WKV's numerator, denominator and maximum.
+    """
+    hidden, attention, inner = config.hidden_size, config.attention_hidden_size, config.intermediate_size
+    matmul = 4 * hidden * attention + hidden**2 + 2 * hidden * inner
+    # time_decay and time_first, five mixing vectors, two LayerNorms.
+    total = matmul + 2 * attention + 5 * hidden + 4 * hidden
+    layer = Layer(
+        parameters=total,
+        active_parameters=total,
+        matmul_parameters=matmul,
+        # Two inputs and norms, five mixed inputs, k, v, r, WKV and its product; r, k, its square, value after.
+        saved_elements=9 * hidden + 5 * attention + 2 * hidden + 2 * inner,
+        mixer=RecurrentState(elements=2 * hidden + 3 * attention),
+    )
+    # A LayerNorm before the first layer and one after the last.
+    return _model(config, layer, other=4 * hidden)
+
+
+def _model(config: MambaConfig | RwkvConfig, layer: Layer, other: int) -> Description:
+    table = config.vocab_size * config.hidden_size
+    return Description(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_layers=config.num_hidden_layers,
+        layer=layer,
+        embedding_parameters=table,
+        head_parameters=0 if config.tie_word_embeddings else table,
+        other_parameters=other,
+    )

@@ -1,0 +1,264 @@
+"""Cost formulas against built models: parameters one by one, FLOPs as torch counts them, caches and saved tensors."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effllm.models import arithmetic
+from effllm.models.attention_free import REFERENCE_SHAPES, ReferenceShape
+from effllm.models.decoder import EffConfig
+
+from .conftest import ATTENTIONS, POSITIONS, small_config
+
+# Shapes of the paper's decoder, by size.
+PAPER = {
+    "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864},
+    "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 11008},
+}
+
+
+def built_parameters(config) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("feed_forward", ["swiglu", "moe"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("size", PAPER)
+def test_parameters_are_exact_at_the_papers_shapes(size, attention, feed_forward):
+    key_value_heads = 2 if attention in ("gqa", "nsa") else None
+    shape = {**PAPER[size], "num_key_value_heads": key_value_heads, "num_hidden_layers": 2}
+    config = EffConfig(**shape, attention=attention, feed_forward=feed_forward)
+    assert arithmetic.parameter_count(config).total == built_parameters(config)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_exact_under_every_position(position, tied):
+    config = small_config(position=position, tie_word_embeddings=tied)
+    assert arithmetic.parameter_count(config).total == built_parameters(config)
+
+
+@pytest.mark.parametrize("name", REFERENCE_SHAPES)
+def test_parameters_of_the_reference_models_are_exact(name):
+    config = REFERENCE_SHAPES[name].config(vocab_size=2048, max_position_embeddings=512)
+    assert arithmetic.parameter_count(config).total == built_parameters(config)
+
+
+def test_a_model_of_32b_is_counted_without_being_built():
+    """Qwen2.5-32B: 32.5 billion parameters, 31.0 without embeddings, says its model card; the output head is apart."""
+    config = AutoConfig.for_model(
+        "qwen2",
+        hidden_size=5120,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        vocab_size=152064,
+    )
+    count = arithmetic.parameter_count(config)
+    assert count.total == 32_763_876_352
+    assert (count.total - 2 * count.embedding) / 1e9 == pytest.approx(31.0, abs=0.3)
+    assert arithmetic.weight_bytes(config, torch.bfloat16) == 2 * count.total
+    assert arithmetic.optimizer_bytes(config) == 8 * count.total
+    # Two times 8 heads of 128 in 64 layers.
+    assert arithmetic.cache_bytes_per_token(config, torch.bfloat16, 8192) == 2 * 8 * 128 * 64 * 2
+
+
+def test_active_parameters_leave_the_other_experts_out():
+    sparse = arithmetic.parameter_count(small_config(feed_forward="moe", num_experts=8, num_experts_per_tok=2))
+    only_chosen = arithmetic.parameter_count(small_config(feed_forward="moe", num_experts=2, num_experts_per_tok=2))
+    routers = 2 * 32 * (8 - 2)
+    assert sparse.active == only_chosen.total + routers
+    assert sparse.total > sparse.active
+
+
+def transformers_config(model_type: str, **changes):
+    return AutoConfig.for_model(
+        model_type,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        **changes,
+    )
+
+
+def flop_configs() -> dict:
+    # MLA's values are as wide as its keys: the CPU kernel pads narrower ones, and multiplies by the padding.
+    size = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "head_dim": 16,
+        "num_hidden_layers": 2,
+        "v_head_dim": 12,
+    }
+    experts = {"feed_forward": "moe", "moe_intermediate_size": 80}
+    sparse = {
+        "nsa_window": 32,
+        "nsa_compression_block": 16,
+        "nsa_compression_stride": 8,
+        "nsa_selection_block": 16,
+        "nsa_selected_blocks": 4,
+    }
+    configs = {attention: small_config(**size, **sparse, attention=attention) for attention in ATTENTIONS}
+    configs |= {f"{a}-moe": small_config(**size, **sparse, attention=a, **experts) for a in ("gqa", "mla", "nsa")}
+    configs |= {p: small_config(**size, position=p, max_position_embeddings=128) for p in POSITIONS[1:]}
+    configs |= {name: transformers_config(name) for name in ("llama", "qwen2", "phi3")}
+    configs |= {
+        "mistral": transformers_config("mistral", sliding_window=None),
+        "llama-biased": transformers_config("llama", attention_bias=True, mlp_bias=True),
+        "gpt_neox": ReferenceShape("gpt_neox", 64, 2, 4).config(512, 128),
+        "mamba": ReferenceShape("mamba", 64, 2).config(512, 128),
+        "rwkv": ReferenceShape("rwkv", 64, 2).config(512, 128),
+    }
+    return configs
+
+
+FLOP_CONFIGS = flop_configs()
+
+
+def counted_flops(model, run) -> int:
+    """FLOPs of matrix products as torch counts them; convolutions are no matrix products here."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(model)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(value for op, value in counts.items() if "convolution" not in str(op))
+
+
+@pytest.fixture(params=FLOP_CONFIGS)
+def counted(request):
+    config = FLOP_CONFIGS[request.param]
+    torch.manual_seed(0)
+    return config, AutoModelForCausalLM.from_config(config)
+
+
+def test_parameters_of_the_counted_models_are_exact(counted):
+    config, model = counted
+    assert arithmetic.parameter_count(config).total == sum(weight.numel() for weight in model.parameters())
+
+
+def test_training_flops_agree_with_the_counter(counted):
+    config, model = counted
+    tokens = torch.randint(1, 512, (1, 128))
+
+    def step(model):
+        model.train()(tokens, labels=tokens, use_cache=False).loss.backward()
+
+    assert counted_flops(model, step) == pytest.approx(arithmetic.training_flops(config, 128), rel=0.02)
+
+
+@torch.no_grad()
+def test_decoding_flops_agree_with_the_counter(counted):
+    config, model = counted
+    tokens = torch.randint(1, 512, (1, 96))
+    model.eval()
+    state = model(tokens[:, :88], use_cache=True)
+    name = {"rwkv": "state", "mamba": "cache_params"}.get(config.model_type, "past_key_values")
+    past = {name: state[name]}
+
+    def step(model):
+        # As many steps as NSA has between two compressed tokens.
+        for index in range(88, 96):
+            model(tokens[:, index : index + 1], use_cache=True, **past)
+
+    expected = sum(arithmetic.decoding_flops(config, context) for context in range(89, 97))
+    assert counted_flops(model, step) == pytest.approx(expected, rel=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in FLOP_CONFIGS if name not in ("rwkv", "mamba")])
+def test_cache_bytes_are_those_of_the_real_cache(name):
+    config = FLOP_CONFIGS[name]
+    model = AutoModelForCausalLM.from_config(config).eval()
+    output = model(torch.randint(1, 512, (1, 90)), use_cache=True)
+    for _ in range(6):
+        output = model(torch.ones(1, 1, dtype=torch.long), past_key_values=output.past_key_values, use_cache=True)
+    held = 0
+    for layer in output.past_key_values.layers:
+        held += sum(value.nbytes for value in vars(layer).values() if isinstance(value, torch.Tensor))
+    assert arithmetic.cache_bytes(config, 96, torch.float32) == held
+
+
+@torch.no_grad()
+def test_state_bytes_are_those_of_the_real_states():
+    tokens = torch.randint(1, 512, (1, 40))
+    config = FLOP_CONFIGS["rwkv"]
+    states = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).state
+    assert arithmetic.cache_bytes(config, 40, torch.float32) == sum(state.nbytes for state in states)
+    config = FLOP_CONFIGS["mamba"]
+    cache = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).cache_params
+    held = 0
+    for layer in cache.layers:
+        states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+        held += sum(state.nbytes for state in states)
+    assert arithmetic.cache_bytes(config, 40, torch.float32) == held
+
+
+def test_latents_cache_less_than_keys_and_values():
+    sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12}
+    latent = arithmetic.cache_bytes_per_token(EffConfig(**sizes, attention="mla"), torch.bfloat16, 8192)
+    full = arithmetic.cache_bytes_per_token(EffConfig(**sizes, attention="mha"), torch.bfloat16, 8192)
+    assert latent == (1536 // 8 + 64) * 28 * 2
+    assert full == 2 * 1536 * 28 * 2
+
+
+def saved_bytes(model, tokens) -> int:
+    """Bytes of the distinct storages, weights aside, that autograd keeps between forward and backward."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(tokens, labels=tokens, use_cache=False).loss
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": "mha"},
+        {"attention": "gqa", "num_key_value_heads": 2},
+        {"attention": "gqa", "num_key_value_heads": 2, "feed_forward": "moe", "moe_intermediate_size": 256},
+        # Values as wide as keys, so that the CPU kernel needs no padding.
+        {"attention": "mla", "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64},
+    ],
+    ids=["mha", "gqa", "moe", "mla"],
+)
+def test_activation_bytes_are_what_autograd_keeps(changes, checkpointing):
+    config = EffConfig(
+        vocab_size=300, hidden_size=256, intermediate_size=640, num_hidden_layers=3, num_attention_heads=4, **changes
+    )
+    model = AutoModelForCausalLM.from_config(config).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    tokens = torch.randint(0, 300, (2, 256))
+    expected = arithmetic.activation_bytes(config, 2, 256, torch.float32, checkpointing)
+    if checkpointing:
+        # When the forward pass ends, no layer has been recomputed yet.
+        expected -= arithmetic.describe(config).layer.saved_elements * 2 * 256 * 4
+    assert saved_bytes(model, tokens) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_sliding_window_is_refused():
+    with pytest.raises(ValueError, match="sliding_window 4096"):
+        arithmetic.parameter_count(AutoConfig.for_model("mistral"))
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ValueError, match="model_type gpt2 has no cost formulas"):
+        arithmetic.parameter_count(AutoConfig.for_model("gpt2"))
