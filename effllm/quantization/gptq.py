@@ -57,6 +57,7 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: P
     log = target / "quant_log.csv"
     check_losses(log)
     shutil.move(log, records / "gptq.csv")
+    check_runs(target)
 
 
 def check_group_size(config: object, group_size: int) -> None:
@@ -70,6 +71,23 @@ def check_group_size(config: object, group_size: int) -> None:
             raise CellFailure(
                 "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
             )
+
+
+def check_runs(checkpoint: Path) -> None:
+    """Raise `CellFailure` (unsupported) if no kernel of this machine runs the checkpoint as Transformers loads it.
+
+    Which widths, group sizes and bits a kernel takes is known only by trying it.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", trust_remote_code=False)
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        with torch.inference_mode():
+            model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
+    except torch.cuda.OutOfMemoryError as error:
+        raise CellFailure("oom", str(error).splitlines()[0]) from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise CellFailure("unsupported", f"no kernel of this machine runs it: {str(error).splitlines()[0]}") from None
 
 
 def calibration_sequences(

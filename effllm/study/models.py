@@ -172,7 +172,7 @@ class GptqPrecision(Section):
 
     kind: Literal["gptq"]
     bits: Literal[2, 3, 4, 8] = Field(description="Bits per weight.")
-    group_size: Literal[-1, 16, 32, 64, 128] = Field(
+    group_size: Literal[-1, 32, 64, 128] = Field(
         description="Weights that share a scale and a zero point; -1 is one group per output channel."
     )
     act_order: bool = Field(description="Quantize columns by decreasing activation (desc_act).")

@@ -144,4 +144,4 @@ def suggestion(word: str, known: Collection[str]) -> str:
 
 
 def _divisor(width: int) -> int:
-    return next(size for size in (128, 64, 32, 16, -1) if size == -1 or width % size == 0)
+    return next(size for size in (128, 64, 32, -1) if size == -1 or width % size == 0)

@@ -110,6 +110,31 @@ def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) 
     assert caught.value.status == "unsupported"
 
 
+def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from effllm.quantization.gptq import check_runs
+
+    checkpoint = tmp_path / "model"
+    shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
+    check_runs(checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    # Group indices and scales of groups of 16, which the CPU's kernel refuses.
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        layer = name.removesuffix(".g_idx")
+        tensors[name] = torch.arange(len(tensors[name]), dtype=torch.int32) // 16
+        for part in ("scales", "qzeros"):
+            tensors[f"{layer}.{part}"] = tensors[f"{layer}.{part}"].repeat_interleave(2, 0).contiguous()
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization_config"]["group_size"] = 16
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "quantize_config.json").unlink()
+    with pytest.raises(CellFailure, match="no kernel of this machine runs it") as caught:
+        check_runs(checkpoint)
+    assert caught.value.status == "unsupported"
+
+
 def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
     corpus = builder.build("corpus", "python-docs").directory
     tokenizer = AutoTokenizer.from_pretrained(builder.build("tokenizer", "python-docs-2k").directory / "tokenizer")
