@@ -118,8 +118,8 @@ def activation_bytes(
     """Bytes that the forward pass keeps for the backward pass in eager PyTorch with a fused attention kernel.
 
     Counted tensor by tensor for this package's decoder; for other architectures an estimate in the same terms.
-    With `checkpointing` every layer keeps its input only, and one layer at a time is held in full. The loss keeps
-    float32 log-probabilities of every token, which at 150,000 words outweigh a layer.
+    With `checkpointing` every layer keeps its input only, and one layer at a time is held in full. The loss keeps one
+    number per token and word, which at 150,000 words outweighs a layer.
     """
     model = describe(config)
     tokens = batch_size * sequence_length
@@ -127,7 +127,7 @@ def activation_bytes(
     layers = model.num_layers * per_layer
     if checkpointing:
         layers = model.num_layers * tokens * model.hidden_size * dtype.itemsize + per_layer
-    head = tokens * (3 * model.hidden_size * dtype.itemsize + 4 * model.vocab_size)
+    head = tokens * (3 * model.hidden_size + model.vocab_size) * dtype.itemsize
     return layers + head
 
 

@@ -131,8 +131,8 @@ def _sparse(config: EffConfig) -> Layer:
     block = config.nsa_compression_block
     compressors = 2 * (block * dim + block * dim * dim + dim * dim)
     total = weights + width + 6 * shared + 3 * config.num_attention_heads + compressors
-    # Kept: query, context twice, the branches' keys and values, gates, and every token once per block that it is in. What a
-    # chunk of queries holds while it is recomputed comes on top, and does not grow with the length.
+    # Kept: query, context twice, the branches' keys and values, gates, and every token once per block that it is in.
+    # What a chunk of queries holds while it is recomputed comes on top, and does not grow with the length.
     overlap = -(-block // config.nsa_compression_stride)
     saved = 3 * width + 6 * shared + 3 * config.num_attention_heads + 2 * shared * overlap
     mixer = SparseAttention(

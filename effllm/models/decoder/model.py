@@ -15,6 +15,7 @@ from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.feed_forward import SwiGLU
 from effllm.models.decoder.latent_attention import MultiHeadLatentAttention
+from effllm.models.decoder.loss import IGNORED, next_token_loss
 from effllm.models.decoder.mixture import Experts, MixtureOfExperts, load_balancing_loss
 from effllm.models.decoder.normalization import RMSNorm
 from effllm.models.decoder.positions import LearnedEmbedding, RelativeBias, SinusoidalEmbedding, rotary_angles
@@ -218,9 +219,10 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
             padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
             auxiliary = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, padding)
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            items = kwargs.get("num_items_in_batch")
+            loss = next_token_loss(logits, labels, items)
             if auxiliary is not None:
-                share = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+                share = _share_of_batch(labels, items)
                 loss = loss + self.config.router_aux_loss_coef * share * auxiliary
         result = MoeCausalLMOutputWithPast(
             loss=loss,
@@ -235,7 +237,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
 
 def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
     """The part of an accumulated batch's target tokens that these labels hold."""
-    return 1.0 if num_items_in_batch is None else (labels[..., 1:] != -100).sum() / num_items_in_batch
+    return 1.0 if num_items_in_batch is None else (labels[..., 1:] != IGNORED).sum() / num_items_in_batch
 
 
 def _left_padding(attention_mask: Tensor) -> Tensor:

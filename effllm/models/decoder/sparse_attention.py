@@ -12,8 +12,8 @@ from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.positions import RelativeBias, rotary_angles, rotate
 from effllm.models.decoder.sparse_cache import SparseCacheLayer
 
-# Queries, over the batch, whose selected keys are in memory at once.
-QUERIES_PER_CHUNK = 1024
+# Queries, over the batch, whose selected keys are in memory at once: on a CPU so few that they stay in its caches.
+QUERIES_PER_CHUNK = {"cpu": 256, "cuda": 4096}
 
 
 class Compressor(nn.Module):
@@ -147,7 +147,7 @@ class NativeSparseAttention(nn.Module):
         """The gated sum of the branches, [batch, heads, length, head dim], a chunk of queries at a time."""
         length, window = query.shape[2], self.shape.window
         context = window_key.shape[2] - length
-        chunk = max(1, QUERIES_PER_CHUNK // query.shape[0] // window) * window
+        chunk = max(1, QUERIES_PER_CHUNK[query.device.type] // query.shape[0] // window) * window
         outputs = []
         for begin in range(0, length, chunk):
             end = min(begin + chunk, length)

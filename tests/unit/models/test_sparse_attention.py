@@ -128,7 +128,7 @@ def test_output_and_gradients_equal_the_equations_evaluated_one_by_one(seed, mon
     layer, hidden = random_case(seed)
     if seed % 2:
         # Few enough that the queries go through in several recomputed chunks.
-        monkeypatch.setattr(sparse_attention, "QUERIES_PER_CHUNK", 8)
+        monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", 8)
     hidden.requires_grad_()
     inputs = [hidden, *layer.parameters()]
     names = ["hidden", *(name for name, _ in layer.named_parameters())]
@@ -170,7 +170,7 @@ def test_the_sparse_layer_is_causal_at_every_position():
 
 def test_no_tensor_of_the_sparse_layer_grows_with_the_square_of_the_length(monkeypatch):
     """The largest tensor of a forward and backward pass doubles, not quadruples, with the length."""
-    monkeypatch.setattr(sparse_attention, "QUERIES_PER_CHUNK", 64)
+    monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", 64)
     layer = NativeSparseAttention(small_config(attention="nsa"), 0)
 
     def largest(length: int) -> int:
