@@ -10,19 +10,21 @@ IGNORED = -100
 class _CrossEntropy(torch.autograd.Function):
     """Sum over the rows of -log softmax(logits)[target], its gradient softmax - onehot made in the forward pass.
 
-    One pass of exponentials instead of two, and one tensor of the logits' own type is kept, not float32 logits and
-    log-probabilities: at 150,000 words these are the largest tensors of a training step.
+    One pass of exponentials instead of two, and one tensor of the logits' own type, which becomes their gradient, in
+    place of float32 logits, log-probabilities and gradient: at 150,000 words the largest tensors of a training step.
+    Scaling it in place uses it up, so that a second backward pass through the same graph is an error.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        probabilities = logits.softmax(dim=-1, dtype=dtype)
         used = targets != IGNORED
         index = targets.where(used, 0)[:, None]
         # log sum exp = max - log p[argmax], where p[argmax] is at least 1 / words; log p[target] may underflow.
         highest, place = logits.max(dim=-1, keepdim=True)
-        log_sum = highest.float() - probabilities.gather(1, place).log()
-        loss = (log_sum - logits.gather(1, index).float())[:, 0].where(used, 0)
+        log_sum = highest.to(dtype) - probabilities.gather(1, place).log()
+        loss = (log_sum - logits.gather(1, index).to(dtype))[:, 0].where(used, 0)
         gradient = probabilities.scatter_add_(1, index, torch.full_like(log_sum, -1.0))
         ctx.save_for_backward(gradient.mul_(used[:, None]).to(logits.dtype))
         return loss.sum()
@@ -30,7 +32,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None
+        return gradient.mul_(grad_output), None
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

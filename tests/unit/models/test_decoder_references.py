@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, Qwen2ForCa
 from effllm.errors import UserError
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.decoder.export import export, to_transformers
+from effllm.models.decoder.loss import next_token_loss
 from effllm.models.decoder.mixture import load_balancing_loss
 
 from .conftest import small_config
@@ -124,6 +125,23 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_balancing_loss_once(
         plain = [model.loss_function(p.logits, half, 97) for p, half in zip(parts, tokens.split(1), strict=True)]
     auxiliary = sum(part.loss for part in parts) - sum(plain) / 2
     assert auxiliary.item() == pytest.approx(sum(part.aux_loss for part in parts).item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("items", [None, 50])
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy(items, scale):
+    """Also where probabilities underflow, and where labels are left out."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 9, 50, generator=generator, dtype=torch.double) * scale).requires_grad_()
+    labels = torch.randint(0, 50, (2, 9), generator=generator)
+    labels[0, :4] = -100
+    loss = next_token_loss(logits, labels, items)
+    (gradient,) = torch.autograd.grad(3 * loss, logits)
+    shifted, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    total = torch.nn.functional.cross_entropy(shifted, targets, reduction="sum")
+    expected = total / ((targets != -100).sum() if items is None else items)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, logits)[0])
 
 
 @torch.no_grad()
