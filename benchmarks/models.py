@@ -60,6 +60,11 @@ def ratio(results: dict[str, dict], ours: str, reference: str) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
+def _placed(arguments: argparse.Namespace) -> dict:
+    """Device and type: float32 on the CPU, bfloat16 on CUDA."""
+    return {"device": arguments.device, "dtype": torch.bfloat16 if arguments.device == "cuda" else torch.float32}
+
+
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -113,8 +118,8 @@ def compare_step(arguments: argparse.Namespace) -> dict:
         "tie_word_embeddings": True,
     }
     tokens = torch.randint(0, 4096, (4, 512), device=arguments.device)
-    ours = EffForCausalLM(EffConfig(**shape)).to(arguments.device).train()
-    theirs = AutoModelForCausalLM.from_config(Qwen2Config(**shape)).to(arguments.device).train()
+    ours = EffForCausalLM(EffConfig(**shape)).to(**_placed(arguments)).train()
+    theirs = AutoModelForCausalLM.from_config(Qwen2Config(**shape)).to(**_placed(arguments)).train()
     sides = {"effllm gqa": training_step(ours, tokens), "transformers qwen2": training_step(theirs, tokens)}
     results = measure(sides, arguments.repeats, arguments.device)
     return {"rows": results, "ratio": ratio(results, "effllm gqa", "transformers qwen2"), "target": 1.0}
@@ -129,8 +134,8 @@ def compare_nsa(arguments: argparse.Namespace) -> dict:
         "num_hidden_layers": 1,
         "vocab_size": 2,
     }
-    sparse = NativeSparseAttention(EffConfig(**shape, attention="nsa"), 0).to(arguments.device)
-    dense = GroupedQueryAttention(EffConfig(**shape, attention="gqa"), 0).to(arguments.device)
+    sparse = NativeSparseAttention(EffConfig(**shape, attention="nsa"), 0).to(**_placed(arguments))
+    dense = GroupedQueryAttention(EffConfig(**shape, attention="gqa"), 0).to(**_placed(arguments))
 
     def step(layer: torch.nn.Module, hidden: torch.Tensor, sequence: Sequence) -> None:
         layer(hidden, sequence, None).square().mean().backward()
@@ -138,7 +143,7 @@ def compare_nsa(arguments: argparse.Namespace) -> dict:
 
     rows = {}
     for length in arguments.lengths:
-        hidden = torch.randn(1, length, 448, device=arguments.device, requires_grad=True)
+        hidden = torch.randn(1, length, 448, requires_grad=True, **_placed(arguments))
         positions = torch.arange(length, device=arguments.device)[None]
         sequence = Sequence(0, positions, rotary_angles(positions, 64, 1e6))
         sides = {
@@ -183,7 +188,7 @@ def compare_moe(arguments: argparse.Namespace) -> dict:
         "moe top-2 of 8": EffConfig(**shape, feed_forward="moe", moe_intermediate_size=512),
         "dense": EffConfig(**shape),
     }
-    models = {name: EffForCausalLM(config).to(arguments.device).train() for name, config in configs.items()}
+    models = {name: EffForCausalLM(config).to(**_placed(arguments)).train() for name, config in configs.items()}
     sides = {name: training_step(model, tokens) for name, model in models.items()}
     results = measure(sides, arguments.repeats, arguments.device)
     for name, config in configs.items():
@@ -222,7 +227,7 @@ def compare_mla(arguments: argparse.Namespace) -> dict:
     sides, figures = {}, {}
     for attention in ("mla", "mha"):
         config = EffConfig(**shape, attention=attention)
-        model = EffForCausalLM(config).to(arguments.device).eval()
+        model = EffForCausalLM(config).to(**_placed(arguments)).eval()
         prompt = torch.randint(0, 256, (1, context - 1), device=arguments.device)
         cache = model(prompt, logits_to_keep=1).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -237,7 +242,7 @@ def compare_mla(arguments: argparse.Namespace) -> dict:
             step()
         figures[attention] = {
             "cache_bytes_per_token": held / (context - 1),
-            "formula_bytes_per_token": cache_bytes_per_token(config, torch.float32, context),
+            "formula_bytes_per_token": cache_bytes_per_token(config, model.dtype, context),
             "read_bytes_per_cached_token": reads.bytes / context,
         }
         sides[attention] = step

@@ -80,8 +80,9 @@ def causal_attention(
     """
     if bias is not None:
         return _biased_attention(query, key, value, sequence, bias, scale)
-    if sequence.mask is not None and key.shape[1] != query.shape[1]:
-        # With a mask and grouped heads, CUDA has only the kernel that materialises the scores.
+    fused_groups = sequence.mask is None and query.dtype in (torch.bfloat16, torch.float16)
+    if query.device.type != "cpu" and not fused_groups:
+        # With a mask or in float32, CUDA's only kernel for grouped heads materialises the scores.
         key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
     return _fused_attention(query, key, value, sequence.mask, query.shape[2] > 1 and sequence.mask is None, scale)
 

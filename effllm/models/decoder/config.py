@@ -15,8 +15,9 @@ class EffConfig(PreTrainedConfig):
     """Configuration of `EffForCausalLM`; keys that Qwen2 has too mean what they mean there.
 
     Every attention has `num_attention_heads` query heads. `mha` keeps as many key and value heads, `mqa` one, `gqa` and
-    `nsa` `num_key_value_heads`; `mla` caches one latent for all heads. `head_dim` is `hidden_size` divided by the heads
-    unless given; MLA has its own widths. Lengths (`nsa_*`, `relative_attention_max_distance`) are in tokens.
+    `nsa` `num_key_value_heads`, 2 unless given, as Qwen2.5 has up to 3B; `mla` caches one latent for all heads.
+    `head_dim` is `hidden_size` divided by the heads unless given; MLA has its own widths. Windows, blocks, strides and
+    distances are in tokens, `nsa_*_blocks` in blocks.
 
     Raises ValueError, with the key and the remedy, for shapes that do not divide.
     """
@@ -90,9 +91,7 @@ class EffConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _default_key_value_heads(self) -> int:
-        if self.attention in ("gqa", "nsa"):
-            raise ValueError(f"attention {self.attention} needs num_key_value_heads: give it")
-        return 1 if self.attention == "mqa" else self.num_attention_heads
+        return {"mqa": 1, "gqa": 2, "nsa": 2}.get(self.attention, self.num_attention_heads)
 
     def _check_heads(self) -> None:
         required = {"mha": self.num_attention_heads, "mla": self.num_attention_heads, "mqa": 1}.get(self.attention)

@@ -1,0 +1,67 @@
+"""Every decoder learns, alone and under Transformers' Trainer."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+
+from effllm.models.decoder import EffConfig, EffForCausalLM
+
+from .conftest import ATTENTIONS, POSITIONS, small_config
+
+COMBINATIONS = [(a, p, "swiglu") for a in ATTENTIONS for p in POSITIONS] + [(a, "rope", "moe") for a in ATTENTIONS]
+
+
+@pytest.mark.parametrize(("attention", "position", "feed_forward"), COMBINATIONS)
+def test_a_fixed_batch_is_learned(attention, position, feed_forward, tokens):
+    set_seed(0)
+    config = small_config(
+        attention=attention, position=position, feed_forward=feed_forward, initializer_range=0.02, pad_token_id=None
+    )
+    model = EffForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(50):
+        loss = model(tokens, labels=tokens).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[0] == pytest.approx(torch.tensor(97.0).log().item(), abs=0.2)
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def train(model: EffForCausalLM, tokens: torch.Tensor, directory, batch: int, accumulate: int) -> list[torch.Tensor]:
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        max_steps=2,
+        learning_rate=0.1,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("attention", ["gqa", "mla", "nsa"])
+def test_the_trainer_accumulates_to_the_gradient_of_the_whole_batch(attention, build, tokens, tmp_path):
+    batch = torch.cat((tokens, tokens.flip(0)))
+    whole = train(build(attention=attention), batch, tmp_path, batch=4, accumulate=1)
+    parts = train(build(attention=attention), batch, tmp_path, batch=2, accumulate=2)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(whole[0], next(build(attention=attention).parameters()))
+
+
+def test_the_default_configuration_is_valid_and_survives_the_disk(tmp_path):
+    """Transformers builds the default configuration to see what to write."""
+    EffConfig(attention="mla", hidden_size=64, num_attention_heads=4).save_pretrained(tmp_path)
+    loaded = EffConfig.from_pretrained(tmp_path)
+    assert (loaded.attention, loaded.kv_lora_rank, loaded.num_key_value_heads) == ("mla", 8, 4)
+    assert EffConfig().num_key_value_heads == 2
