@@ -23,6 +23,7 @@ localrules:
     all,
     table9,
     table16,
+    validity,
 
 
 onstart:

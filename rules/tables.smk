@@ -1,7 +1,7 @@
 """Tables: pure functions of artifacts.
 
 in:  manifests of the artifacts in a table's rows
-out: results/table<N>.csv
+out: results/table<N>.csv, results/validity.csv
 """
 
 
@@ -37,5 +37,23 @@ rule table16:
         spec=table_spec("table16"),
     message:
         "Assembling Table 16, quantization by benchmark"
+    script:
+        TABLE_SCRIPT
+
+
+rule validity:
+    input:
+        **table_parents("validity"),
+    output:
+        csv=f"{RESULTS}/validity.csv",
+    log:
+        "logs/validity.log",
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=table_spec("validity"),
+    message:
+        "Checking the plausibility of every artifact"
     script:
         TABLE_SCRIPT

@@ -58,16 +58,20 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
     study["benchmarks"] = {id: study["benchmarks"][id] for id in ("adjacent-swap", "perplexity")}
     study["benchmarks"]["adjacent-swap"]["items"] = 20
     study["benchmarks"]["perplexity"]["items"] = 2
-    study["inference"].update(prompt_tokens=8, new_tokens=8, warmup_repeats=1, repeats=2)
-    study["tables"] = {
-        name: {
-            "models": list(study["models"]),
-            "precisions": list(study["precisions"]),
-            "benchmarks": list(study["benchmarks"]),
-            "baseline": "bfloat16",
-        }
-        for name in ("table9", "table16")
+    study["inference"]["workloads"] = {
+        "single": {"prompt_tokens": 8, "new_tokens": 8},
+        "batch": {"prompt_tokens": 4, "new_tokens": 4, "batch_size": 2},
     }
+    study["inference"].update(
+        idle_s=0.1, warmup_maximum=3, repeats=2, minimum_window_s=0.06, cooldown_s=0.0, maximum_relative_interval=1000
+    )
+    rows = {
+        "models": list(study["models"]),
+        "precisions": list(study["precisions"]),
+        "benchmarks": list(study["benchmarks"]),
+        "baseline": "bfloat16",
+    }
+    study["tables"] = {"table9": {**rows, "workload": "single"}, "table16": dict(rows)}
     return study
 
 

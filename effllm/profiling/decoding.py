@@ -1,6 +1,5 @@
 """Greedy decoding of a set number of tokens, with the time of every token."""
 
-import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +8,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from effllm.errors import CellFailure
-from effllm.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """Times of one generation in seconds: to the first token, between tokens, and the number of tokens produced."""
+class Generation:
+    """Times of one generation in seconds: to the first token, and between tokens; tokens produced over the batch."""
 
     first_token_s: float
     token_s: list[float]
@@ -48,57 +46,33 @@ class TimedDecoding:
         )
 
     @torch.inference_mode()
-    def run(self, telemetry: Telemetry | None = None) -> Repeat:
-        """Generate once; with `telemetry`, inside windows `inference`, `prefill` and `decode`."""
-        stamps = _Stamps(telemetry, self.device)
-        with telemetry.window("inference") if telemetry else contextlib.nullcontext():
-            stamps.start()
-            output = self.model.generate(
-                self.prompt,
-                attention_mask=torch.ones_like(self.prompt),
-                generation_config=self.config,
-                stopping_criteria=StoppingCriteriaList([stamps]),
-            )
-            stamps.stop()
+    def run(self) -> Generation:
+        """Generate once. Raises `CellFailure` (invalid) if another number of tokens comes out than was asked for."""
+        stamps = _Stamps(self.device)
+        output = self.model.generate(
+            self.prompt,
+            attention_mask=torch.ones_like(self.prompt),
+            generation_config=self.config,
+            stopping_criteria=StoppingCriteriaList([stamps]),
+        )
         produced = output.shape[1] - self.prompt.shape[1]
         if produced != self.new_tokens:
             raise CellFailure("invalid", f"{produced} tokens were generated where {self.new_tokens} were asked for")
-        return Repeat(stamps.first_token_s, stamps.token_s, produced * output.shape[0])
+        first, *rest = stamps.seconds
+        return Generation(first, rest, produced * output.shape[0])
 
 
 class _Stamps(StoppingCriteria):
-    """Called by `generate` after every token: notes the time and stops nothing.
+    """Called by `generate` after every token: notes the time since the last one and stops nothing."""
 
-    The time that opening and closing windows takes lies between the first token's stamp and the restart of the
-    clock, in neither latency.
-    """
-
-    def __init__(self, telemetry: Telemetry | None, device: str):
-        self.telemetry, self.device = telemetry, device
-        self.first_token_s = 0.0
-        self.token_s: list[float] = []
-        self.is_first = True
-
-    def start(self) -> None:
-        if self.telemetry:
-            self.telemetry.begin_window("prefill")
+    def __init__(self, device: str):
+        self.device = device
+        self.seconds: list[float] = []
         self.clock = self._now()
-
-    def stop(self) -> None:
-        if self.telemetry:
-            self.telemetry.end_window("decode")
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
         now = self._now()
-        if self.is_first:
-            self.is_first = False
-            self.first_token_s = now - self.clock
-            if self.telemetry:
-                self.telemetry.end_window("prefill")
-                self.telemetry.begin_window("decode")
-            now = self._now()
-        else:
-            self.token_s.append(now - self.clock)
+        self.seconds.append(now - self.clock)
         self.clock = now
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 

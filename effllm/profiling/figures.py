@@ -1,44 +1,137 @@
-"""Latency and throughput of inference from the times of its repeats."""
+"""Figures of one workload: latency, throughput, utilisation and energy, with a reason for each that is None."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedConfig
 
-from effllm.profiling.decoding import Repeat
-from effllm.study.measure import InferenceProtocol
-from effllm.telemetry.metrics import mean_ci95
+from effllm.models.arithmetic import cache_bytes, decoding_flops, forward_flops
+from effllm.profiling.decoding import Generation
+from effllm.study.measure import Workload
+from effllm.telemetry.metrics import (
+    energy_above_idle_j,
+    energy_per_token_j,
+    inference_throughput,
+    mean_ci95,
+    model_bandwidth_utilization,
+    model_flops_utilization,
+)
 
 PERCENTILES = (50, 95, 99)
 
 
-def latency_figures(repeats: Sequence[Repeat], protocol: InferenceProtocol) -> dict[str, Any]:
-    """Figures of the workload; `..._ci95` are [low, high] of the mean over repeats (Student's t).
+@dataclass(frozen=True)
+class ModelCost:
+    """What utilisation is computed from: the model's configuration, its weights' bytes, and the device's name."""
+
+    config: PreTrainedConfig
+    weight_bytes: int
+    dtype: torch.dtype
+    device_name: str
+
+
+def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload) -> dict[str, Any]:
+    """Latency and throughput of the windows of whole generations; `..._ci95` is [low, high] over windows.
 
     `latency_ms` is AL, the mean time of one generation; `throughput_tokens_per_s` is IT, all generated tokens over
     all the time, prefill included; decoding alone is `decode_tokens_per_s`.
     """
-    totals_ms = [repeat.total_s * 1e3 for repeat in repeats]
-    first_ms = [repeat.first_token_s * 1e3 for repeat in repeats]
-    token_ms = [seconds * 1e3 for repeat in repeats for seconds in repeat.token_s]
-    rates = [repeat.generated_tokens / repeat.total_s for repeat in repeats]
-    generated = sum(repeat.generated_tokens for repeat in repeats)
-    decoded = generated - len(repeats) * protocol.batch_size
-    _, latency_low, latency_high = mean_ci95(totals_ms)
-    _, rate_low, rate_high = mean_ci95(rates)
-    figures = {
-        "decode_tokens_per_s": decoded / sum(sum(repeat.token_s) for repeat in repeats),
-        "generated_tokens": generated,
-        "latency_ms": float(np.mean(totals_ms)),
-        "latency_ms_ci95": [latency_low, latency_high],
-        "prefill_tokens_per_s": protocol.batch_size
-        * protocol.prompt_tokens
-        * len(repeats)
-        / sum(repeat.first_token_s for repeat in repeats),
-        "throughput_tokens_per_s": generated / sum(repeat.total_s for repeat in repeats),
-        "throughput_tokens_per_s_ci95": [rate_low, rate_high],
+    generations = [generation for window in windows for generation in window]
+    tokens = [generation.generated_tokens for generation in generations]
+    seconds = [generation.total_s for generation in generations]
+    first_ms = [generation.first_token_s * 1e3 for generation in generations]
+    token_ms = [interval * 1e3 for generation in generations for interval in generation.token_s]
+    latencies_ms = [1e3 * sum(g.total_s for g in window) / len(window) for window in windows]
+    rates = [inference_throughput([g.generated_tokens for g in w], [g.total_s for g in w]) for w in windows]
+    decoded = sum(tokens) - len(generations) * workload.batch_size
+    prompt_tokens = workload.batch_size * workload.prompt_tokens * len(generations)
+    figures: dict[str, Any] = {
+        "decode_tokens_per_s": decoded / sum(token_ms) * 1e3,
+        "generated_tokens": sum(tokens),
+        "generations": len(generations),
+        "latency_ms": float(np.mean(latencies_ms)),
+        "latency_ms_ci95": list(mean_ci95(latencies_ms)[1:]),
+        "latency_ms_by_window": latencies_ms,
+        "prefill_tokens_per_s": prompt_tokens / sum(first_ms) * 1e3,
+        "throughput_tokens_per_s": inference_throughput(tokens, seconds),
+        "throughput_tokens_per_s_ci95": list(mean_ci95(rates)[1:]),
     }
     for percentile in PERCENTILES:
         figures[f"first_token_ms_p{percentile}"] = float(np.percentile(first_ms, percentile))
         figures[f"token_ms_p{percentile}"] = float(np.percentile(token_ms, percentile))
     return figures
+
+
+def energy_figures(
+    generate: Mapping[str, Any],
+    prefill: Mapping[str, Any],
+    idle: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    prefills: int,
+    workload: Workload,
+) -> dict[str, Any]:
+    """Energy per token from the telemetry of the phases, each with its reason if None.
+
+    `decode_energy_j_per_token` is what a generation takes beyond a prefill of its own, over its decoded tokens.
+    """
+    energy, reason = generate["energy_j"], generate["reasons"].get("energy_j")
+    tokens, generations = figures["generated_tokens"], figures["generations"]
+    result: dict[str, Any] = {"energy_j_per_token": energy_per_token_j(energy, tokens)}
+    above_idle = energy_above_idle_j(energy, generate["duration_s"], idle["power_avg_w"])
+    result["energy_above_idle_j_per_token"] = energy_per_token_j(above_idle, tokens)
+    if energy is None or prefill["energy_j"] is None:
+        result["decode_energy_j_per_token"] = None
+        reason = reason or prefill["reasons"].get("energy_j")
+    else:
+        decoding = energy / generations - prefill["energy_j"] / prefills
+        result["decode_energy_j_per_token"] = decoding / (workload.batch_size * (workload.new_tokens - 1))
+    missing = reason or idle["reasons"].get("power_avg_w")
+    return result | {"reasons": {key: missing for key, value in result.items() if value is None}}
+
+
+def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: ModelCost) -> dict[str, Any]:
+    """`prefill_mfu` and `decode_mbu`, fractions of the device's dense arithmetic and memory bandwidth peaks.
+
+    Decoding moves the weights once per step and the cache of every sequence at its length then (its mean is taken);
+    the weights are those on disk, so an int4 model moves fewer bytes. None with a reason for a device of unknown
+    peaks or an architecture without cost formulas.
+    """
+    reasons: dict[str, str] = {}
+    unknown_peak = f"the peak of {cost.device_name!r} is not in the table of peaks"
+    try:
+        # Generation needs the logits of the last position only; the formula counts the head at all of them.
+        head_flops = 2 * cost.config.vocab_size * cost.config.hidden_size * (workload.prompt_tokens - 1)
+        prefill_flops = workload.batch_size * (forward_flops(cost.config, workload.prompt_tokens) - head_flops)
+        context = workload.prompt_tokens + workload.new_tokens // 2
+        step_bytes = cost.weight_bytes + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
+        step_flops = workload.batch_size * decoding_flops(cost.config, context)
+    except ValueError as error:
+        keys = ("prefill_flops", "decode_flops_per_step", "decode_bytes_per_step", "prefill_mfu", "decode_mbu")
+        return {**dict.fromkeys(keys), "reasons": dict.fromkeys(keys, str(error))}
+    prefill_s = workload.batch_size * workload.prompt_tokens / figures["prefill_tokens_per_s"]
+    step_s = workload.batch_size / figures["decode_tokens_per_s"]
+    dtype = str(cost.dtype).removeprefix("torch.")
+    mfu = model_flops_utilization(prefill_flops, prefill_s, cost.device_name, dtype)
+    mbu = model_bandwidth_utilization(step_bytes, step_s, cost.device_name)
+    if mfu is None:
+        reasons["prefill_mfu"] = unknown_peak
+    if mbu is None:
+        reasons["decode_mbu"] = unknown_peak
+    return {
+        "decode_bytes_per_step": step_bytes,
+        "decode_flops_per_step": step_flops,
+        "decode_mbu": mbu,
+        "prefill_flops": prefill_flops,
+        "prefill_mfu": mfu,
+        "reasons": reasons,
+    }
+
+
+def relative_half_width(mean: float, interval: Sequence[float | None]) -> float:
+    """Half the width of an interval over its mean; infinite where there is no interval."""
+    low, high = interval
+    return math.inf if low is None or high is None else (high - low) / 2 / abs(mean)

@@ -1,70 +1,144 @@
-"""Stage `profile`: a model in one precision under the fixed inference workload.
+"""Stage `profile`: a model in one precision under the fixed inference workloads.
 
 in:  model (of stage quantize)
-out: profile.json (latency, throughput, memory, utilisation, power, energy; null figures with their reasons)
-     records/telemetry/ (samples and windows), records/repeats.json
+out: profile.json (latency, throughput, memory, utilisation, power, energy by workload; null figures with reasons;
+     findings of the plausibility rules and the status they give)
+     records/telemetry/ (samples and windows), records/generations.json
 """
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from effllm.errors import CellFailure
-from effllm.profiling.decoding import Repeat, TimedDecoding
-from effllm.profiling.figures import latency_figures
+from effllm.profiling.decoding import TimedDecoding
+from effllm.profiling.figures import (
+    ModelCost,
+    energy_figures,
+    latency_figures,
+    relative_half_width,
+    utilization_figures,
+)
+from effllm.profiling.schedule import IDLE, Measured, Phase, run_schedule, window_name
 from effllm.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
+from effllm.telemetry.validity import Finding, check_mbu, check_mfu, check_summary, status_of
+
+# Sensors of power average over up to a second and update about ten times in one.
+POWER_WINDOW_S = 30.0
 
 
 def build(job: Job) -> None:
-    """Warm up, measure the repeats, and write what was and was not measured."""
+    """Measure every workload, and write what was and was not measured."""
     protocol = job.config(InferenceProtocol)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    # Before the model takes its place: processes that are on the device now are not this one.
+    info = device_info(device)
     try:
-        repeats, summaries = measure(job, protocol, device)
+        model = AutoModelForCausalLM.from_pretrained(
+            job.inputs["model"].directory / "model", dtype="auto", trust_remote_code=False
+        ).to(device)
+        model.eval()
+        with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
+            measured = run_schedule(decodings(model, protocol, device), protocol, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
-    job.write_json("records/repeats.json", {"repeats": [repeat.plain() for repeat in repeats]})
+    cost = ModelCost(
+        model.config,
+        job.inputs["model"].json("quantization.json")["weights"]["bytes"],
+        model.dtype,
+        info["name"],
+    )
+    workloads = {id: workload_content(id, protocol, measured, telemetry, info, cost) for id in protocol.workloads}
+    job.write_json(
+        "records/generations.json",
+        {window_name(*key): [[g.plain() for g in w] for w in windows] for key, windows in measured.windows.items()},
+    )
     job.write_json(
         "profile.json",
         {
-            "device": device_info(device),
-            "figures": latency_figures(repeats, protocol),
-            "protocol": protocol.plain(),
-            "telemetry": summaries,
-            "threads": torch.get_num_threads(),
             "cpus_usable": len(os.sched_getaffinity(0)),
+            "device": info,
+            "idle": telemetry.summary(IDLE),
+            "protocol": protocol.plain(),
+            "threads": torch.get_num_threads(),
+            "workloads": workloads,
         },
     )
 
 
-def measure(job: Job, protocol: InferenceProtocol, device: str) -> tuple[list[Repeat], dict[str, Any]]:
-    """The measured repeats, and the telemetry of the windows `inference`, `prefill` and `decode`."""
-    model = AutoModelForCausalLM.from_pretrained(
-        job.inputs["model"].directory / "model", dtype="auto", trust_remote_code=False
-    )
-    model = model.to(device).eval()
+def decodings(
+    model: PreTrainedModel, protocol: InferenceProtocol, device: str
+) -> dict[tuple[str, Phase], TimedDecoding]:
+    """What is timed, by workload and phase: whole generations, and generations of one token, which are prefills."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and protocol.prompt_tokens + protocol.new_tokens > positions:
-        raise CellFailure(
-            "unsupported",
-            f"the model has {positions} positions, the workload needs {protocol.prompt_tokens + protocol.new_tokens}",
-        )
     generator = torch.Generator().manual_seed(protocol.seed)
-    shape = (protocol.batch_size, protocol.prompt_tokens)
-    prompt = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
-    decoding = TimedDecoding(model, prompt, protocol.new_tokens, device)
-    for _ in range(protocol.warmup_repeats):
-        decoding.run()
-    with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
-        repeats = []
-        for index in range(protocol.repeats):
-            repeats.append(decoding.run(telemetry))
-            print(f"progress: {job.id} repeat {index + 1}/{protocol.repeats}", flush=True)
-    return repeats, {name: telemetry.summary(name) for name in ("inference", "prefill", "decode")}
+    result: dict[tuple[str, Phase], TimedDecoding] = {}
+    for id, workload in protocol.workloads.items():
+        needed = workload.prompt_tokens + workload.new_tokens
+        if positions and needed > positions:
+            raise CellFailure("unsupported", f"the model has {positions} positions, workload {id} needs {needed}")
+        shape = (workload.batch_size, workload.prompt_tokens)
+        prompt = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
+        result[id, "generate"] = TimedDecoding(model, prompt, workload.new_tokens, device)
+        result[id, "prefill"] = TimedDecoding(model, prompt, 1, device)
+    return result
+
+
+def workload_content(
+    id: str,
+    protocol: InferenceProtocol,
+    measured: Measured,
+    telemetry: Telemetry,
+    info: dict[str, Any],
+    cost: ModelCost,
+) -> dict[str, Any]:
+    """Figures, telemetry, findings and status of one workload."""
+    workload = protocol.workloads[id]
+    generate, prefill = (telemetry.summary(window_name(id, phase)) for phase in ("generate", "prefill"))
+    figures = latency_figures(measured.windows[id, "generate"], workload)
+    prefills = sum(len(window) for window in measured.windows[id, "prefill"])
+    energy = energy_figures(generate, prefill, telemetry.summary(IDLE), figures, prefills, workload)
+    utilization = utilization_figures(figures, workload, cost)
+    findings = check_summary(generate, info, protocol.minimum_window_s)
+    findings += check_mfu(utilization["prefill_mfu"]) + check_mbu(utilization["decode_mbu"])
+    findings += check_protocol(id, figures, protocol, measured)
+    status, reason = status_of(findings)
+    return {
+        "energy": energy,
+        "figures": figures,
+        "findings": [asdict(finding) for finding in findings],
+        "reason": reason,
+        "status": status,
+        "telemetry": {"generate": generate, "prefill": prefill},
+        "utilization": utilization,
+    }
+
+
+def check_protocol(id: str, figures: dict[str, Any], protocol: InferenceProtocol, measured: Measured) -> list[Finding]:
+    """Whether the measurement kept to its protocol: settled warm-ups, windows for a power sensor, a narrow interval."""
+    findings = []
+    width = relative_half_width(figures["latency_ms"], figures["latency_ms_ci95"])
+    if width > protocol.maximum_relative_interval:
+        message = (
+            f"the 95 % interval of latency_ms reaches {width:.1%} to either side, "
+            f"more than maximum_relative_interval {protocol.maximum_relative_interval:.0%}"
+        )
+        findings.append(Finding("interval", "error", message))
+    for (workload, phase), warmup in measured.warmups.items():
+        if workload == id and not warmup.settled:
+            message = f"the warm-up of {window_name(workload, phase)} had not settled after {len(warmup.seconds)} runs"
+            findings.append(Finding("warmup", "warning", message))
+    if protocol.minimum_window_s < POWER_WINDOW_S:
+        message = (
+            f"windows of {protocol.minimum_window_s:g} s, short for power figures, which want {POWER_WINDOW_S:g} s"
+        )
+        findings.append(Finding("short_windows", "warning", message))
+    return findings
 
 
 if __name__ == "__main__":

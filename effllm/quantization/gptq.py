@@ -11,6 +11,8 @@ import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from effllm.errors import CellFailure, UserError
+from effllm.models.loading import require_all_weights
+from effllm.quantization.fuse import fuse_layers
 from effllm.study.models import Calibration, GptqPrecision
 
 
@@ -53,6 +55,7 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: P
     )
     model.quantize(calibration, batch_size=8)
     model.save(str(target))
+    fuse_layers(target, config.model_type)
     # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
     log = target / "quant_log.csv"
     check_losses(log)
@@ -74,12 +77,15 @@ def check_group_size(config: object, group_size: int) -> None:
 
 
 def check_runs(checkpoint: Path) -> None:
-    """Raise `CellFailure` (unsupported) if no kernel of this machine runs the checkpoint as Transformers loads it.
+    """Raise `CellFailure` (unsupported) if Transformers does not load all of the checkpoint, or no kernel here runs it.
 
     Which widths, group sizes and bits a kernel takes is known only by trying it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", trust_remote_code=False)
+        model, keys = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+        require_all_weights(keys)
         if torch.cuda.is_available():
             model = model.to("cuda")
         with torch.inference_mode():

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from effllm.study.base import Count, Fraction, Id, PlainId, PositiveFloat, PositiveInt, Revision, Section
+from effllm.study.base import Count, Float, Fraction, Id, PlainId, PositiveFloat, PositiveInt, Revision, Section
 
 
 class HarnessBenchmark(Section):
@@ -51,20 +51,52 @@ class EvaluationProtocol(Section):
     seed: Count = Field(default=0, description="Seed of few-shot sampling.")
 
 
-class InferenceProtocol(Section):
-    """The fixed workload by which precisions are compared: greedy decoding of a set number of tokens."""
+class Workload(Section):
+    """Greedy decoding of a set number of tokens from a prompt of random tokens."""
 
-    prompt_tokens: Annotated[int, Field(ge=1)] = Field(description="Tokens in the prompt.")
+    prompt_tokens: PositiveInt = Field(description="Tokens in the prompt.")
     new_tokens: Annotated[int, Field(ge=2)] = Field(description="Tokens generated, minimum and maximum alike.")
     batch_size: PositiveInt = Field(default=1, description="Sequences decoded together.")
-    warmup_repeats: PositiveInt = Field(description="Repeats before the first measured one.")
-    repeats: Annotated[int, Field(ge=2)] = Field(description="Measured repeats; two or more give an interval.")
+
+
+class InferenceProtocol(Section):
+    """How the fixed workloads are measured by which precisions are compared."""
+
+    workloads: Annotated[dict[PlainId, Workload], Field(min_length=1)] = Field(description="Workloads by id.")
+    idle_s: PositiveFloat = Field(description="Seconds of rest with the model loaded: the baseline of power.")
+    warmup_minimum: Annotated[int, Field(ge=3)] = Field(
+        default=3, description="Generations before a measurement, at least."
+    )
+    warmup_maximum: PositiveInt = Field(
+        description="Generations after which the warm-up ends even if times have not settled; a warning then."
+    )
+    warmup_tolerance: Annotated[Fraction, Field(gt=0)] = Field(
+        default=0.1, description="The last three times have settled when they span at most this share of their median."
+    )
+    repeats: Annotated[int, Field(ge=2)] = Field(
+        description="Measured windows per workload and phase, in an order shuffled over both."
+    )
+    minimum_window_s: PositiveFloat = Field(
+        description="Shortest window in seconds: as many generations as it takes. Power sensors want 30."
+    )
+    cooldown_s: Annotated[Float, Field(ge=0)] = Field(description="Seconds of rest between windows.")
+    maximum_relative_interval: PositiveFloat = Field(
+        description="A row is invalid if the 95 % interval of its latency reaches further than this share of the mean."
+    )
     sample_period_s: PositiveFloat = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
-    seed: Count = Field(default=0, description="Seed of the prompt's random tokens.")
+    seed: Count = Field(default=0, description="Seed of the prompts and of the order of windows.")
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> "InferenceProtocol":
+        if self.warmup_maximum < self.warmup_minimum:
+            raise ValueError(
+                f"warmup_maximum {self.warmup_maximum} is below warmup_minimum {self.warmup_minimum}: raise it"
+            )
+        return self
 
 
 class QuantizationTable(Section):
-    """Table 9 (a row per model and precision) or Table 16 (the same by benchmark)."""
+    """A table with a row per model and precision."""
 
     models: Annotated[list[Id], Field(min_length=1)] = Field(description="Model ids, in the order of the rows.")
     precisions: Annotated[list[PlainId], Field(min_length=1)] = Field(
@@ -76,8 +108,14 @@ class QuantizationTable(Section):
     baseline: PlainId = Field(description="Precision against which compression is measured.")
 
 
+class InferenceTable(QuantizationTable):
+    """Table 9: a table of precisions with figures of the fixed workloads."""
+
+    workload: PlainId = Field(description="Workload of the paper's columns; the others stand beside it.")
+
+
 class Tables(Section):
     """The tables of the study, by the paper's numbers."""
 
-    table9: QuantizationTable | None = Field(default=None, description="Quantization.")
+    table9: InferenceTable | None = Field(default=None, description="Quantization.")
     table16: QuantizationTable | None = Field(default=None, description="Quantization by benchmark.")

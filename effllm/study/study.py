@@ -69,6 +69,8 @@ class Study(Section):
         for name, table in self.tables:
             if table:
                 self._check_table(f"tables.{name}", table)
+        if self.tables.table9:
+            _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
         return self
 
     def precision_of(self, model: str, precision: str) -> Precision:

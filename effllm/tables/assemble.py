@@ -17,10 +17,12 @@ from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.tables.benchmarks import table16
 from effllm.tables.quantization import table9
+from effllm.tables.validity import COLUMNS, validity
 
 ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]] = {
     "table9": table9,
     "table16": table16,
+    "validity": validity,
 }
 
 
@@ -41,7 +43,10 @@ def write_table(
 
 def assemble(name: str, spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> pl.DataFrame:
     """The table as a frame."""
-    return pl.DataFrame(ASSEMBLERS[name](spec, inputs), infer_schema_length=None)
+    rows = ASSEMBLERS[name](spec, inputs)
+    # Without a finding there is no row to take the columns from.
+    schema = dict.fromkeys(COLUMNS, pl.String) if name == "validity" else None
+    return pl.DataFrame(rows, schema=schema, infer_schema_length=None)
 
 
 def write_csv(frame: pl.DataFrame, path: Path) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Row, mean
 
-# Columns taken as they are from a profile's figures.
-_LATENCY_COLUMNS = {
-    "latency_ms": "latency_ms",
-    "first_token_ms_p50": "first_token_ms_p50",
-    "first_token_ms_p95": "first_token_ms_p95",
-    "token_ms_p50": "token_ms_p50",
-    "token_ms_p95": "token_ms_p95",
-    "prefill_tokens_per_s": "prefill_tokens_per_s",
-    "decode_tokens_per_s": "decode_tokens_per_s",
-}
+# Columns taken as they are from a workload's figures.
+_LATENCY_COLUMNS = (
+    "latency_ms",
+    "first_token_ms_p50",
+    "first_token_ms_p95",
+    "token_ms_p50",
+    "token_ms_p95",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+)
 _TELEMETRY_COLUMNS = ("util_nvml", "util_cpu", "power_peak_w", "energy_source", "energy_scope")
+_ENERGY_COLUMNS = {
+    "energy_J_per_token": "energy_j_per_token",
+    "energy_above_idle_J_per_token": "energy_above_idle_j_per_token",
+    "decode_energy_J_per_token": "decode_energy_j_per_token",
+}
 _NOT_QUANTIZED = "weights are cast, not quantized"
 
 
@@ -64,6 +69,9 @@ class _Variant:
         error = None if None in errors else math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
         return mean([content["score"] for content in accuracies]), error, None
 
+    def workloads(self) -> list[str]:
+        return list(self.profile.manifest.spec["config"]["workloads"])
+
     def first_failure(self) -> Result | None:
         return next((r for r in (self.quantize, self.profile, *self.scores.values()) if r.status != "ok"), None)
 
@@ -75,51 +83,105 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     performance, error, why = variant.performance()
     row.set("average_performance", performance, why)
     row.set("AL_sum_ms", *_latency_sum(variant))
-    profile = variant.profile.content
-    no_profile = f"profile is {variant.profile.status}"
-    figures = profile["figures"] if profile else {}
-    telemetry = profile["telemetry"]["inference"] if profile else {}
-    reasons = telemetry.get("reasons", {})
-    scope, memory = _memory(telemetry)
-    row.set("IT_tokens_per_s", figures.get("throughput_tokens_per_s"), no_profile)
-    row.set("AMU_GB", telemetry.get(f"memory_{memory}_avg_gb"), reasons.get(f"memory_{memory}_avg_gb", no_profile))
-    row.set("AEC_W", telemetry.get("power_avg_w"), reasons.get("power_avg_w", no_profile))
+    main = _Workload(variant.profile, spec["config"]["workload"])
+    row.set("IT_tokens_per_s", *main.figure("throughput_tokens_per_s"))
+    row.set("AMU_GB", *main.memory("avg"))
+    row.set("AEC_W", *main.telemetry("power_avg_w"))
     compression = _compression(variant, baseline)
     row.set("MCR", *compression["nominal"])
     half = 1.96 * error if error is not None else None
     why = why or "a benchmark has no standard error"
     row.set("average_performance_low", performance - half if half is not None else None, why)
     row.set("average_performance_high", performance + half if half is not None else None, why)
-    for column, figure in _LATENCY_COLUMNS.items():
-        row.set(column, figures.get(figure), no_profile)
-    for column, figure in (("latency_ms", "latency_ms_ci95"), ("IT_tokens_per_s", "throughput_tokens_per_s_ci95")):
-        low, high = figures.get(figure, (None, None))
-        row.set(f"{column}_low", low, no_profile)
-        row.set(f"{column}_high", high, no_profile)
-    row.set("AMU_scope", scope, no_profile)
-    peak = f"memory_{memory}_peak_gb"
-    row.set("memory_peak_GB", telemetry.get(peak), reasons.get(peak, no_profile))
-    row.set("AMU_fraction", *_memory_fraction(telemetry, memory, no_profile))
-    for column in _TELEMETRY_COLUMNS:
-        row.set(column, telemetry.get(column), reasons.get(column, no_profile))
-    row.set("energy_J_per_token", *_energy_per_token(telemetry, figures, reasons, no_profile))
+    _set_workload(row, main)
+    for id in variant.workloads():
+        if id != main.id:
+            other = _Workload(variant.profile, id)
+            row.set(f"{id}_latency_ms", *other.figure("latency_ms"))
+            row.set(f"{id}_IT_tokens_per_s", *other.figure("throughput_tokens_per_s"))
+            row.set(f"{id}_AMU_GB", *other.memory("avg"))
+            row.set(f"{id}_energy_J_per_token", *other.part("energy", "energy_j_per_token"))
     row.set("mcr_nominal", *compression["nominal"])
     row.set("mcr_measured", *compression["measured"])
     _set_weights(row, variant)
     _set_scores(row, variant)
-    row.set("device", profile["device"]["name"] if profile else None, no_profile)
-    row.set("threads", profile["threads"] if profile else None, no_profile)
-    row.set("repeats", profile["protocol"]["repeats"] if profile else None, no_profile)
-    row.set("window_s", telemetry.get("duration_s"), no_profile)
-    return row.finish(*_status(variant))
+    profile = variant.profile.content
+    row.set("device", profile["device"]["name"] if profile else None, main.absent)
+    row.set("threads", profile["threads"] if profile else None, main.absent)
+    row.set("windows", *main.telemetry("windows"))
+    row.set("windows_s", *main.telemetry("duration_s"))
+    row.set("warnings", "; ".join(main.warnings()))
+    return row.finish(*_status(variant, main))
 
 
-def _status(variant: _Variant) -> tuple[str, str | None]:
+class _Workload:
+    """Figures of one workload of a profile: each a value, and the reason why not if it is None."""
+
+    def __init__(self, profile: Result, id: str):
+        self.id = id
+        self.absent = f"profile is {profile.status}"
+        self.content = profile.content["workloads"][id] if profile.content else None
+
+    def figure(self, name: str) -> tuple[Any, str]:
+        return (self.content["figures"][name] if self.content else None), self.absent
+
+    def interval(self, name: str) -> tuple[Any, Any]:
+        return self.content["figures"][name] if self.content else (None, None)
+
+    def part(self, part: str, name: str) -> tuple[Any, str]:
+        """A figure of `energy` or `utilization`."""
+        if not self.content:
+            return None, self.absent
+        return self.content[part][name], self.content[part]["reasons"].get(name, "")
+
+    def telemetry(self, name: str) -> tuple[Any, str]:
+        if not self.content:
+            return None, self.absent
+        summary = self.content["telemetry"]["generate"]
+        return summary[name], summary["reasons"].get(name, "")
+
+    def memory_scope(self) -> str:
+        """Whose memory AMU is: the accelerator's, or without one the process tree's on the host."""
+        if self.content and self.content["telemetry"]["generate"]["memory_device_avg_gb"] is None:
+            return "host process tree"
+        return "device"
+
+    def memory(self, kind: str) -> tuple[Any, str]:
+        return self.telemetry(f"memory_{'device' if self.memory_scope() == 'device' else 'host'}_{kind}_gb")
+
+    def memory_fraction(self) -> tuple[Any, str]:
+        total, why = self.telemetry("memory_total_gb" if self.memory_scope() == "device" else "memory_host_total_gb")
+        used, why_used = self.memory("avg")
+        return (used / total if used is not None and total is not None else None), why_used or why
+
+    def warnings(self) -> list[str]:
+        findings = self.content["findings"] if self.content else []
+        return [finding["message"] for finding in findings if finding["severity"] == "warning"]
+
+
+def _set_workload(row: Row, workload: _Workload) -> None:
+    for column in _LATENCY_COLUMNS:
+        row.set(column, *workload.figure(column))
+    for column, figure in (("latency_ms", "latency_ms_ci95"), ("IT_tokens_per_s", "throughput_tokens_per_s_ci95")):
+        low, high = workload.interval(figure)
+        row.set(f"{column}_low", low, workload.absent)
+        row.set(f"{column}_high", high, workload.absent)
+    row.set("AMU_scope", workload.memory_scope() if workload.content else None, workload.absent)
+    row.set("memory_peak_GB", *workload.memory("peak"))
+    row.set("AMU_fraction", *workload.memory_fraction())
+    for column in _TELEMETRY_COLUMNS:
+        row.set(column, *workload.telemetry(column))
+    row.set("prefill_mfu", *workload.part("utilization", "prefill_mfu"))
+    row.set("decode_mbu", *workload.part("utilization", "decode_mbu"))
+    for column, name in _ENERGY_COLUMNS.items():
+        row.set(column, *workload.part("energy", name))
+
+
+def _status(variant: _Variant, main: _Workload) -> tuple[str, str | None]:
     failure = variant.first_failure()
     if failure:
         return failure.status, f"{failure.manifest.stage}: {failure.reason}"
-    telemetry = variant.profile.content["telemetry"]["inference"]
-    return telemetry["status"], telemetry["reason"]
+    return main.content["status"], main.content["reason"]
 
 
 def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
@@ -128,37 +190,6 @@ def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
     if failed:
         return None, f"{', '.join(failed)} was not scored"
     return math.fsum(result.content["cost"]["latency_mean_ms"] for result in variant.scores.values()), None
-
-
-def _memory(telemetry: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Which memory AMU speaks of: the accelerator's, or without one the process tree's on the host."""
-    if not telemetry:
-        return None, "device"
-    if telemetry["memory_device_avg_gb"] is not None:
-        return "device", "device"
-    return "host process tree", "host"
-
-
-def _memory_fraction(telemetry: Mapping[str, Any], memory: str, no_profile: str) -> tuple[float | None, str | None]:
-    total = telemetry.get("memory_total_gb" if memory == "device" else "memory_host_total_gb")
-    used = telemetry.get(f"memory_{memory}_avg_gb")
-    if used is None or total is None:
-        return None, telemetry.get("reasons", {}).get(f"memory_{memory}_avg_gb", no_profile)
-    return used / total, None
-
-
-def _energy_per_token(
-    telemetry: Mapping[str, Any], figures: Mapping[str, Any], reasons: Mapping[str, str], no_profile: str
-) -> tuple[float | None, str | None]:
-    energy = telemetry.get("energy_j")
-    return (
-        (energy / figures["generated_tokens"], None)
-        if energy is not None
-        else (
-            None,
-            reasons.get("energy_j", no_profile),
-        )
-    )
 
 
 def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float | None, str | None]]:

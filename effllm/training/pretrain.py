@@ -2,10 +2,8 @@
 
 in:  tokens, tokenizer
 out: model/ (config, safetensors, tokenizer), training.json (held-out perplexity, parameters, tokens seen)
-     records/loss_curve.json, records/timing.json
+     records/loss_curve.json, records/efficiency.json, records/telemetry/
 """
-
-import time
 
 import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
@@ -14,9 +12,14 @@ from effllm.data.tokens import PackedTokens
 from effllm.models.families import random_model
 from effllm.stage import Job, main
 from effllm.study.models import PretrainingRun
+from effllm.telemetry import Telemetry, device_info
 from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.held_out import held_out_loss
+from effllm.training.measure import MeasureSteps
+
+SAMPLE_PERIOD_S = 1.0
+"""Training is sampled once a second, as in arXiv 2505.13840."""
 
 
 def build(job: Job) -> None:
@@ -26,20 +29,21 @@ def build(job: Job) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["tokenizer"].directory / "tokenizer", trust_remote_code=False)
     model = random_model(run.architecture, tokenizer, run.seed)
     sequences = PackedTokens.open(tokens, "train").sequences(run.sequence_length)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(run, str(job.scratch)),
-        train_dataset=sequences,
-        data_collator=collate,
-        callbacks=[MarkComplete(), StopAtNaN(), ReportProgress(job.id)],
-    )
     checkpoint = latest_complete(job.scratch)
     steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint:
         print(f"progress: {job.id} going on from step {steps_before}", flush=True)
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    elapsed = time.monotonic() - started
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
+        measure = MeasureSteps(telemetry)
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(run, str(job.scratch)),
+            train_dataset=sequences,
+            data_collator=collate,
+            callbacks=[MarkComplete(), StopAtNaN(), ReportProgress(job.id), measure],
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     held_out = held_out_loss(model, PackedTokens.open(tokens, "held_out"), run.sequence_length, run.micro_batch_size)
     model.config.use_cache = True
     model.save_pretrained(job.output / "model")
@@ -61,13 +65,12 @@ def build(job: Job) -> None:
     curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
     job.write_json("records/loss_curve.json", {"curve": curve})
     job.write_json(
-        "records/timing.json",
+        "records/efficiency.json",
         {
-            "device": str(trainer.args.device),
+            **measure.content(tokens_per_step),
+            "device": device_info(device),
             "resumed_at_step": steps_before,
-            "seconds": elapsed,
             "threads": torch.get_num_threads(),
-            "tokens_per_second": (run.max_steps - steps_before) * tokens_per_step / elapsed,
         },
     )
 

@@ -15,14 +15,15 @@ from tests.conftest import REPOSITORY, run_snakemake
 GRAPH = Graph(load_study(REPOSITORY / "config" / "tiny.yaml"))
 TABLE = GRAPH.study.tables.table9
 PROFILE = ["--profile", "profiles/local"]
+TARGETS = ["results/table9.csv", "results/table16.csv", "results/validity.csv"]
 PAPER_COLUMNS = ["model", "precision", "average_performance", "AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "AEC_W", "MCR"]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the workflow has built both tables from nothing."""
+    """A directory in which the workflow has built every table from nothing."""
     directory = tmp_path_factory.mktemp("embedded")
-    run_snakemake(directory, *PROFILE, "results/table9.csv", "results/table16.csv")
+    run_snakemake(directory, *PROFILE, *TARGETS)
     return directory
 
 
@@ -38,14 +39,22 @@ def _content(study: Path, stage: str, id: str, name: str) -> dict:
 
 
 def test_the_second_run_executes_nothing(study: Path) -> None:
-    output = run_snakemake(study, *PROFILE, "results/table9.csv", "results/table16.csv")
+    output = run_snakemake(study, *PROFILE, *TARGETS)
     assert "Nothing to be done" in output.stdout + output.stderr
 
 
-def test_a_row_for_every_model_and_precision_all_ok(table9: pl.DataFrame) -> None:
+def test_a_row_for_every_model_and_precision_and_none_failed(study: Path, table9: pl.DataFrame) -> None:
     labels = [GRAPH.study.models[model].label for model in TABLE.models]
     assert table9.select("model", "precision").rows() == list(itertools.product(labels, TABLE.precisions))
-    assert table9["status"].to_list() == ["ok"] * table9.height, table9["reason"].to_list()
+    # A busy machine may make a measurement invalid, with its reason; a cell that failed would be a fault of ours.
+    for row in table9.iter_rows(named=True):
+        assert row["status"] == "ok" or (row["status"] == "invalid" and "95 % interval" in row["reason"]), row["reason"]
+    errors = pl.read_csv(study / "results" / "validity.csv").filter(pl.col("severity") == "error")
+    assert set(errors["rule"]) <= {"single/interval", "batch/interval"}
+
+
+def test_rows_say_that_their_windows_are_short(table9: pl.DataFrame) -> None:
+    assert table9["warnings"].str.contains("windows of 0.4 s, short for power figures").all()
 
 
 def test_the_papers_columns_come_first(table9: pl.DataFrame) -> None:

@@ -2,18 +2,24 @@
 
 import itertools
 import json
+import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effllm.artifact import MANIFEST
 from effllm.errors import CellFailure
-from effllm.profiling import decoding
-from effllm.profiling.decoding import Repeat, TimedDecoding
-from effllm.profiling.figures import latency_figures
-from effllm.study.measure import InferenceProtocol
+from effllm.profiling import schedule
+from effllm.profiling.decoding import Generation, TimedDecoding
+from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
+from effllm.profiling.inference import build, check_protocol
+from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
+from effllm.stage import run
+from effllm.study.measure import InferenceProtocol, Workload
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +38,36 @@ def model() -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def _protocol(**changes: Any) -> InferenceProtocol:
+    settings = {
+        "workloads": {"a": {"prompt_tokens": 10, "new_tokens": 3, "batch_size": 2}},
+        "idle_s": 0.01,
+        "warmup_maximum": 6,
+        "repeats": 2,
+        "minimum_window_s": 30.0,
+        "cooldown_s": 0.0,
+        "maximum_relative_interval": 0.05,
+    }
+    return InferenceProtocol.model_validate(settings | changes)
+
+
 def test_exactly_the_asked_tokens_are_generated_past_every_end_of_text(model: Any) -> None:
     prompt = torch.randint(300, (3, 7))
-    repeat = TimedDecoding(model, prompt, new_tokens=5, device="cpu").run()
-    assert repeat.generated_tokens == 15
-    assert len(repeat.token_s) == 4
-    assert repeat.first_token_s > 0
+    generation = TimedDecoding(model, prompt, new_tokens=5, device="cpu").run()
+    assert generation.generated_tokens == 15
+    assert len(generation.token_s) == 4
+    assert generation.first_token_s > 0
 
 
 def test_decoding_is_greedy_and_cached_as_a_plain_forward_says(model: Any) -> None:
-    model.generation_config.eos_token_id = None
     prompt = torch.randint(300, (1, 6), generator=torch.Generator().manual_seed(0))
     timed = TimedDecoding(model, prompt, new_tokens=6, device="cpu")
-    timed.config.eos_token_id = None
     ids = prompt
-    for _ in range(6):
-        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
     with torch.inference_mode():
+        for _ in range(6):
+            logits = model(ids).logits[:, -1]
+            logits[:, model.config.eos_token_id] = -torch.inf
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
         assert torch.equal(model.generate(prompt, generation_config=timed.config), ids)
 
 
@@ -63,42 +82,78 @@ def test_times_are_those_of_a_known_clock(model: Any, monkeypatch: pytest.Monkey
         return forward(self, input_ids, **arguments)
 
     monkeypatch.setattr(type(model), "forward", slow)
-    repeat = TimedDecoding(model, torch.randint(300, (1, 7)), new_tokens=5, device="cpu").run()
-    assert repeat.first_token_s == pytest.approx(0.1)
-    assert repeat.token_s == pytest.approx([0.01] * 4)
-    assert repeat.total_s == pytest.approx(0.14)
+    generation = TimedDecoding(model, torch.randint(300, (1, 7)), new_tokens=5, device="cpu").run()
+    assert generation.first_token_s == pytest.approx(0.1)
+    assert generation.token_s == pytest.approx([0.01] * 4)
+    assert generation.total_s == pytest.approx(0.14)
 
 
-def test_opening_windows_is_in_no_latency(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr(decoding.time, "perf_counter", lambda: float(next(clock)))
-    calls: list[str] = []
+def test_too_few_tokens_are_never_reported(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = TimedDecoding(model, torch.randint(300, (1, 7)), new_tokens=5, device="cpu")
+    monkeypatch.setattr(model, "generate", lambda prompt, **_: torch.cat([prompt, prompt[:, :2]], 1), raising=False)
+    with pytest.raises(CellFailure, match="2 tokens were generated where 5"):
+        timed.run()
 
-    class SlowTelemetry:
-        def window(self, name: str) -> Any:
-            import contextlib
 
-            return contextlib.nullcontext()
+class _Scripted:
+    """A decoding whose generations take scripted times."""
 
-        def begin_window(self, name: str) -> None:
-            calls.append(f"begin {name}")
-            for _ in range(1000):
-                next(clock)
+    def __init__(self, seconds: Any):
+        self.seconds = iter(seconds)
 
-        def end_window(self, name: str) -> None:
-            calls.append(f"end {name}")
-            for _ in range(1000):
-                next(clock)
+    def run(self) -> Generation:
+        return Generation(next(self.seconds), [], 1)
 
-    repeat = TimedDecoding(model, torch.randint(300, (1, 7)), new_tokens=5, device="cpu").run(SlowTelemetry())
-    assert calls == ["begin prefill", "end prefill", "begin decode", "end decode"]
-    assert max(repeat.first_token_s, *repeat.token_s) < 100
+
+def test_warm_up_goes_on_until_three_times_agree() -> None:
+    warmup = settle(_Scripted([9, 5, 1.05, 1.0, 1.02, 1.0]), _protocol(warmup_maximum=20))
+    assert warmup == Warmup([9, 5, 1.05, 1.0, 1.02], True)
+    assert settle(_Scripted(itertools.cycle([1, 2])), _protocol()) == Warmup([1, 2, 1, 2, 1, 2], False)
+
+
+class _Windows:
+    """Stands for telemetry: notes the names of windows."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def window(self, name: str) -> Any:
+        import contextlib
+
+        self.names.append(name)
+        return contextlib.nullcontext()
+
+
+def test_windows_are_shuffled_by_seed_and_last_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(schedule.time, "sleep", lambda seconds: None)
+
+    class Ticking(_Scripted):
+        def run(self) -> Generation:
+            clock[0] += 7
+            return Generation(7.0, [], 1)
+
+    protocol = _protocol(repeats=5)
+    orders = []
+    for seed in (0, 0, 1):
+        telemetry = _Windows()
+        keys = [("a", "generate"), ("a", "prefill"), ("b", "generate")]
+        measured = run_schedule(
+            {key: Ticking([]) for key in keys}, protocol.model_copy(update={"seed": seed}), telemetry, "x"
+        )
+        assert telemetry.names[0] == "idle"
+        orders.append(telemetry.names[1:])
+        assert {key: len(windows) for key, windows in measured.windows.items()} == dict.fromkeys(keys, 5)
+        assert all(len(window) == 5 for windows in measured.windows.values() for window in windows), "30 s of 7 s each"
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0]) and sorted(orders[0]) == sorted(orders[2])
 
 
 def test_figures_by_hand() -> None:
-    protocol = InferenceProtocol(prompt_tokens=10, new_tokens=3, batch_size=2, warmup_repeats=1, repeats=2)
-    repeats = [Repeat(0.2, [0.1, 0.1], 6), Repeat(0.2, [0.2, 0.2], 6)]
-    figures = latency_figures(repeats, protocol)
+    workload = Workload(prompt_tokens=10, new_tokens=3, batch_size=2)
+    windows = [[Generation(0.2, [0.1, 0.1], 6)], [Generation(0.2, [0.2, 0.2], 6)]]
+    figures = latency_figures(windows, workload)
     assert figures["latency_ms"] == pytest.approx(500)
     assert figures["throughput_tokens_per_s"] == pytest.approx(12 / 1.0)
     assert figures["decode_tokens_per_s"] == pytest.approx(8 / 0.6)
@@ -108,39 +163,100 @@ def test_figures_by_hand() -> None:
     assert figures["latency_ms_ci95"] == pytest.approx([500 - 1270.62, 500 + 1270.62], rel=1e-4)
 
 
+def test_energy_by_hand_and_empty_with_reasons() -> None:
+    workload = Workload(prompt_tokens=10, new_tokens=5, batch_size=2)
+    figures = {"generated_tokens": 40, "generations": 4}
+    generate = {"energy_j": 400.0, "duration_s": 2.0, "reasons": {}}
+    prefill = {"energy_j": 60.0, "reasons": {}}
+    idle = {"power_avg_w": 50.0, "reasons": {}}
+    result = energy_figures(generate, prefill, idle, figures, 3, workload)
+    assert result["energy_j_per_token"] == 10.0
+    assert result["energy_above_idle_j_per_token"] == pytest.approx((400 - 100) / 40)
+    assert result["decode_energy_j_per_token"] == pytest.approx((400 / 4 - 60 / 3) / (2 * 4))
+    assert result["reasons"] == {}
+    nothing = {"energy_j": None, "power_avg_w": None, "reasons": {"energy_j": "no meter", "power_avg_w": "no meter"}}
+    empty = energy_figures({**nothing, "duration_s": 2.0}, nothing, nothing, figures, 3, workload)
+    assert {key: value for key, value in empty.items() if key != "reasons"} == dict.fromkeys(empty["reasons"])
+    assert set(empty["reasons"].values()) == {"no meter"}
+
+
+def test_utilization_by_hand_on_a_known_device_and_empty_on_another(model: Any) -> None:
+    """FLOPs of the prefill counted by torch's own counter; bytes of the cache summed over its tensors."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import DynamicCache
+
+    workload = Workload(prompt_tokens=64, new_tokens=2, batch_size=1)
+    figures = {"prefill_tokens_per_s": 6400.0, "decode_tokens_per_s": 100.0}
+    cost = ModelCost(model.config, 10**6, torch.bfloat16, "NVIDIA H200")
+    result = utilization_figures(figures, workload, cost)
+    prompt = torch.randint(300, (1, 64))
+    # The counter sees the products of eager attention, not those inside the CPU's fused kernel.
+    eager = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        eager(prompt, logits_to_keep=1)
+    assert result["prefill_flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
+    cache = DynamicCache()
+    model(torch.randint(300, (1, 65)), past_key_values=cache)
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert result["decode_bytes_per_step"] == 10**6 + 2 * elements
+    assert result["prefill_mfu"] == pytest.approx(result["prefill_flops"] / 0.01 / 989e12, rel=1e-6)
+    assert result["reasons"] == {}
+    unknown = utilization_figures(figures, workload, ModelCost(model.config, 10**6, torch.bfloat16, "a CPU"))
+    assert unknown["prefill_mfu"] is None
+    assert unknown["decode_mbu"] is None
+    assert "'a CPU'" in unknown["reasons"]["prefill_mfu"]
+
+
+def test_a_wide_interval_is_an_error_and_short_windows_a_warning() -> None:
+    measured = Measured({}, {("a", "generate"): Warmup([1.0] * 6, False)})
+    figures = {"latency_ms": 100.0, "latency_ms_ci95": [90.0, 110.0]}
+    findings = check_protocol("a", figures, _protocol(minimum_window_s=1.0), measured)
+    assert [(finding.rule, finding.severity) for finding in findings] == [
+        ("interval", "error"),
+        ("warmup", "warning"),
+        ("short_windows", "warning"),
+    ]
+    narrow = {"latency_ms": 100.0, "latency_ms_ci95": [99.0, 101.0]}
+    assert check_protocol("a", narrow, _protocol(), Measured({}, {})) == []
+
+
 def test_the_stage_writes_figures_and_reasons(builder: Any) -> None:
     artifact = builder.build("profile", "llama-1m.bfloat16")
     profile = artifact.json("profile.json")
     protocol = builder.graph.study.inference
-    assert profile["figures"]["generated_tokens"] == protocol.repeats * protocol.new_tokens
-    for window in ("inference", "prefill", "decode"):
-        summary = profile["telemetry"][window]
-        assert summary["windows"] == protocol.repeats
-        empty = {key for key, value in summary.items() if value is None and key != "reason"}
-        assert empty == set(summary["reasons"])
-    assert profile["telemetry"]["inference"]["memory_host_avg_gb"] > 0.05
-    repeats = json.loads((artifact.directory / "records" / "repeats.json").read_text())["repeats"]
-    assert len(repeats) == protocol.repeats
+    assert list(profile["workloads"]) == sorted(protocol.workloads)
+    for id, content in profile["workloads"].items():
+        workload = protocol.workloads[id]
+        figures = content["figures"]
+        tokens = figures["generations"] * workload.new_tokens * workload.batch_size
+        assert figures["generated_tokens"] == tokens
+        for phase in ("generate", "prefill"):
+            summary = content["telemetry"][phase]
+            assert summary["windows"] == protocol.repeats
+            empty = {key for key, value in summary.items() if value is None and key != "reason"}
+            assert empty == set(summary["reasons"])
+        for part in ("energy", "utilization"):
+            empty = {key for key, value in content[part].items() if value is None}
+            assert empty == set(content[part]["reasons"])
+        assert content["telemetry"]["generate"]["memory_host_avg_gb"] > 0.05
+    generations = json.loads((artifact.directory / "records" / "generations.json").read_text())
+    assert {name: len(windows) for name, windows in generations.items()} == {
+        f"{id}/{phase}": protocol.repeats for id in protocol.workloads for phase in ("generate", "prefill")
+    }
     assert (artifact.directory / "records" / "telemetry" / "samples.parquet").is_file()
 
 
-def test_a_workload_longer_than_the_model_is_unsupported(builder: Any, tmp_path: Any) -> None:
-    from pathlib import Path
-
-    from effllm.artifact import MANIFEST
-    from effllm.profiling.inference import build
-    from effllm.stage import run
-
+def test_a_workload_longer_than_the_model_is_unsupported(builder: Any, tmp_path: Path) -> None:
     spec = builder.graph.spec("profile", "llama-1m.bfloat16")
-    spec["config"]["prompt_tokens"] = 512
+    spec["config"]["workloads"]["single"]["prompt_tokens"] = 512
     model = builder.build("quantize", "llama-1m.bfloat16").directory / MANIFEST
-    artifact = run("profile", build, spec=spec, inputs={"model": [Path(model)]}, output=tmp_path / "results/profile/x")
+    artifact = run("profile", build, spec=spec, inputs={"model": [model]}, output=tmp_path / "results/profile/x")
     assert artifact.manifest.status == "unsupported"
     assert "512 positions" in artifact.manifest.reason
 
 
-def test_too_few_tokens_are_never_reported(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = TimedDecoding(model, torch.randint(300, (1, 7)), new_tokens=5, device="cpu")
-    monkeypatch.setattr(model, "generate", lambda prompt, **_: torch.cat([prompt, prompt[:, :2]], 1), raising=False)
-    with pytest.raises(CellFailure, match="2 tokens were generated where 5"):
-        timed.run()
+def test_the_shuffle_is_of_the_standard_library() -> None:
+    """Orders of published runs can be recomputed from the seed."""
+    order = [1, 2, 3, 4, 5]
+    random.Random(0).shuffle(order)
+    assert order == [3, 2, 1, 5, 4]

@@ -32,6 +32,69 @@ def test_int4_loads_and_generates_without_this_package(builder: Any) -> None:
     assert "OUT Return the" in result.stdout
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_a_loaded_int4_model_computes_what_its_original_does(
+    tiny: dict[str, Any], tmp_path: Path, family: str, act_order: bool
+) -> None:
+    """All layers are loaded and used: with layers at random values the logits of the two would be unrelated."""
+    from tests.conftest import cut_down
+    from tests.unit.conftest import Builder
+
+    study = cut_down(tiny)
+    shape = study["pretraining"]["llama-1m"]["architecture"]
+    shape |= {"model_type": family, "num_key_value_heads": 4 if family == "phi3" else 2}
+    study["precisions"]["int4"] |= {"act_order": act_order, "group_size": 32}
+    builder = Builder(study, tmp_path)
+    source = AutoModelForCausalLM.from_pretrained(builder.build("pretrain", "llama-1m").directory / "model")
+    artifact = builder.build("quantize", "llama-1m.int4")
+    assert artifact.manifest.status == "ok", artifact.manifest.reason
+    int4, keys = AutoModelForCausalLM.from_pretrained(
+        artifact.directory / "model", dtype="auto", output_loading_info=True
+    )
+    assert not any(keys[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids = torch.randint(2048, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        states = [model.model(ids).last_hidden_state.float().flatten() for model in (source, int4)]
+    assert torch.nn.functional.cosine_similarity(*states, dim=0) > 0.97
+
+
+def test_a_checkpoint_with_other_layers_than_the_model_is_refused(builder: Any, tmp_path: Path) -> None:
+    source = builder.build("pretrain", "llama-1m").directory / "model"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.0.mlp.other_proj.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CellFailure, match=r"the checkpoint lacks model\.layers\.0\.mlp\.up_proj\.weight"):
+        cast(tmp_path / "model", tmp_path / "cast", CastPrecision(kind="cast", dtype="bfloat16"))
+
+
+def test_fused_layers_are_put_together_across_shards(tmp_path: Path) -> None:
+    """Each part packed and laid out by the format's definition; the fused layer unpacks to the stacked matrix."""
+    from effllm.quantization.fuse import fuse_layers
+
+    parts = {part: torch.randint(0, 16, (32, 16), dtype=torch.int32) for part in ("gate_proj", "up_proj")}
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    for number, (part, integers) in enumerate(parts.items()):
+        packed = (integers.view(4, 8, 16) << shifts[None, :, None]).sum(1).to(torch.int32)
+        zeros = torch.full((1, 2), 0x77777777, dtype=torch.int32)
+        tensors = {"qweight": packed, "qzeros": zeros, "scales": torch.rand(1, 16), "g_idx": torch.zeros(32)}
+        named = {f"model.layers.0.mlp.{part}.{kind}": tensor for kind, tensor in tensors.items()}
+        save_file(named, tmp_path / f"model-{number}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {}}))
+    fuse_layers(tmp_path, "phi3")
+    fused = load_file(tmp_path / "model-0.safetensors")
+    assert set(fused) == {f"model.layers.0.mlp.gate_up_proj.{kind}" for kind in tensors}
+    assert load_file(tmp_path / "model-1.safetensors") == {}
+    packed = fused["model.layers.0.mlp.gate_up_proj.qweight"]
+    unpacked = ((packed[:, None, :] >> shifts[None, :, None]) & 15).flatten(0, 1)
+    assert torch.equal(unpacked, torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1))
+    assert fused["model.layers.0.mlp.gate_up_proj.qzeros"].shape == (1, 4)
+    assert set(json.loads(index.read_text())["weight_map"].values()) == {"model-0.safetensors"}
+
+
 def test_packed_integers_reproduce_the_weights_within_half_a_step(builder: Any) -> None:
     """Unpack the checkpoint here, by the format's definition, and compare it with the trained weights."""
     original = load_file(builder.build("pretrain", "llama-1m").directory / "model" / "model.safetensors")

@@ -12,30 +12,30 @@ from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.cells import Row, rounded
 
+NO_SENSOR = ("energy_j", "energy_scope", "energy_source", "power_avg_w", "power_peak_w", "util_nvml")
 TELEMETRY = {
-    "duration_s": 2.0,
-    "energy_j": None,
-    "energy_scope": None,
-    "energy_source": None,
+    **dict.fromkeys(NO_SENSOR),
+    "duration_s": 2.5,
     "memory_device_avg_gb": None,
     "memory_host_avg_gb": 0.5,
     "memory_host_peak_gb": 0.6,
     "memory_host_total_gb": 25.0,
-    "power_avg_w": None,
-    "power_peak_w": None,
+    "memory_total_gb": None,
     "reason": None,
-    "reasons": dict.fromkeys(
-        ("energy_j", "energy_scope", "energy_source", "power_avg_w", "power_peak_w", "util_nvml"), "no sensor; none"
-    ),
+    "reasons": {**dict.fromkeys(NO_SENSOR, "no sensor; none"), "memory_device_avg_gb": "a CPU"},
     "status": "ok",
     "util_cpu": 0.9,
-    "util_nvml": None,
+    "windows": 2,
 }
+ENERGY = ("energy_j_per_token", "energy_above_idle_j_per_token", "decode_energy_j_per_token")
+UTILIZATION = ("prefill_mfu", "decode_mbu")
+SHORT = {"rule": "short_windows", "severity": "warning", "message": "windows of 1 s"}
 FIGURES = {
     "decode_tokens_per_s": 100.0,
     "first_token_ms_p50": 5.0,
     "first_token_ms_p95": 6.0,
     "generated_tokens": 200,
+    "generations": 25,
     "latency_ms": 12.3456789,
     "latency_ms_ci95": [12.0, 13.0],
     "prefill_tokens_per_s": 1000.0,
@@ -77,12 +77,20 @@ class Study:
                     "quantized_layers_bytes_16_bit": packed[1],
                 }
                 self.write("quantize", variant, "quantization.json", {"weights": weights})
+                workload = {
+                    "energy": {**dict.fromkeys(ENERGY), "reasons": dict.fromkeys(ENERGY, "no sensor; none")},
+                    "figures": FIGURES,
+                    "findings": [SHORT],
+                    "reason": None,
+                    "status": "ok",
+                    "telemetry": {"generate": TELEMETRY, "prefill": TELEMETRY},
+                    "utilization": {**dict.fromkeys(UTILIZATION), "reasons": dict.fromkeys(UTILIZATION, "a CPU")},
+                }
                 profile = {
                     "device": {"name": "a CPU"},
-                    "figures": FIGURES,
-                    "protocol": {"repeats": 2},
-                    "telemetry": {"inference": TELEMETRY},
+                    "protocol": self.graph.study.inference.plain(),
                     "threads": 2,
+                    "workloads": {"single": workload, "batch": workload},
                 }
                 self.write("profile", variant, "profile.json", profile)
                 self.score(variant, "adjacent-swap", 0.8 if precision == "bfloat16" else 0.6, "accuracy")
@@ -93,6 +101,7 @@ class Study:
             "chance_level": 0.5,
             "ci95": [score - 0.1, score + 0.1],
             "cost": {"latency_mean_ms": 3.0},
+            "telemetry": {"status": "ok", "reason": None},
             "items": 20,
             "metric": "acc",
             "role": role,
@@ -126,6 +135,8 @@ def test_figures_are_those_of_the_artifacts(study: Study) -> None:
     assert row["quantized_layers_compression"] == 3.5
     assert row["average_performance_low"] == pytest.approx(0.6 - 1.96 * 0.05)
     assert row["latency_ms"] == 12.3457
+    assert row["batch_latency_ms"] == 12.3457
+    assert row["warnings"] == "windows of 1 s"
 
 
 def test_power_that_was_not_measured_is_empty_with_its_reason(study: Study) -> None:
@@ -151,6 +162,48 @@ def test_a_failed_cell_keeps_its_row_with_status_and_reason(study: Study) -> Non
     assert by_benchmark["status"] == "oom"
     assert by_benchmark["Adjacent swap"] is None
     assert by_benchmark["mean"] is None
+
+
+def test_validity_lists_failures_and_suspicions_errors_first(study: Study) -> None:
+    rows = study.rows("validity")
+    assert {row["rule"] for row in rows} == {
+        "single/short_windows",
+        "batch/short_windows",
+        # 25 generations of 8 tokens are 200 for the single workload, but 25 x 4 x 2 for the batch.
+        "quantized_score",
+    }
+    study.score("llama-1m.int4", "adjacent-swap", 0.0, "accuracy", CellFailure("oom", "too large for the device"))
+    study.score("qwen2-1m.int4", "adjacent-swap", 1.2, "accuracy")
+    rows = study.rows("validity")
+    assert [(row["severity"], row["id"], row["rule"]) for row in rows[:2]] == [
+        ("error", "llama-1m.int4.adjacent-swap", "oom"),
+        ("error", "qwen2-1m.int4.adjacent-swap", "score"),
+    ]
+    assert all(row["severity"] == "warning" for row in rows[2:])
+
+
+def test_validity_notices_tokens_that_are_missing(study: Study) -> None:
+    figures = FIGURES | {"generated_tokens": 199}
+    path = Path(study.graph.manifest("profile", "llama-1m.int4")).parent
+    profile = json.loads((path / "profile.json").read_text())
+    profile["workloads"]["single"]["figures"] = figures
+    study.write("profile", "llama-1m.int4", "profile.json", profile)
+    messages = [row["message"] for row in study.rows("validity") if row["rule"] == "single/token_count"]
+    assert messages == ["199 tokens were produced where 200 were asked for"]
+
+
+def test_validity_of_a_sound_study_is_an_empty_table_with_its_columns(study: Study) -> None:
+    for model in study.graph.study.models:
+        study.score(f"{model}.int4", "adjacent-swap", 0.8, "accuracy")
+        for precision in ("bfloat16", "int4"):
+            path = Path(study.graph.manifest("profile", f"{model}.{precision}")).parent
+            profile = json.loads((path / "profile.json").read_text())
+            for workload in profile["workloads"].values():
+                workload["findings"] = []
+            study.write("profile", f"{model}.{precision}", "profile.json", profile)
+    frame = assemble("validity", study.graph.table_spec("validity"), study.graph.table_parents("validity"))
+    assert frame.columns == ["stage", "id", "rule", "severity", "message"]
+    assert frame.height == 0
 
 
 def test_an_altered_result_is_refused(study: Study) -> None:
@@ -188,6 +241,8 @@ def test_the_file_is_csv_with_quoted_text(study: Study, tmp_path: Path) -> None:
 def test_every_column_is_documented(study: Study, repository: Path) -> None:
     documented = (repository / "docs" / "tables.md").read_text()
     for column in study.rows("table9")[0]:
-        benchmark = next((b for b in study.graph.study.benchmarks if column.startswith(f"{b}_")), None)
-        name = column.replace(benchmark, "<benchmark>") if benchmark else column
+        name = column
+        for placeholder, ids in (("benchmark", study.graph.study.benchmarks), ("workload", ["batch"])):
+            prefix = next((id for id in ids if column.startswith(f"{id}_")), None)
+            name = column.replace(prefix, f"<{placeholder}>") if prefix else name
         assert f"`{name}`" in documented, f"docs/tables.md does not explain {name}"

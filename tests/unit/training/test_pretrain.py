@@ -46,12 +46,38 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     process.wait()
     assert not (killed_output / MANIFEST).exists()
     subprocess.run(killed, check=True, capture_output=True)
-    timing = json.loads((killed_output / "records" / "timing.json").read_text())
+    timing = json.loads((killed_output / "records" / "efficiency.json").read_text())
     assert 4 <= timing["resumed_at_step"] < 40
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
     assert first.manifest.payload == second.manifest.payload
     curve = json.loads((killed_output / "records" / "loss_curve.json").read_text())
     assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
+
+
+def test_efficiency_is_of_steady_steps_without_saves(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three warm-up steps are left out, and writing checkpoints pauses the window (each save is made to last)."""
+    from effllm.training import checkpoints
+
+    saved = []
+
+    def slow_save(self: Any, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        time.sleep(0.5)
+        saved.append(state.global_step)
+        return original(self, args, state, control)
+
+    original = checkpoints.MarkComplete.on_save
+    monkeypatch.setattr(checkpoints.MarkComplete, "on_save", slow_save)
+    artifact = builder.build("pretrain", "qwen2-1m")
+    steps = builder.graph.study.pretraining["qwen2-1m"].max_steps
+    efficiency = json.loads((artifact.directory / "records" / "efficiency.json").read_text())
+    assert saved == [4, 8, 12]
+    assert efficiency["steps"] == steps - 3
+    assert efficiency["telemetry"]["windows"] == 1
+    assert efficiency["telemetry"]["duration_s"] == pytest.approx(9 * efficiency["latency_s_per_iteration"])
+    windows = json.loads((artifact.directory / "records" / "telemetry" / "windows.json").read_text())
+    (window,) = windows["windows"] if isinstance(windows, dict) else windows
+    paused_s = sum((end - start) / 1e9 for start, end in window["paused"])
+    assert paused_s >= 1.5, "three saves of half a second"
 
 
 def test_half_a_checkpoint_is_never_resumed_from(tmp_path: Path) -> None:

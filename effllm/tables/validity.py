@@ -1,0 +1,94 @@
+"""results/validity.csv: what the plausibility rules find in every artifact behind the study's tables."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from effllm.tables.artifacts import Result, read_results
+from effllm.tables.cells import mean
+from effllm.telemetry.validity import Finding, check_quantized_score, check_scores, check_throughput, check_token_count
+
+COLUMNS = ("stage", "id", "rule", "severity", "message")
+
+
+@dataclass(frozen=True)
+class _Located:
+    stage: str
+    id: str
+    finding: Finding
+
+    def row(self) -> dict[str, str]:
+        finding = self.finding
+        return dict(zip(COLUMNS, (self.stage, self.id, finding.rule, finding.severity, finding.message), strict=True))
+
+
+def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """One row per finding, errors first; no rows where every artifact is plausible.
+
+    `spec` is `Graph.table_spec("validity")`: the table of precisions whose artifacts `inputs` names.
+    """
+    results = {stage: read_results(stage, paths) for stage, paths in inputs.items()}
+    located = [*_failed_cells(results), *_profiles(results["profile"]), *_evaluations(results["evaluate"])]
+    located += _quantized_scores(spec["config"], results["evaluate"])
+    rows = [item.row() for item in located]
+    return sorted(rows, key=lambda row: (row["severity"] != "error", row["stage"], row["id"], row["rule"]))
+
+
+def _failed_cells(results: Mapping[str, Mapping[str, Result]]) -> Iterator[_Located]:
+    for stage, by_id in results.items():
+        for id, result in by_id.items():
+            if result.status != "ok":
+                yield _Located(stage, id, Finding(result.status, "error", str(result.reason)))
+
+
+def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:
+    for id, result in results.items():
+        if result.content is None:
+            continue
+        protocol = result.content["protocol"]["workloads"]
+        for name, workload in result.content["workloads"].items():
+            figures, asked = workload["figures"], protocol[name]
+            tokens = asked["new_tokens"] * asked["batch_size"] * figures["generations"]
+            findings = [Finding(**finding) for finding in workload["findings"]]
+            findings += check_token_count(tokens, figures["generated_tokens"])
+            # Recomputed from the telemetry's own clock: it runs from edge to edge of the windows, pauses included.
+            seconds = figures["generated_tokens"] / figures["throughput_tokens_per_s"]
+            if seconds > workload["telemetry"]["generate"]["duration_s"]:
+                findings += check_throughput(
+                    figures["throughput_tokens_per_s"],
+                    figures["generated_tokens"],
+                    workload["telemetry"]["generate"]["duration_s"],
+                )
+            for finding in findings:
+                yield _Located("profile", id, Finding(f"{name}/{finding.rule}", finding.severity, finding.message))
+
+
+def _evaluations(results: Mapping[str, Result]) -> Iterator[_Located]:
+    for id, result in results.items():
+        if result.content is None:
+            continue
+        telemetry = result.content["telemetry"]
+        if telemetry["status"] != "ok":
+            yield _Located("evaluate", id, Finding("instrument", "error", str(telemetry["reason"])))
+        if result.content["role"] == "accuracy":
+            for finding in check_scores({result.content["metric"]: result.content["score"]}):
+                yield _Located("evaluate", id, finding)
+
+
+def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[_Located]:
+    for model in table["models"]:
+        base = _average(model, table["baseline"], table["benchmarks"], results)
+        for precision in table["precisions"]:
+            if precision == table["baseline"]:
+                continue
+            score = _average(model, precision, table["benchmarks"], results)
+            for finding in check_quantized_score(score, base):
+                yield _Located("evaluate", f"{model}.{precision}", finding)
+
+
+def _average(model: str, precision: str, benchmarks: list[str], results: Mapping[str, Result]) -> float | None:
+    contents = [results[f"{model}.{precision}.{benchmark}"].content for benchmark in benchmarks]
+    if None in contents:
+        return None
+    scores = [content["score"] for content in contents if content["role"] == "accuracy"]
+    return mean(scores) if scores else None
