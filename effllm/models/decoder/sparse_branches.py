@@ -98,11 +98,13 @@ def _block_importance(probabilities: Tensor, selection_blocks: int, shape: Spars
     counts as often as it has strides inside the selection block.
     """
     per_block, per_window = shape.selection_block // shape.stride, shape.block // shape.stride
-    offsets = torch.arange(per_block)[:, None] + torch.arange(per_window)
-    weights = torch.bincount(offsets.flatten()).to(probabilities)
+    # How many pairs (m, n) have the sum u.
+    span = per_block + per_window - 1
+    pairs = [min(u + 1, per_block, per_window, span - u) for u in range(span)]
+    weights = torch.tensor(pairs, dtype=probabilities.dtype, device=probabilities.device)
     width = selection_blocks * per_block
     padded = F.pad(probabilities, (per_window - 1, width - probabilities.shape[-1]))
-    return padded.unfold(-1, len(weights), per_block) @ weights
+    return padded.unfold(-1, span, per_block) @ weights
 
 
 def select_blocks(importance: Tensor, positions: Tensor, shape: SparseShape) -> Tensor:

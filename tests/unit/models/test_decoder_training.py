@@ -30,6 +30,16 @@ def test_a_fixed_batch_is_learned(attention, position, feed_forward, tokens):
     assert losses[-1] < 0.25 * losses[0]
 
 
+@pytest.mark.parametrize(("attention", "feed_forward"), [("gqa", "moe"), ("mla", "swiglu"), ("nsa", "swiglu")])
+def test_a_training_step_compiles_without_graph_breaks(attention, feed_forward, build, tokens):
+    model = build(attention=attention, feed_forward=feed_forward).train()
+    expected = model(tokens, labels=tokens).loss
+    torch._dynamo.reset()
+    loss = torch.compile(model, backend="aot_eager", fullgraph=True)(tokens, labels=tokens, use_cache=False).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+
+
 def train(model: EffForCausalLM, tokens: torch.Tensor, directory, batch: int, accumulate: int) -> list[torch.Tensor]:
     arguments = TrainingArguments(
         output_dir=str(directory),
