@@ -29,8 +29,8 @@ STAGES: dict[str, Stage] = {
         Stage("tokens", "effllm.data.packing", 1),
         Stage("pretrain", "effllm.training.pretrain", 1),
         Stage("model", "effllm.models.import_model", 1, network=True),
-        Stage("quantize", "effllm.quantization.quantize", 1),
-        Stage("benchmark", "effllm.evaluation.benchmark", 1, network=True),
+        Stage("quantize", "effllm.quantization.quantize", 2),
+        Stage("benchmark", "effllm.evaluation.benchmark", 2, network=True),
         Stage("evaluate", "effllm.evaluation.evaluate", 1),
         Stage("profile", "effllm.profiling.inference", 1),
     )
