@@ -23,7 +23,7 @@ localrules:
     all,
     table9,
     table16,
-    validity,
+    validate,
 
 
 onstart:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from effllm import artifact, provenance
 from effllm.artifact import MANIFEST, Artifact, Parent, publish
@@ -53,8 +53,15 @@ class Job:
     scratch: Path
 
     def config(self, model: type[_Config]) -> _Config:
-        """This job's slice of the study, typed."""
-        return model.model_validate(self.spec["config"])
+        """This job's slice of the study, typed; `UserError` if the spec does not hold one."""
+        try:
+            return model.model_validate(self.spec["config"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in ("config", *first["loc"]))
+            raise UserError(
+                f"--spec: {where}: {first['msg']} (got {first['input']!r}); take it from the study."
+            ) from None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON payload (or record, as `records/...`) file with sorted keys."""

@@ -41,7 +41,7 @@ rule table16:
         TABLE_SCRIPT
 
 
-rule validity:
+rule validate:
     input:
         **table_parents("validity"),
     output:

@@ -1,9 +1,9 @@
-"""Assemble one table from the artifacts of its rows: the rule is named after the table."""
+"""Assemble one table from the artifacts of its rows; the spec names the table."""
 
 from effllm.tables.assemble import write_table
 
 write_table(
-    snakemake.rule,
+    snakemake.params.spec["table"],
     spec=snakemake.params.spec,
     inputs=dict(snakemake.input.items()),
     output=snakemake.output.csv,

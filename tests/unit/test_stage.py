@@ -117,6 +117,16 @@ def test_a_spec_of_another_stage_version_is_refused(tmp_path: Path) -> None:
         run("corpus", _write, spec={**SPEC, "version": 99}, inputs={}, output=_output(tmp_path))
 
 
+def test_a_spec_that_is_no_slice_of_a_study_is_refused_with_its_key(tmp_path: Path) -> None:
+    from effllm.study.measure import InferenceProtocol
+
+    def build(job: Job) -> None:
+        job.config(InferenceProtocol)
+
+    with pytest.raises(UserError, match=r"--spec: config\.workloads: Field required"):
+        run("corpus", build, spec=SPEC, inputs={}, output=_output(tmp_path))
+
+
 def _stage_program(root: Path, body: str) -> list[str]:
     program = root / "program.py"
     program.write_text(
