@@ -262,3 +262,13 @@ def test_a_sliding_window_is_refused():
 def test_an_unknown_architecture_is_named():
     with pytest.raises(ValueError, match="model_type gpt2 has no cost formulas"):
         arithmetic.parameter_count(AutoConfig.for_model("gpt2"))
+
+
+def test_tiny_reference_models_are_within_a_tenth_of_each_other():
+    totals = [
+        arithmetic.parameter_count(shape.config(vocab_size=2048, max_position_embeddings=512)).total
+        for name, shape in REFERENCE_SHAPES.items()
+        if name.endswith("-tiny")
+    ]
+    assert len(totals) == 4
+    assert max(totals) <= 1.1 * min(totals)
