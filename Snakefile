@@ -19,8 +19,13 @@ include: "rules/profile.smk"
 include: "rules/tables.smk"
 
 
+# What needs the hub runs on the submitting host: compute nodes often have no way out.
 localrules:
     all,
+    corpus,
+    tokenizer,
+    model,
+    benchmark,
     table9,
     table16,
     validate,
