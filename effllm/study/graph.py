@@ -17,7 +17,7 @@ from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSourc
 from effllm.study.study import Study
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-# Tables and their versions; `validity` reads what Table 9 reads.
+# Tables and their versions; `validity` reads what Table 9 reads, and the training runs behind it.
 TABLES = {"table9": 1, "table16": 1, "validity": 1}
 
 
@@ -127,6 +127,10 @@ class Graph:
         if name in ("table9", "validity"):
             parents["quantize"] = [self.manifest("quantize", variant) for variant in variants]
             parents["profile"] = [self.manifest("profile", variant) for variant in variants]
+        if name == "validity":
+            sources = [self.study.models[model].source for model in table.models]
+            runs = sorted({source.run for source in sources if isinstance(source, PretrainedSource)})
+            parents["pretrain"] = [self.manifest("pretrain", run) for run in runs]
         return parents
 
     def tables(self) -> list[str]:

@@ -8,15 +8,24 @@ from effllm.artifact import Artifact, Manifest
 from effllm.errors import Status
 
 # The JSON payload that holds the figures of each stage.
-RESULT_FILES = {"quantize": "quantization.json", "evaluate": "evaluation.json", "profile": "profile.json"}
+RESULT_FILES = {
+    "pretrain": "training.json",
+    "quantize": "quantization.json",
+    "evaluate": "evaluation.json",
+    "profile": "profile.json",
+}
 
 
 @dataclass(frozen=True)
 class Result:
     """The figures of one artifact: `content` is None unless `status` is ok."""
 
-    manifest: Manifest
+    artifact: Artifact
     content: Mapping[str, Any] | None
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
 
     @property
     def status(self) -> Status:
@@ -36,5 +45,5 @@ def read_results(stage: str, manifests: Iterable[str]) -> dict[str, Result]:
         if artifact.manifest.status == "ok":
             artifact.verify_file(RESULT_FILES[stage])
             content = artifact.json(RESULT_FILES[stage])
-        results[artifact.manifest.id] = Result(artifact.manifest, content)
+        results[artifact.manifest.id] = Result(artifact, content)
     return results

@@ -6,7 +6,14 @@ from typing import Any
 
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import mean
-from effllm.telemetry.validity import Finding, check_quantized_score, check_scores, check_throughput, check_token_count
+from effllm.telemetry.validity import (
+    Finding,
+    check_quantized_score,
+    check_scores,
+    check_summary,
+    check_throughput,
+    check_token_count,
+)
 
 COLUMNS = ("stage", "id", "rule", "severity", "message")
 
@@ -29,6 +36,8 @@ def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[d
     """
     results = {stage: read_results(stage, paths) for stage, paths in inputs.items()}
     located = [*_failed_cells(results), *_profiles(results["profile"]), *_evaluations(results["evaluate"])]
+    # A study of models from elsewhere has no training runs.
+    located += _training(results.get("pretrain", {}))
     located += _quantized_scores(spec["config"], results["evaluate"])
     rows = [item.row() for item in located]
     return sorted(rows, key=lambda row: (row["severity"] != "error", row["stage"], row["id"], row["rule"]))
@@ -39,6 +48,18 @@ def _failed_cells(results: Mapping[str, Mapping[str, Result]]) -> Iterator[_Loca
         for id, result in by_id.items():
             if result.status != "ok":
                 yield _Located(stage, id, Finding(result.status, "error", str(result.reason)))
+
+
+def _training(results: Mapping[str, Result]) -> Iterator[_Located]:
+    for id, result in results.items():
+        if result.content is None:
+            continue
+        efficiency = result.artifact.json("records/efficiency.json")
+        if efficiency["reason"]:
+            yield _Located("pretrain", id, Finding("efficiency", "warning", f"not measured: {efficiency['reason']}"))
+            continue
+        for finding in check_summary(efficiency["telemetry"], efficiency["device"]):
+            yield _Located("pretrain", id, finding)
 
 
 def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:

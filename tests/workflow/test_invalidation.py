@@ -12,7 +12,7 @@ import pytest
 
 from tests.workflow.conftest import Workdir
 
-TABLES = {"table9.csv", "table16.csv"}
+TABLES = {"table9.csv", "table16.csv", "validity.csv"}
 LLAMA_INT4 = {
     "quantize/llama-1m.int4",
     "profile/llama-1m.int4",

@@ -65,7 +65,21 @@ class Study:
         spec = self.graph.spec(stage, id)
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance={}, failure=failure)
 
+    def train(self, run: str, telemetry: dict[str, Any] | None) -> None:
+        """A training run whose window was measured, or was too short to be."""
+        self.count += 1
+        staging = self.root / f"staging{self.count}"
+        (staging / "records").mkdir(parents=True)
+        (staging / "training.json").write_text("{}")
+        efficiency = {"device": {}, "reason": None if telemetry else "too few steps", "telemetry": telemetry}
+        (staging / "records" / "efficiency.json").write_text(json.dumps(efficiency))
+        destination = Path(self.graph.manifest("pretrain", run)).parent
+        spec = self.graph.spec("pretrain", run)
+        publish(staging, destination, stage="pretrain", id=run, spec=spec, parents={}, provenance={})
+
     def complete(self) -> None:
+        for run in self.graph.study.pretraining:
+            self.train(run, TELEMETRY)
         for model in self.graph.study.models:
             for precision, size in (("bfloat16", 1000), ("int4", 400)):
                 variant = f"{model}.{precision}"
@@ -180,6 +194,18 @@ def test_validity_lists_failures_and_suspicions_errors_first(study: Study) -> No
         ("error", "qwen2-1m.int4.adjacent-swap", "score"),
     ]
     assert all(row["severity"] == "warning" for row in rows[2:])
+
+
+def test_validity_looks_at_training_too(study: Study) -> None:
+    study.train("llama-1m", {**TELEMETRY, "status": "invalid", "reason": "the sampler starved"})
+    study.train("qwen2-1m", None)
+    found = [
+        (row["severity"], row["id"], row["message"]) for row in study.rows("validity") if row["stage"] == "pretrain"
+    ]
+    assert found == [
+        ("error", "llama-1m", "the measurement is invalid: the sampler starved"),
+        ("warning", "qwen2-1m", "not measured: too few steps"),
+    ]
 
 
 def test_validity_notices_tokens_that_are_missing(study: Study) -> None:
