@@ -92,7 +92,11 @@ def check_runs(checkpoint: Path) -> None:
             model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
+    except torch.AcceleratorError:
+        # A fault of the device is no verdict on the technique: the job fails and can be run again.
+        raise
     except (RuntimeError, ValueError, NotImplementedError) as error:
+        # Kernels refuse shapes by whichever of these they please.
         raise CellFailure("unsupported", f"no kernel of this machine runs it: {str(error).splitlines()[0]}") from None
 
 

@@ -26,10 +26,6 @@ class Row:
             raise ValueError(f"column {column} is {value}: a figure that is no number must be None, with a reason")
         self.cells[column] = rounded(value)
 
-    def get(self, column: str) -> Any:
-        """The value of a cell that was set before."""
-        return self.cells[column]
-
     def finish(self, status: str, reason: str | None) -> dict[str, Any]:
         """The row with its status, and with the reasons of its empty cells in the last column.
 

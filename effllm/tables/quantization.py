@@ -6,6 +6,7 @@ from typing import Any
 
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Row, mean
+from effllm.telemetry.metrics import model_compression_rate
 
 # Columns taken as they are from a workload's figures.
 _LATENCY_COLUMNS = (
@@ -199,11 +200,11 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
     if performance is None or not original:
         reason = why or why_original or "the baseline's performance is 0"
         return {"nominal": (None, reason), "measured": (None, reason)}
-    ratio = performance / original
-    measured = baseline.quantize.content["weights"]["bytes"] / variant.quantize.content["weights"]["bytes"]
+    bits = baseline.nominal_bits, variant.nominal_bits
+    sizes = tuple(side.quantize.content["weights"]["bytes"] for side in (baseline, variant))
     return {
-        "nominal": (baseline.nominal_bits / variant.nominal_bits * ratio, None),
-        "measured": (measured * ratio, None),
+        "nominal": (model_compression_rate(*bits, original, performance), None),
+        "measured": (model_compression_rate(*sizes, original, performance), None),
     }
 
 
