@@ -2,12 +2,14 @@
 
 import fcntl
 import os
-import re
 from pathlib import Path
 
 from effllm.errors import UserError
+from effllm.planning.state import older_code_line
 from effllm.study import Graph, load_study, parse_study
+from effllm.study.pattern import id_pattern
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 RESULTS = "results"
 DEFAULT_STUDY = "config/tiny.yaml"
@@ -43,7 +45,7 @@ GRAPH = read_graph()
 
 def only(stage):
     """A wildcard constraint that admits the ids of one stage, so that a typo in a target is an error at once."""
-    return "|".join(re.escape(id) for id in GRAPH.ids(stage)) or "(?!)"
+    return id_pattern(GRAPH.ids(stage))
 
 
 def parents(stage):
@@ -69,6 +71,12 @@ def table_spec(name):
 def all_cores(wildcards):
     """Every core of the run, so that a measured job shares the machine with no other."""
     return workflow.cores or 1
+
+
+def tell_older_code():
+    """One line at the start of a run: how many artifacts stand although the code of their stage has changed."""
+    if not workflow.remote_exec:
+        logger.info(older_code_line(GRAPH))
 
 
 def hold_workflow_lock():
