@@ -1,6 +1,6 @@
 """Time, energy, disk and memory of one node: measured rates first, then arithmetic under stated assumptions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class Estimate:
     """One node that is to do. Figures that do not apply (time on devices of a stage of the CPU) are None.
 
     wall_s: seconds from start to end. device_s: wall_s times devices. disk_b: bytes published; scratch_b: bytes beside
-    them while it runs. memory_b: bytes on one device at the peak, the least that it needs.
+    them while it runs. memory_b: bytes on one device at the peak; memory_least_b: what it cannot do without.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Estimate:
     disk_b: Figure
     scratch_b: Figure | None
     memory_b: Figure | None
+    memory_least_b: float | None
 
     def plain(self) -> dict[str, Any]:
         """As JSON types."""
@@ -93,6 +94,7 @@ class Estimator:
         device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
         # Of the same work: an earlier build of this very node, or its twin.
         twin = sample if sample and sample.cost == cost else None
+        memory_b = self._memory(cost, twin) if cost.devices else None
         return Estimate(
             name=node.name,
             stage=node.stage,
@@ -103,7 +105,8 @@ class Estimator:
             energy_j=self._energy(node, device_s) if device_s else None,
             disk_b=self._disk(node, cost, sample),
             scratch_b=_computed(cost, "scratch_b") if cost.devices else None,
-            memory_b=self._memory(cost, twin) if cost.devices else None,
+            memory_b=memory_b,
+            memory_least_b=cost.memory_least_b if cost.memory_least_b is not None else memory_b and memory_b.value,
         )
 
     def _subject(self, node: Node) -> Subject:
@@ -166,9 +169,10 @@ class Estimator:
         elif self._assumptions.power_w is not None:
             power = Figure(self._assumptions.power_w, "assumed", f"{self._assumptions.power_w:g} W per device")
         else:
-            why = f"no {node.stage} with a power figure was measured on {self._device}: give --assume-power-w"
+            on_device = f" on {self._device}" if self._device else ""
+            why = f"no {node.stage} with a power figure was measured{on_device}: give --assume-power-w"
             return Figure(None, None, why)
-        basis = max(power.basis, device_s.basis, key=_ORDER.index)
+        basis = weakest([power.basis, device_s.basis])
         return Figure(device_s.value * power.value, basis, f"{power.source}; time: {device_s.source}")
 
     def _disk(self, node: Node, cost: Cost, sample: Any) -> Figure:
@@ -193,3 +197,8 @@ def _computed(cost: Cost, key: str) -> Figure:
 
 def _times(figure: Figure, factor: float) -> Figure:
     return figure if figure.value is None else Figure(figure.value * factor, figure.basis, figure.source)
+
+
+def weakest(bases: Iterable[Basis]) -> Basis:
+    """The basis of a figure that is made from several: measured only if all are."""
+    return max(bases, key=_ORDER.index)

@@ -9,7 +9,7 @@ from typing import Any
 
 from effllm.errors import UserError
 from effllm.planning.earlier import GB, Earlier
-from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure
+from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
 from effllm.planning.nodes import TABLE, nodes_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.schedule import Task, makespan
@@ -41,7 +41,9 @@ class Total:
 class Plan:
     """What `--json` prints. Seconds, joules and bytes; device_hours are hours of one device each.
 
-    stages: nodes, of them cached and to do, by stage. misfits: nodes that cannot run on the device, with a sentence.
+    stages: nodes, of them cached and to do, by stage. wall_least_s: the wall time if all that is unknown took none; None
+    if the graph cannot run on so many devices. misfits: nodes that cannot run on the device, with a sentence; risks:
+    nodes that fit unless an input is as long as the protocol admits.
     """
 
     study: str
@@ -54,9 +56,11 @@ class Plan:
     stages: dict[str, dict[str, int]]
     device_hours: Total
     wall_s: Figure
+    wall_least_s: float | None
     energy_j: Total
     disk_b: Total
     misfits: dict[str, str]
+    risks: dict[str, str]
     nodes: list[Estimate]
 
     def plain(self) -> dict[str, Any]:
@@ -118,6 +122,8 @@ def plan_of(
     pending = {name: state for name, state in states.items() if not state.stands}
     nodes = [estimator.estimate(state) for state in pending.values() if state.node.stage != TABLE]
     misfits = dict(_misfits(nodes, gpus, device, device_memory_b))
+    risks = {name: text for name, text in _risks(nodes, device, device_memory_b) if name not in misfits}
+    wall_s, wall_least_s = _wall(nodes, pending, gpus)
     return Plan(
         study=graph.study.name,
         targets=list(targets) or ["all"],
@@ -128,10 +134,12 @@ def plan_of(
         assumptions=assumptions,
         stages=_stages(states),
         device_hours=_hours(_total(node.device_s for node in nodes)),
-        wall_s=_wall(nodes, pending, gpus),
+        wall_s=wall_s,
+        wall_least_s=wall_least_s,
         energy_j=_total(node.energy_j for node in nodes),
         disk_b=_total(node.disk_b for node in nodes),
         misfits=misfits,
+        risks=risks,
         nodes=nodes,
     )
 
@@ -190,8 +198,8 @@ def _hours(total: Total) -> Total:
     return Total(value, total.known / 3600, total.nodes, by_basis, total.unknown)
 
 
-def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) -> Figure:
-    """Of the graph on `gpus` devices; None with a lower bound in words while the time of a node is unknown."""
+def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) -> tuple[Figure, float | None]:
+    """Wall time of the graph on `gpus` devices, None while the time of a node is unknown; and what it takes at least."""
     tasks = {
         node.name: Task(
             node.wall_s.value or 0.0,
@@ -203,13 +211,12 @@ def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) ->
     try:
         seconds = makespan(tasks, gpus)
     except ValueError as error:
-        return Figure(None, None, f"{error}: give --gpus")
+        return Figure(None, None, f"{error}: give --gpus"), None
     unknown = sum(node.wall_s.value is None for node in nodes)
     if unknown:
-        return Figure(None, None, f"at least {seconds:.0f} s: the time of {unknown} of {len(nodes)} nodes is unknown")
-    order = ("measured", "computed", "assumed")
-    basis = max((node.wall_s.basis for node in nodes), key=order.index, default="computed")
-    return Figure(seconds, basis, "list scheduling of the graph; stages of the CPU run beside")
+        return Figure(None, None, f"the time of {unknown} of {len(nodes)} nodes is unknown"), seconds
+    basis = weakest([node.wall_s.basis for node in nodes]) if nodes else "computed"
+    return Figure(seconds, basis, "list scheduling of the graph; stages of the CPU run beside"), seconds
 
 
 def _misfits(
@@ -218,10 +225,24 @@ def _misfits(
     for node in nodes:
         if node.devices > gpus:
             yield node.name, f"needs {node.devices} devices, and there are {gpus}: give --gpus {node.devices} or more"
-        needed = node.memory_b.value if node.memory_b else None
-        if needed is not None and device_memory_b is not None and needed > device_memory_b:
+        least = node.memory_least_b
+        if least is not None and device_memory_b is not None and least > device_memory_b:
             yield (
                 node.name,
-                f"needs {needed / GB:.0f} GB of device memory ({node.memory_b.basis}), and {device} has "
-                f"{device_memory_b / GB:.0f} GB",
+                f"needs {_memory(least)} of device memory or more, and {device} has {_memory(device_memory_b)}",
             )
+
+
+def _risks(nodes: Sequence[Estimate], device: str | None, device_memory_b: float | None) -> Iterable[tuple[str, str]]:
+    for node in nodes:
+        peak = node.memory_b.value if node.memory_b else None
+        if peak is not None and device_memory_b is not None and peak > device_memory_b:
+            yield (
+                node.name,
+                f"needs {_memory(peak)} at the longest input, and {device} has {_memory(device_memory_b)}: it may end "
+                "as oom",
+            )
+
+
+def _memory(size_b: float) -> str:
+    return f"{size_b / GB:.0f} GB"

@@ -52,7 +52,10 @@ class Shapes:
             from effllm.models.families import model_config
 
             run = self._graph.study.pretraining[node.id]
-            return model_config(run.architecture, self.vocabulary(self._graph.study.tokens[run.tokens].tokenizer))
+            tokenizer = self._graph.study.tokens[run.tokens].tokenizer
+            vocab_size = run.architecture.vocab_size or self.vocabulary(tokenizer)
+            ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+            return model_config(run.architecture, vocab_size, **ids)
         if node.stage == "model":
             return self._imported(node)
         for parent in node.parents:

@@ -24,8 +24,11 @@ def text_of(plan: "Plan") -> str:
         return "\n".join(lines)
     lines += _total("device-hours", plan.device_hours, 1.0, "h")
     wall = plan.wall_s
-    text = wall.source if wall.value is None else f"{duration(wall.value)} ({wall.basis}: {wall.source})"
-    lines.append(f"{'wall time':14}{text}")
+    if wall.value is not None:
+        lines.append(f"{'wall time':14}{duration(wall.value)} ({wall.basis}: {wall.source})")
+    else:
+        least = f"at least {duration(plan.wall_least_s)}: " if plan.wall_least_s else ""
+        lines.append(f"{'wall time':14}{least}{wall.source}")
     lines += _total("energy", plan.energy_j, 3.6e6, "kWh")
     lines += _total("disk", plan.disk_b, GB, "GB")
     lines += _scratch(plan)
@@ -33,6 +36,9 @@ def text_of(plan: "Plan") -> str:
     if plan.misfits:
         lines += ["", f"Cannot fit: {len(plan.misfits)} nodes"]
         lines += [f"  {name} {sentence}" for name, sentence in plan.misfits.items()]
+    if plan.risks:
+        lines += ["", f"May not fit: {len(plan.risks)} nodes"]
+        lines += [f"  {name} {sentence}" for name, sentence in plan.risks.items()]
     lines += _unknown(plan)
     given = [f"{key} {value:g}" for key, value in vars(plan.assumptions).items() if value is not None]
     lines += ["", f"Assumed: {', '.join(given) if given else 'nothing'}"]
@@ -66,7 +72,7 @@ def _memory(plan: "Plan") -> list[str]:
     known = [node for node in plan.nodes if node.memory_b and node.memory_b.value is not None]
     if not known:
         return []
-    lines = ["", "Largest peaks of device memory, the least that each node needs"]
+    lines = ["", "Largest peaks of device memory"]
     for node in sorted(known, key=lambda node: -node.memory_b.value)[:_MOST_NODES]:
         share = f"{node.memory_b.value / plan.device_memory_b:6.0%}" if plan.device_memory_b else ""
         lines.append(f"  {node.memory_b.value / GB:9.3g} GB {share}  {node.name} ({node.memory_b.basis})")

@@ -28,8 +28,9 @@ class Entry:
 
     state: `ok`, a status of a failed cell (`oom`, `nan`, `unsupported`, `invalid`, `timeout`), `stale`, or `missing`.
     reason: why the cell failed. changes: why it does not stand, as sentences; `differences` are the configuration's
-    keys with their old and new values. follows: nothing but a stale parent is the matter. running: a process on this file system holds its lease. failure: the end of the
-    log of a job that ended without a result. resumes_at_step: the last complete checkpoint in its scratch.
+    keys with their old and new values. follows: nothing but a stale parent is the matter. running: a process on this
+    file system holds its lease. failure: the end of the log of a job that ended without a result. resumes_at_step: the
+    last complete checkpoint in its scratch.
     """
 
     name: str
