@@ -86,7 +86,10 @@ def _sentence(item: Any) -> str:
 
 def _path(loc: Iterable[Any]) -> list[Any]:
     """A location without the steps that pydantic adds for unions (the tag) and for keys."""
-    tags = {"hub", "files", "embedded", "train", "pretrained", "local", "cast", "gptq", "harness", "held_out"}
+    tags = {"hub", "files", "embedded", "train", "pretrained", "local", "cast", "gptq", "harness", "held_out"} | {
+        "chat",
+        "prompt_response",
+    }
     parts = list(loc)
     return [
         part for index, part in enumerate(parts) if part != "[key]" and not (part in tags and _is_tag(parts, index))
@@ -94,9 +97,9 @@ def _path(loc: Iterable[Any]) -> list[Any]:
 
 
 def _is_tag(parts: list[Any], index: int) -> bool:
-    """A tag follows `source` or the id of an entry in one of the sections that hold unions."""
+    """A tag follows `source` or `columns`, or the id of an entry in one of the sections that hold unions."""
     previous = parts[index - 1] if index else None
-    return previous == "source" or (index == 2 and parts[0] in {"tokenizers", "precisions", "benchmarks"})
+    return previous in {"source", "columns"} or (index == 2 and parts[0] in {"tokenizers", "precisions", "benchmarks"})
 
 
 def _known_keys(loc: tuple[Any, ...]) -> str:

@@ -82,8 +82,8 @@ def render(tokenizer: "PreTrainedTokenizerBase", sample: Sample) -> Rendered:
     """`sample` in the chat template of `tokenizer`, with the place of every answer.
 
     The place of an answer is found by putting a placeholder in its stead: what stands before and after it is the
-    template's. A template that rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers
-    what it shows. `RefusedByTemplateError` if the template raises an error.
+    template's, except for space before it that the template does not give a model to begin with. A template that
+    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows. `RefusedByTemplateError` if the template raises an error.
     """
     chat = sample.chat()
     text = _apply(tokenizer, chat)
@@ -96,13 +96,19 @@ def render(tokenizer: "PreTrainedTokenizerBase", sample: Sample) -> Rendered:
         end = len(text) - len(after)
         if not found or end < len(before) or not (text.startswith(before) and text.endswith(after)):
             raise RefusedByTemplateError("the place of an answer cannot be found in the rendered text")
-        answers.append((len(before), end))
+        answers.append((_start(tokenizer, text, chat[:turn], len(before)), end))
     return Rendered(text, answers)
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]]) -> str:
+def _start(tokenizer: "PreTrainedTokenizerBase", text: str, prompt: list[dict[str, str]], start: int) -> int:
+    """Where a model that is given `prompt` begins to write: at `start`, or at the space before it (Mistral)."""
+    given = _apply(tokenizer, prompt, add_generation_prompt=True)
+    return len(given) if text.startswith(given) and text[len(given) : start].isspace() else start
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], **options: bool) -> str:
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False)
+        return tokenizer.apply_chat_template(chat, tokenize=False, **options)
     except TemplateError as error:
         raise RefusedByTemplateError(str(error)) from None
 
