@@ -83,7 +83,8 @@ def render(tokenizer: "PreTrainedTokenizerBase", sample: Sample) -> Rendered:
 
     The place of an answer is found by putting a placeholder in its stead: what stands before and after it is the
     template's, except for space before it that the template does not give a model to begin with. A template that
-    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows. `RefusedByTemplateError` if the template raises an error.
+    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows.
+    `RefusedByTemplateError` if the template raises an error.
     """
     chat = sample.chat()
     text = _apply(tokenizer, chat)
