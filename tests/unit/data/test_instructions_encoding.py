@@ -185,6 +185,19 @@ def test_counts_say_what_training_sees(case: Case) -> None:
     assert encoded.counts["answer_tokens"] == (labels != IGNORED).sum() > 0
 
 
+def test_a_template_that_writes_the_date_encodes_the_same_on_any_day() -> None:
+    # As Llama 3.2's does.
+    dated = (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "none" %}{%- endif %}'
+        "{%- endif %}{{ 'Today Date: ' + date_string + '\n\n' }}"
+    )
+    tokenizer = byte_level(("<|im_start|>", "<|im_end|>"), dated + CHATML)
+    encoded = one(tokenizer, SINGLE)
+    assert tokenizer.decode(encoded.input_ids).startswith("Today Date: 26 Jul 2024\n\n<|im_start|>system\n")
+    assert answers(tokenizer, encoded) == [SINGLE.messages[1].content + "<|im_end|>"]
+
+
 # Which template.
 
 
