@@ -26,9 +26,7 @@ localrules:
     tokenizer,
     model,
     benchmark,
-    table9,
-    table16,
-    validate,
+    table,
 
 
 onstart:

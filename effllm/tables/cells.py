@@ -8,6 +8,9 @@ SIGNIFICANT_DIGITS = 6
 # Reasons are sentences with commas and semicolons of their own.
 REASON_SEPARATOR = " | "
 
+Cell = tuple[Any, str | None]
+"""A value and, where it is None, why."""
+
 
 class Row:
     """One row of a table under construction, its columns in the order in which they are set."""
