@@ -20,13 +20,17 @@ Figure = Callable[[Any], Cell]
 
 def together(runs: Runs, figure: Figure) -> tuple[list[Any] | None, str | None]:
     """The figure of every run, or None with the reason of the first that lacks it."""
-    values = []
+    values, missing = [], {}
     for run in runs:
         value, why = figure(run)
-        if value is None:
-            return None, f"{run.id}: {why}" if len(runs) > 1 else why
         values.append(value)
-    return values, None
+        if value is None:
+            missing[run.id] = why
+    if not missing:
+        return values, None
+    id, why = next(iter(missing.items()))
+    is_everyones = list(missing.values()) == [why] * len(runs)
+    return None, why if is_everyones else f"{id}: {why}"
 
 
 def average(runs: Runs, figure: Figure) -> Cell:
@@ -104,7 +108,7 @@ def set_conditions(row: Row, runs: Runs) -> None:
     recipe = runs[0].recipe
     parallel = recipe["parallel"]
     row.set("parallel", parallel["strategy"] + (" with offload" if parallel["offload"] else ""))
-    for key in ("dtype", "compile", "activation_checkpointing"):
+    for key in ("dtype", "compile", "activation_checkpointing", "deterministic"):
         row.set(key, recipe[key])
     row.set("device", *common(runs, Training.device_name))
     row.set("world_size", *common(runs, lambda run: run.efficiency("world_size")))
