@@ -23,6 +23,7 @@ from effllm.telemetry.validity import Finding, check_throughput
 
 # Two-sided 95 % of the normal distribution.
 _Z95 = 1.96
+_SETTINGS = ("dtype", "compile", "activation_checkpointing", "deterministic")
 
 
 class PretrainingResult(Training):
@@ -97,7 +98,7 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
     row.set("global_batch", recipe["global_batch_size"])
     row.set("runs", ", ".join(run.id for run in runs))
     row.set("seeds", ", ".join(str(run.recipe["seed"]) for run in runs))
-    set_conditions(row, runs)
+    set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
 
 
@@ -118,7 +119,7 @@ def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:
     error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr"))
     for column, side in (("PPL_low", -_Z95), ("PPL_high", _Z95)):
         edge = math.exp(mean(losses) + side * error) if losses and error is not None else None
-        row.set(column, edge, why or why_error)
+        row.set(column, edge, why or why_error or "the held-out text is one window: no standard error")
     for column, (edge, why_edge) in zip(
         ("PPL_seeds_low", "PPL_seeds_high"), interval_over(runs, lambda run: run.quality("held_out_loss")), strict=True
     ):

@@ -103,12 +103,12 @@ def set_efficiency(row: Row, runs: Runs) -> None:
     row.set("energy_scope", *common(runs, lambda run: run.window.figure("energy_scope")))
 
 
-def set_conditions(row: Row, runs: Runs) -> None:
-    """Where and how the steps ran, and how many of them were measured."""
+def set_conditions(row: Row, runs: Runs, settings: Sequence[str]) -> None:
+    """Where and how the steps ran (`settings` are keys of the spec), and how many of them were measured."""
     recipe = runs[0].recipe
     parallel = recipe["parallel"]
     row.set("parallel", parallel["strategy"] + (" with offload" if parallel["offload"] else ""))
-    for key in ("dtype", "compile", "activation_checkpointing", "deterministic"):
+    for key in settings:
         row.set(key, recipe[key])
     row.set("device", *common(runs, Training.device_name))
     row.set("world_size", *common(runs, lambda run: run.efficiency("world_size")))

@@ -31,6 +31,10 @@ class Training:
         """A figure of records/efficiency.json."""
         return self._cell(self.result.record, key)
 
+    def total_steps(self) -> Cell:
+        """Optimizer steps of the whole run."""
+        return self.recipe["max_steps"], None
+
     def steps(self) -> Cell:
         """Optimizer steps that were measured."""
         return self.efficiency("steps") if self.window.summary else (None, self.window.absent)
@@ -54,7 +58,7 @@ class Training:
     def hours(self) -> Cell:
         """Time of all steps at the pace of the steady ones, in h: no start-up, checkpoints or scoring."""
         latency_s, why = self.efficiency("latency_s_per_iteration")
-        return (latency_s * self.recipe["max_steps"] / 3600 if latency_s is not None else None), why
+        return (latency_s * self.total_steps()[0] / 3600 if latency_s is not None else None), why
 
     def gpu_hours(self) -> Cell:
         """The same times the number of GPUs."""
@@ -89,7 +93,7 @@ class Training:
             *check_summary(summary, record["device"]),
             *check_mfu(record["mfu"]),
             *check_latency(latency_s, record["steps"], summary["duration_s"]),
-            *check_wall_time(latency_s, self.recipe["max_steps"] - resumed_at, wall_s),
+            *check_wall_time(latency_s, self.total_steps()[0] - resumed_at, wall_s),
         ]
         if resumed_at:
             message = f"resumed at step {resumed_at}: efficiency is that of the steps after it"
