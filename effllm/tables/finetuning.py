@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Cell, Row
+from effllm.tables.cells import Z95, Cell, Row
 from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import sample_throughput
 
-# Two-sided 95 % of the normal distribution.
-_Z95 = 1.96
+_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
 _SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
 
 
@@ -52,19 +51,20 @@ def finetuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -
     first, in its order; docs/tables.md says what each column is.
     """
     results = read_results("finetune", inputs["finetune"])
-    suite = spec["config"]["suite"]
-    return [
-        _row(label, method_label, FinetuningResult(results[f"{model}.{suite}.{method}"]))
-        for model, label in spec["model_labels"].items()
-        for method, method_label in spec["method_labels"].items()
-    ]
+    suite = spec["config"]
+    rows = []
+    for model in suite["models"]:
+        for method in suite["methods"]:
+            row = Row()
+            row.set("model", spec["model_labels"][model])
+            row.set("method", spec["method_labels"][method])
+            rows.append(_fill(row, FinetuningResult(results[f"{model}.{suite['suite']}.{method}"])))
+    return rows
 
 
-def _row(model: str, method: str, run: FinetuningResult) -> dict[str, Any]:
-    row, runs = Row(), [run]
-    row.set("model", model)
-    row.set("method", method)
-    row.set("loss", *run.quality("training_loss"))
+def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
+    runs = [run]
+    row.set("loss", *run.quality("train_loss", _NO_CURVE))
     row.set("AMU_GB", *run.window.memory("avg"))
     row.set("PCU", *run.window.figure("util_nvml"))
     row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
@@ -73,11 +73,13 @@ def _row(model: str, method: str, run: FinetuningResult) -> dict[str, Any]:
     _set_quality(row, run)
     row.set("parameters_total", *run.quality("parameters"))
     row.set("parameters_trainable", *run.quality("parameters_trainable"))
-    row.set("adapter_bytes", *run.quality("adapter_bytes"))
+    row.set("adapter_bytes", *run.quality("adapter_bytes", "the model itself is trained"))
     row.set("samples_per_step", run.samples_per_step)
+    row.set("packing", run.recipe["encoding"]["packing"])
     row.set("micro_batch", run.recipe["micro_batch_size"])
     row.set("context", run.recipe["encoding"]["sequence_length"])
     row.set("steps", *run.total_steps())
+    row.set("samples_seen", *run.quality("samples_seen"))
     row.set("AL_s_per_sample", *ratio(runs, Training.seconds, FinetuningResult.samples))
     row.set("tokens_per_s", *run.efficiency("tokens_per_s"))
     set_efficiency(row, runs)
@@ -94,9 +96,10 @@ def _row(model: str, method: str, run: FinetuningResult) -> dict[str, Any]:
 
 def _set_quality(row: Row, run: FinetuningResult) -> None:
     loss, why = run.quality("held_out_loss")
-    error, why_error = run.quality("held_out_loss_stderr")
+    error, why_error = run.quality("held_out_loss_stderr", "one held-out sample has no standard error")
     row.set("held_out_loss", loss, why)
-    for column, side in (("held_out_loss_low", -_Z95), ("held_out_loss_high", _Z95)):
+    for column, side in (("held_out_loss_low", -Z95), ("held_out_loss_high", Z95)):
         edge = loss + side * error if loss is not None and error is not None else None
-        row.set(column, edge, why or why_error or "one held-out sample has no standard error")
+        row.set(column, edge, why or why_error)
     row.set("held_out_loss_before", *run.quality("held_out_loss_before"))
+    row.set("loss_last", *run.quality("train_loss_last", _NO_CURVE))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Cell, Row, mean
+from effllm.tables.cells import Z95, Cell, Row, mean
 from effllm.tables.runs import (
     average,
     common,
@@ -21,8 +21,6 @@ from effllm.tables.training import Training
 from effllm.telemetry.metrics import token_throughput
 from effllm.telemetry.validity import Finding, check_throughput
 
-# Two-sided 95 % of the normal distribution.
-_Z95 = 1.96
 _SETTINGS = ("dtype", "compile", "activation_checkpointing", "deterministic")
 
 
@@ -116,10 +114,10 @@ def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:
     """Perplexity's intervals: over the held-out text, and over seeds where there are several."""
     losses, why = together(runs, lambda run: run.quality("held_out_loss"))
     # Seeds are scored on one text, so their errors go together, and their mean is no surer than one of them.
-    error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr"))
-    for column, side in (("PPL_low", -_Z95), ("PPL_high", _Z95)):
+    error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr", "the held-out text is one window"))
+    for column, side in (("PPL_low", -Z95), ("PPL_high", Z95)):
         edge = math.exp(mean(losses) + side * error) if losses and error is not None else None
-        row.set(column, edge, why or why_error or "the held-out text is one window: no standard error")
+        row.set(column, edge, why or why_error)
     for column, (edge, why_edge) in zip(
         ("PPL_seeds_low", "PPL_seeds_high"), interval_over(runs, lambda run: run.quality("held_out_loss")), strict=True
     ):

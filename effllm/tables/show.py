@@ -25,8 +25,23 @@ _ARCHITECTURES = (
     "parameters_total",
     "status",
 )
+_METHODS = (
+    "model",
+    "method",
+    "loss",
+    "AMU_GB",
+    "PCU",
+    "AL_s_per_iter",
+    "ST_samples_per_param_s",
+    "AEC_W",
+    "held_out_loss",
+    "parameters_trainable",
+    "memory_peak_GB",
+    "status",
+)
 _SHOWN = {
     **dict.fromkeys(("table3", "table4", "table5", "table6"), _ARCHITECTURES),
+    **dict.fromkeys(("table7", "table8"), _METHODS),
     "table9": (
         "model",
         "precision",

@@ -23,13 +23,15 @@ class Training:
         summary, why = self.efficiency("telemetry")
         self.window = Window(summary, why)
 
-    def quality(self, key: str) -> Cell:
-        """A figure of training.json."""
-        return self._cell(self.result.content, key)
+    def quality(self, key: str, why_null: str | None = None) -> Cell:
+        """A figure of training.json; `why_null` says what it means if it is null there."""
+        content = self.result.content
+        return (content[key], why_null) if content is not None else (None, self.result.absent)
 
     def efficiency(self, key: str) -> Cell:
-        """A figure of records/efficiency.json."""
-        return self._cell(self.result.record, key)
+        """A figure of records/efficiency.json, which has a reason for each null."""
+        record = self.result.record
+        return (record[key], record["reasons"].get(key)) if record is not None else (None, self.result.absent)
 
     def total_steps(self) -> Cell:
         """Optimizer steps of the whole run."""
@@ -102,9 +104,3 @@ class Training:
 
     def _is_on_cpu(self) -> bool:
         return self.result.record["device"]["kind"] == "cpu"
-
-    def _cell(self, figures: Figures | None, key: str) -> Cell:
-        if figures is None:
-            return None, self.result.absent
-        value = figures[key]
-        return value, (figures.get("reasons", {}).get(key) if value is None else None)

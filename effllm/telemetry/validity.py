@@ -179,6 +179,14 @@ def check_wall_time(latency_s: float, steps: int, wall_s: float) -> list[Finding
     return [Finding("wall_time", "error", message)]
 
 
+def check_equal(name: str, values: Mapping[str, Any]) -> list[Finding]:
+    """Rows that are compared with each other have this in common."""
+    if len(set(values.values())) <= 1:
+        return []
+    listed = ", ".join(f"{row} {value}" for row, value in values.items())
+    return [Finding("comparable", "error", f"{name} differs among rows that are compared: {listed}")]
+
+
 def check_scores(scores: Mapping[str, float | None]) -> list[Finding]:
     """Every benchmark score lies in [0, 1]."""
     return [
