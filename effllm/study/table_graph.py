@@ -47,9 +47,9 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
 
 def _content(study: Study, name: str) -> dict[str, Any]:
     if name == VALIDITY:
-        # The rule that compares scores with those of the baseline needs the rows of the tables of precisions.
-        tables = {other: table.plain() for other, table in study.tables if isinstance(table, QuantizationTable)}
-        return {"config": tables}
+        # Rules that compare artifacts with each other need the rows of their tables.
+        precisions = {other: table.plain() for other, table in study.tables if isinstance(table, QuantizationTable)}
+        return {"config": {"precisions": precisions, "suites": {}}}
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
         return {"config": table.plain()}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from effllm.study.base import Id, PlainId, Section
-from effllm.study.models import PretrainingRun
+from effllm.study.training import PretrainingRun
 
 
 class PretrainingRow(Section):

@@ -23,7 +23,8 @@ def _refused(study: dict[str, Any], *parts: str) -> None:
 
 @pytest.fixture
 def seeds(tiny: dict[str, Any]) -> dict[str, Any]:
-    """The tiny study with Table 3, one row of which has two seeds."""
+    """The tiny study with Table 3 beside its tables of precisions; one row has two seeds."""
+    tiny["tables"] = {name: tiny["tables"][name] for name in ("table9", "table16")}
     tiny["pretraining"]["again"] = copy.deepcopy(tiny["pretraining"]["llama-1m"]) | {"seed": 1}
     tiny["tables"]["table3"] = {"rows": [_row("llama-1m", "again"), _row("qwen2-1m", method="MHA")]}
     return tiny
