@@ -56,7 +56,7 @@ _SHOWN = {
         "status",
     ),
 }
-_NARROW_TERMINAL = 132
+_NARROW_TERMINAL = 140
 
 
 def print_table(path: Path) -> None:
