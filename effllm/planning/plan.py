@@ -41,8 +41,8 @@ class Total:
 class Plan:
     """What `--json` prints. Seconds, joules and bytes; device_hours are hours of one device each.
 
-    stages: nodes, of them cached and to do, by stage. wall_least_s: the wall time if all that is unknown took none; None
-    if the graph cannot run on so many devices. misfits: nodes that cannot run on the device, with a sentence; risks:
+    stages: nodes, of them cached and to do, by stage. wall_least_s: the wall time if what is unknown took none, None if
+    the graph cannot run on so many devices. misfits: nodes that cannot run on the device, with a sentence; risks:
     nodes that fit unless an input is as long as the protocol admits.
     """
 
@@ -199,7 +199,7 @@ def _hours(total: Total) -> Total:
 
 
 def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) -> tuple[Figure, float | None]:
-    """Wall time of the graph on `gpus` devices, None while the time of a node is unknown; and what it takes at least."""
+    """Wall time of the graph on `gpus` devices, None while the time of a node is unknown; and the least it takes."""
     tasks = {
         node.name: Task(
             node.wall_s.value or 0.0,
