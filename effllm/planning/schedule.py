@@ -32,7 +32,7 @@ def makespan(tasks: Mapping[str, Task], devices: int) -> float:
     ready: list[tuple[float, str]] = []
     running: list[tuple[float, str]] = []
     now, free = 0.0, devices
-    while started or running:
+    while started or ready or running:
         for name in started:
             if tasks[name].devices:
                 heapq.heappush(ready, (-priority[name], name))
