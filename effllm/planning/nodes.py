@@ -34,16 +34,20 @@ class Node:
         return f"{self.stage}/{self.id}" if self.stage != TABLE else f"{self.id}.csv"
 
 
-def nodes_of(graph: Graph, targets: Sequence[str] = ()) -> dict[str, Node]:
-    """Every node that the targets need, by name, parents before children; all tables if no target is named.
+def targets_of(graph: Graph, targets: Sequence[str] = ()) -> list[str]:
+    """Names of the nodes that the targets name; all tables if there is none.
 
     A target is what Snakemake takes (`results/table9.csv`, `results/quantize/x.int4/manifest.json`) or shorter
     (`table9`, `quantize/x.int4`). Raises `UserError` for one that the study does not have.
     """
+    return list(dict.fromkeys(name for target in targets or [EVERYTHING] for name in _resolve(graph, target)))
+
+
+def nodes_behind(graph: Graph, names: Sequence[str]) -> dict[str, Node]:
+    """Every node that the named ones need, by name, parents before children."""
     found: dict[str, Node] = {}
-    pending = [resolve(graph, target) for target in reversed(targets or [EVERYTHING])]
-    stack = [name for names in pending for name in reversed(names)]
     opened: dict[str, Node] = {}
+    stack = list(reversed(names))
     while stack:
         name = stack.pop()
         if name in found:
@@ -57,13 +61,12 @@ def nodes_of(graph: Graph, targets: Sequence[str] = ()) -> dict[str, Node]:
     return found
 
 
-def every_node(graph: Graph) -> dict[str, Node]:
+def every_name(graph: Graph) -> list[str]:
     """All nodes of the study, also those that no table reads."""
-    return nodes_of(graph, [f"{stage}/{id}" for stage in STAGES for id in graph.ids(stage)] + [EVERYTHING])
+    return [f"{stage}/{id}" for stage in STAGES for id in graph.ids(stage)] + targets_of(graph)
 
 
-def resolve(graph: Graph, target: str) -> list[str]:
-    """Names of the nodes that a target names, most often one; `UserError` for one that the study does not have."""
+def _resolve(graph: Graph, target: str) -> list[str]:
     tables = {f"{table}.csv" for table in graph.tables()}
     if target == EVERYTHING:
         return [f"{table}.csv" for table in graph.tables()]

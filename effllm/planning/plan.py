@@ -10,7 +10,7 @@ from typing import Any
 from effllm.errors import UserError
 from effllm.planning.earlier import GB, Earlier
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
-from effllm.planning.nodes import TABLE, nodes_of
+from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.schedule import Task, makespan
 from effllm.planning.shapes import Shapes
@@ -41,9 +41,9 @@ class Total:
 class Plan:
     """What `--json` prints. Seconds, joules and bytes; device_hours are hours of one device each.
 
-    stages: nodes, of them cached and to do, by stage. wall_least_s: the wall time if what is unknown took none, None if
-    the graph cannot run on so many devices. misfits: nodes that cannot run on the device, with a sentence; risks:
-    nodes that fit unless an input is as long as the protocol admits.
+    stages: nodes, of them cached, absent but not needed, and to do, by stage. wall_least_s: the wall time if what is
+    unknown took none, None if the graph cannot run on so many devices. misfits: nodes that cannot run on the device,
+    with a sentence; risks: nodes that fit unless an input is as long as the protocol admits.
     """
 
     study: str
@@ -113,7 +113,8 @@ def plan_of(
     fetch: bool = False,
 ) -> Plan:
     """The plan for the targets, all tables if none is named."""
-    states = states_of(graph, nodes_of(graph, targets))
+    wanted = targets_of(graph, targets)
+    states = states_of(graph, nodes_behind(graph, wanted), wanted)
     earlier = Earlier(graph.results)
     device, source, found_b = _device(earlier, device)
     device_memory_b = device_memory_b or found_b
@@ -174,9 +175,9 @@ def _device(earlier: Earlier, name: str | None) -> tuple[str | None, str, float 
 def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for state in states.values():
-        row = counts.setdefault(state.node.stage, {"nodes": 0, "cached": 0, "to_do": 0})
+        row = counts.setdefault(state.node.stage, {"nodes": 0, "cached": 0, "absent": 0, "to_do": 0})
         row["nodes"] += 1
-        row["cached" if state.stands else "to_do"] += 1
+        row["absent" if state.is_absent else "cached" if state.stands else "to_do"] += 1
     order = [*STAGES, TABLE]
     return {stage: counts[stage] for stage in sorted(counts, key=order.index)}
 

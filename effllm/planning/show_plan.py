@@ -15,9 +15,9 @@ def text_of(plan: "Plan") -> str:
     memory = f", {plan.device_memory_b / GB:.0f} GB" if plan.device_memory_b else ", memory unknown"
     device = f"{plan.device}{memory} ({plan.device_source})" if plan.device else f"unknown ({plan.device_source})"
     lines = [f"study {plan.study}: {', '.join(plan.targets)}", f"device: {device}; {plan.gpus} of them", ""]
-    lines.append(f"{'stage':12}{'nodes':>7}{'cached':>8}{'to do':>7}")
+    lines.append(f"{'stage':12}{'nodes':>7}{'cached':>8}{'absent':>8}{'to do':>7}")
     for stage, row in plan.stages.items():
-        lines.append(f"{stage:12}{row['nodes']:7}{row['cached']:8}{row['to_do']:7}")
+        lines.append(f"{stage:12}{row['nodes']:7}{row['cached']:8}{row['absent']:8}{row['to_do']:7}")
     lines.append("")
     if not plan.nodes:
         lines.append("Nothing has to be computed; tables are assembled in seconds.")

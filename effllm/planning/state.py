@@ -1,12 +1,13 @@
 """Whether a node stands, and if not, why: the workflow's own rules of rerunning, without Snakemake.
 
 A node stands when its manifest exists with the spec of today and with the digests that its inputs have now, and every
-input stands. No payload is read.
+input stands. One that was deleted is built again only for a node that is to run, or if it is wanted itself: artifacts
+may be deleted to save space. No payload is read.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from effllm.planning.nodes import TABLE, Node
 from effllm.provenance import code_fingerprint
 from effllm.stages import STAGES
 from effllm.study import Graph
+from effllm.tables.record import read_record
 
 # Up to this size Snakemake compares inputs by checksum and not by time alone.
 _COMPARED_BY_CONTENT_B = 1_000_000
@@ -27,7 +29,7 @@ class Change:
     """Why a node does not stand.
 
     kind: `missing`; `config` or `version`, with `key`, `old` and `new`; `parent`, with the input's name in `key`;
-    `waits`, for a parent that does not stand itself; `damaged`, for a manifest that cannot be read.
+    `waits`, for a parent that runs first; `damaged`, for a manifest that cannot be read.
     """
 
     kind: Literal["missing", "config", "version", "parent", "waits", "damaged"]
@@ -45,7 +47,7 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """A node beside what exists of it."""
+    """A node beside what exists of it, and why it runs; no `changes`: it does not."""
 
     node: Node
     artifact: Artifact | None
@@ -57,17 +59,55 @@ class State:
         return not self.changes
 
     @property
+    def is_absent(self) -> bool:
+        """It is not there, and nothing needs it."""
+        return self.artifact is None and self.stands and self.node.stage != TABLE
+
+    @property
     def exists(self) -> bool:
         """Something was built, of today's study or of an older one."""
-        return not any(change.kind in ("missing", "damaged") for change in self.changes)
+        return not self.is_absent and not any(change.kind in ("missing", "damaged") for change in self.changes)
 
 
-def states_of(graph: Graph, nodes: Mapping[str, Node]) -> dict[str, State]:
-    """The state of every node; `nodes` hold every parent, parents first."""
-    states: dict[str, State] = {}
+def states_of(graph: Graph, nodes: Mapping[str, Node], wanted: Collection[str]) -> dict[str, State]:
+    """The state of every node. `nodes` hold every parent, parents first; `wanted` names the targets among them."""
+    found: dict[str, State] = {}
     for name, node in nodes.items():
-        states[name] = _table_state(node, states) if node.stage == TABLE else _state(graph, node, states)
-    return states
+        found[name] = _table_state(graph, node, found) if node.stage == TABLE else _state(graph, node, found)
+    runs = _running(nodes, found, wanted)
+    return {name: _settled(state, runs, found) for name, state in found.items()}
+
+
+def _running(nodes: Mapping[str, Node], found: Mapping[str, State], wanted: Collection[str]) -> set[str]:
+    """Names of the nodes that run: those with a reason, what follows from them, and what they lack."""
+    children: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, node in nodes.items():
+        for parent in node.parents:
+            children[parent].append(name)
+    queue = [name for name, state in found.items() if state.changes and (name in wanted or not _is_missing(state))]
+    runs = set(queue)
+    while queue:
+        name = queue.pop()
+        lacking = [parent for parent in nodes[name].parents if _is_missing(found[parent])]
+        for other in (*children[name], *lacking):
+            if other not in runs:
+                runs.add(other)
+                queue.append(other)
+    return runs
+
+
+def _settled(state: State, runs: Collection[str], found: Mapping[str, State]) -> State:
+    if state.node.name not in runs:
+        return replace(state, changes=[])
+    waits = [parent for parent in state.node.parents if parent in runs]
+    if state.changes or not waits:
+        return state
+    others = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
+    return replace(state, changes=[Change("waits", text=f"{waits[0]}{others} first")])
+
+
+def _is_missing(state: State) -> bool:
+    return any(change.kind == "missing" for change in state.changes)
 
 
 def built_by_older_code(artifact: Artifact) -> bool:
@@ -150,12 +190,12 @@ def _changed_inputs(node: Node, artifact: Artifact, states: Mapping[str, State])
             parent = states.get(item)
             if parent is None:
                 yield from _changed_file(f"{key}[{index}]", item, artifact)
-            elif not parent.stands:
-                yield Change("waits", key, item, item, f"{item} is rebuilt first")
-            elif key not in recorded or recorded[key].sha256 != parent.artifact.sha256:
-                before = f"{recorded[key].stage}/{recorded[key].id}" if key in recorded else None
-                text = f"{item} was rebuilt since" if before == item else f"{key}: {before} -> {item}"
-                yield Change("parent", key, before, item, text)
+                continue
+            before = f"{recorded[key].stage}/{recorded[key].id}" if key in recorded else None
+            if before != item:
+                yield Change("parent", key, before, item, f"{key}: {before} -> {item}")
+            elif parent.artifact is not None and recorded[key].sha256 != parent.artifact.sha256:
+                yield Change("parent", key, before, item, f"{item} was rebuilt since")
     names = {key for key, items in node.inputs.items()}
     for key in sorted(recorded):
         if key.partition("[")[0] not in names:
@@ -176,12 +216,20 @@ def _changed_file(key: str, path: str, artifact: Artifact) -> Iterator[Change]:
         yield Change("parent", key, path, path, f"{path} is newer than the artifact")
 
 
-def _table_state(node: Node, states: Mapping[str, State]) -> State:
+def _table_state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
     path = Path(node.path)
     if not path.is_file():
         return State(node, None, [Change("missing", text="not assembled yet")])
-    waiting = [parent for parent in node.parents if not states[parent].stands]
-    if waiting:
-        others = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-        return State(node, None, [Change("waits", text=f"{waiting[0]}{others} is rebuilt first")])
-    return State(node, None)
+    record = read_record(path)
+    if record is None:
+        return State(node, None, [Change("parent", text="no record tells what it was assembled from")])
+    changes = list(_differences(record["spec"], graph.table_spec(node.id)))
+    before, now = record["inputs"], {parent: states[parent].artifact for parent in node.parents}
+    if before.keys() != now.keys():
+        added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+        changes.append(Change("parent", text=f"{added} artifacts are new in it, {gone} are not in it any more"))
+    else:
+        rebuilt = [name for name, artifact in now.items() if artifact and before[name] != artifact.sha256]
+        if rebuilt:
+            changes.append(Change("parent", text=f"{len(rebuilt)} of its artifacts were rebuilt since"))
+    return State(node, None, changes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.artifact import MANIFEST
-from effllm.planning.nodes import TABLE, every_node
+from effllm.planning.nodes import TABLE, every_name, nodes_behind
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import State, built_by_older_code, states_of
 from effllm.stage import KEY, LEASE, SCRATCH, scratch_key
@@ -26,7 +26,8 @@ _CHECKPOINT_MARKER = "complete"
 class Entry:
     """One node.
 
-    state: `ok`, a status of a failed cell (`oom`, `nan`, `unsupported`, `invalid`, `timeout`), `stale`, or `missing`.
+    state: `ok`, a status of a failed cell (`oom`, `nan`, `unsupported`, `invalid`, `timeout`), `stale`,
+    `missing`, or `absent`: not there, and nothing that is to do needs it.
     reason: why the cell failed. changes: why it does not stand, as sentences; `differences` are the configuration's
     keys with their old and new values. follows: nothing but a stale parent is the matter. running: a process on this
     file system holds its lease. failure: the end of the log of a job that ended without a result. resumes_at_step: the
@@ -67,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status_of(graph: Graph) -> list[Entry]:
     """An entry per node of the study, parents first."""
-    states = states_of(graph, every_node(graph))
+    nodes = nodes_behind(graph, every_name(graph))
+    inner = {parent for node in nodes.values() for parent in node.parents}
+    # What nothing is made from is wanted for itself.
+    states = states_of(graph, nodes, nodes.keys() - inner)
     return [_entry(graph, state, states) for state in states.values()]
 
 
@@ -84,11 +88,10 @@ def _entry(graph: Graph, state: State, states: Mapping[str, State]) -> Entry:
     is_running = node.stage != TABLE and _is_held(scratch / LEASE)
     is_waiting = not state.stands and not is_running
     log = Path(graph.results).parent / "logs" / node.stage / f"{node.id}.log"
-    status = artifact.manifest.status if artifact else "ok"
     return Entry(
         name=node.name,
         stage=node.stage,
-        state=("stale" if state.exists else "missing") if not state.stands else status,
+        state=_name_of(state),
         reason=artifact.manifest.reason if artifact else None,
         changes=[change.sentence() for change in state.changes],
         differences=[
@@ -102,6 +105,14 @@ def _entry(graph: Graph, state: State, states: Mapping[str, State]) -> Entry:
         failure=_failure(log, state) if is_waiting and node.stage != TABLE else None,
         resumes_at_step=_last_checkpoint(graph, state, states) if is_waiting and node.stage != TABLE else None,
     )
+
+
+def _name_of(state: State) -> str:
+    if state.is_absent:
+        return "absent"
+    if state.stands:
+        return state.artifact.manifest.status if state.artifact else "ok"
+    return "stale" if state.exists else "missing"
 
 
 def _is_held(lease: Path) -> bool:
@@ -150,11 +161,11 @@ def _last_checkpoint(graph: Graph, state: State, states: Mapping[str, State]) ->
 
 def text_of(entries: Sequence[Entry], others: Sequence[str]) -> str:
     """For a terminal: a line per stage, then every node that needs a word."""
-    lines = [f"{'stage':12}{'done':>6}{'failed':>8}{'stale':>7}{'missing':>9}"]
+    columns = ("done", "failed", "stale", "missing", "absent")
+    lines = ["{:12}{:>8}{:>8}{:>8}{:>8}{:>8}".format("stage", *columns)]
     for stage in dict.fromkeys(entry.stage for entry in entries):
         states = Counter(_column(entry) for entry in entries if entry.stage == stage)
-        row = (states[column] for column in ("done", "failed", "stale", "missing"))
-        lines.append("{:12}{:6}{:8}{:7}{:9}".format(stage, *row))
+        lines.append("{:12}{:8}{:8}{:8}{:8}{:8}".format(stage, *(states[column] for column in columns)))
     stale = [entry for entry in entries if entry.state == "stale"]
     lines += _section("Stale", [(entry.name, entry.changes) for entry in stale if not entry.follows])
     following = Counter(entry.stage for entry in stale if entry.follows)
@@ -182,7 +193,7 @@ def text_of(entries: Sequence[Entry], others: Sequence[str]) -> str:
 
 
 def _column(entry: Entry) -> str:
-    if entry.state in ("stale", "missing"):
+    if entry.state in ("stale", "missing", "absent"):
         return entry.state
     return "done" if entry.state == "ok" else "failed"
 

@@ -33,8 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 1 if damaged else 0
     for sentences in damaged.values():
         print("\n".join(sentences))
-    remedy = ": delete their directories and run again" if damaged else ""
-    print(f"{len(found)} artifacts, {len(damaged)} damaged{remedy}")
+    print(f"{len(found)} artifacts, {len(damaged)} damaged")
+    if damaged:
+        print("Delete their directories and name them to be built again: snakemake --profile profiles/... --", end=" ")
+        print(*(f"{arguments.results}/{name}/{MANIFEST}" for name in damaged))
     return 1 if damaged else 0
 
 
