@@ -32,6 +32,7 @@ localrules:
 
 onstart:
     hold_workflow_lock()
+    tell_older_code()
 
 
 rule all:
