@@ -9,7 +9,6 @@ is the trained model, without a singular value decomposition at load.
 """
 
 import json
-import tempfile
 from pathlib import Path
 
 from peft import PeftModel
@@ -19,39 +18,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from effllm.artifact import write_text
-from effllm.training.methods import Tuned
 
 
-def save_adapter(tuned: Tuned, directory: Path, base: str, state: dict[str, Tensor] | None = None) -> None:
-    """Write the adapter of `tuned` as adapter_config.json and adapter_model.safetensors.
+def save_adapter(
+    model: PeftModel, directory: Path, base: str, revision: str | None = None, start: Path | None = None
+) -> None:
+    """Write the adapter of `model` as adapter_config.json and adapter_model.safetensors.
 
-    `base` is the name of the base model that the configuration records. `state` takes the place of the model's own
-    tensors where they are sharded over devices. The same tensors give the same files.
+    `base` and `revision` are the name of the base model that the configuration records. `start` is what `write_start`
+    wrote for an adapter that did not start at zero. The same tensors give the same files.
     """
-    model = tuned.model
-    if tuned.initial_adapter is None:
-        model.save_pretrained(directory, state_dict=state)
-    else:
-        _save_difference(model, directory, tuned.initial_adapter, state)
+    # peft loads the start as a second adapter of the directory's name, and removes it again.
+    conversion = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
+    model.save_pretrained(directory, **conversion)
     (directory / "README.md").unlink(missing_ok=True)
     path = directory / CONFIG_NAME
     config = json.loads(path.read_text())
     # Sets come in any order, and the path of the base is this machine's.
     config |= {key: sorted(value) for key, value in config.items() if key.endswith("_modules") and value}
-    config["base_model_name_or_path"] = base
+    config |= {"base_model_name_or_path": base, "revision": revision}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _save_difference(
-    model: PeftModel, directory: Path, initial: dict[str, Tensor], state: dict[str, Tensor] | None
-) -> None:
-    """s (B A - B_0 A_0) as one adapter [A; A_0], [B, -B_0] over the original base."""
-    with tempfile.TemporaryDirectory() as parent:
-        # peft loads it as a second adapter under the directory's name.
-        start = Path(parent) / "pissa_start"
-        start.mkdir()
-        save_file(initial, start / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        model.save_pretrained(directory, state_dict=state, path_initial_model_for_weight_conversion=str(start))
+def write_start(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Keep the tensors with which an adapter starts, until it is saved."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def merge_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:

@@ -40,18 +40,14 @@ class Tuned:
     initial_adapter: dict[str, Tensor] | None = None
     learning_rate_ratio: Callable[[str], float] = lambda name: 1.0
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether what is trained stands beside the base model, and not in it."""
-        return isinstance(self.model, PeftModel)
-
-    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """The optimizer's groups: by learning rate, and by whether weights decay, which vectors do not.
 
-        Groups hold trained parameters only, each once, in the model's order; none is empty.
+        `model` is this model as it is trained: what shards it may have replaced its parameters. Groups hold trained
+        parameters only, each once, in the model's order; none is empty.
         """
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 decay = weight_decay if parameter.ndim > 1 else 0.0
                 key = (learning_rate * self.learning_rate_ratio(name), decay)

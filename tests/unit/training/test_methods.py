@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from effllm.errors import UserError
 from effllm.study.methods import Method
 from effllm.training import methods
-from effllm.training.adapters import adapter_bytes, merge_adapter, save_adapter
+from effllm.training.adapters import adapter_bytes, merge_adapter, save_adapter, write_start
 from effllm.training.methods import Tuned, decoder_layers, trainable_parameters, tune
 from tests.unit.training.conftest import small_model
 
@@ -42,6 +42,13 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
         return model(input_ids=tokens).logits
 
 
+def _save(tuned: Tuned, directory: Path) -> None:
+    start = directory.parent / f"{directory.name}-start" if tuned.initial_adapter else None
+    if start:
+        write_start(tuned.initial_adapter, start)
+    save_adapter(tuned.model, directory, "models/base", start=start)
+
+
 def _assert_same(actual: Tensor, expected: Tensor) -> None:
     """Within 1e-5 of the largest logit."""
     torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
@@ -49,7 +56,7 @@ def _assert_same(actual: Tensor, expected: Tensor) -> None:
 
 def _train(tuned: Tuned, tokens: Tensor, steps: int = 3, rate: float = 0.01) -> None:
     """A bare loop, so that the methods are tested apart from the Trainer."""
-    optimizer = torch.optim.AdamW(tuned.parameter_groups(rate, weight_decay=0.0))
+    optimizer = torch.optim.AdamW(tuned.parameter_groups(tuned.model, rate, weight_decay=0.0))
     tuned.model.train()
     for _ in range(steps):
         tuned.model(input_ids=tokens, labels=tokens).loss.backward()
@@ -150,7 +157,7 @@ def test_pissa_moves_the_principal_singular_part_into_the_adapter(method: Callab
 
 def test_lora_plus_has_two_learning_rates_in_the_stated_ratio(method: Callable[..., Any]) -> None:
     tuned = tune(method("lora_plus", learning_rate_ratio=8), small_model("llama"), "methods.m")
-    groups = tuned.parameter_groups(1e-3, weight_decay=0.1)
+    groups = tuned.parameter_groups(tuned.model, 1e-3, weight_decay=0.1)
     reference = create_loraplus_optimizer(
         tuned.model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.1
     )
@@ -168,7 +175,7 @@ def test_groups_hold_each_trained_parameter_once_and_vectors_do_not_decay(
 ) -> None:
     settings = {"frozen_layers": 1} if kind == "freeze" else {}
     tuned = tune(method(kind, **settings), small_model("qwen2"), "methods.m")
-    groups = tuned.parameter_groups(1e-3, weight_decay=0.1)
+    groups = tuned.parameter_groups(tuned.model, 1e-3, weight_decay=0.1)
     members = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(members) == sorted(id(p) for p in tuned.model.parameters() if p.requires_grad)
     assert {group["lr"] for group in groups} == {1e-3}
@@ -210,7 +217,7 @@ def test_an_adapter_reloads_and_merges_to_the_same_logits(
     _train(tuned, tokens)
     expected = _logits(tuned.model, tokens)
     assert (expected - _logits(small_model(family), tokens)).abs().max() > 1e-2
-    save_adapter(tuned, tmp_path, "models/base")
+    _save(tuned, tmp_path)
     # Saving must not disturb the model in memory.
     assert torch.equal(_logits(tuned.model, tokens), expected)
     reloaded = PeftModel.from_pretrained(small_model(family), str(tmp_path))
@@ -243,7 +250,7 @@ def test_adapters_reload_with_plain_peft_in_a_fresh_process(
         tuned = tune(method(kind, dropout=0.1), small_model("qwen2"), "methods.m")
         _train(tuned, tokens)
         expected[kind] = _logits(tuned.model, tokens)
-        save_adapter(tuned, tmp_path / kind, "models/base")
+        _save(tuned, tmp_path / kind)
     adapters = [str(tmp_path / kind) for kind in LOW_RANK]
     # Outside of the checkout, so that nothing of this package can help.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -265,7 +272,7 @@ def test_an_adapters_files_are_the_same_for_the_same_tensors(
     tuned = tune(method("pissa"), small_model("llama"), "methods.m")
     _train(tuned, tokens)
     for name in ("one", "two"):
-        save_adapter(tuned, tmp_path / name, "models/base")
+        _save(tuned, tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     for name in files:
@@ -284,7 +291,7 @@ def test_merging_into_16_bits_rounds_once(method: Callable[..., Any], tokens: Te
     for name, parameter in tuned.model.named_parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    save_adapter(tuned, tmp_path, "models/base")
+    _save(tuned, tmp_path)
     down, up = _factors(tuned)
     original = small_model("llama").to(torch.bfloat16).get_submodule(LAYER).weight
     merged = merge_adapter(small_model("llama").to(torch.bfloat16), tmp_path).get_submodule(LAYER).weight
@@ -296,7 +303,7 @@ def test_cached_decoding_uses_the_adapter(method: Callable[..., Any], tokens: Te
     """MLA absorbs a projection into the query when it decodes, which an adapter on it must prevent."""
     tuned = tune(method("lora"), small_model("effllm-mla"), "methods.m")
     _train(tuned, tokens)
-    save_adapter(tuned, tmp_path, "models/base")
+    _save(tuned, tmp_path)
     merged = merge_adapter(small_model("effllm-mla"), tmp_path)
 
     def decoded(model: PreTrainedModel) -> Tensor:
