@@ -24,6 +24,7 @@ localrules:
     all,
     corpus,
     tokenizer,
+    instructions,
     model,
     benchmark,
     table9,

@@ -27,6 +27,7 @@ STAGES: dict[str, Stage] = {
         Stage("corpus", "effllm.data.corpus", 1, network=True),
         Stage("tokenizer", "effllm.data.tokenizer", 1, network=True),
         Stage("tokens", "effllm.data.packing", 1),
+        Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),
         Stage("pretrain", "effllm.training.pretrain", 1),
         Stage("model", "effllm.models.import_model", 1, network=True),
         Stage("quantize", "effllm.quantization.quantize", 2),

@@ -12,6 +12,7 @@ from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, TrainedTokenizer
+from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark, QuantizationTable
 from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
@@ -40,6 +41,7 @@ class Graph:
             "corpus": list(study.corpora),
             "tokenizer": list(study.tokenizers),
             "tokens": list(study.tokens),
+            "instructions": list(study.instructions),
             "pretrain": list(study.pretraining),
             "model": [id for id, model in study.models.items() if not isinstance(model.source, PretrainedSource)],
             "quantize": variants,
@@ -59,7 +61,12 @@ class Graph:
         study = self.study
         if stage == "corpus":
             source = study.corpora[id].source
-            return {"files": expand_paths(id, source.paths)} if isinstance(source, FilesCorpusSource) else {}
+            is_files = isinstance(source, FilesCorpusSource)
+            return {"files": expand_paths(f"corpora.{id}", source.paths)} if is_files else {}
+        if stage == "instructions":
+            source = study.instructions[id].source
+            is_files = isinstance(source, FilesInstructionSource)
+            return {"files": expand_paths(f"instructions.{id}", source.paths)} if is_files else {}
         if stage == "tokenizer":
             tokenizer = study.tokenizers[id]
             is_trained = isinstance(tokenizer, TrainedTokenizer)
@@ -95,7 +102,7 @@ class Graph:
 
     def check_files(self) -> None:
         """Raise `UserError` for a local file that the study names and that does not exist."""
-        for stage in ("corpus", "model"):
+        for stage in ("corpus", "instructions", "model"):
             for id in self.ids(stage):
                 self.parents(stage, id)
 
@@ -160,6 +167,7 @@ class Graph:
         sections = {
             "corpus": study.corpora,
             "tokens": study.tokens,
+            "instructions": study.instructions,
             "pretrain": study.pretraining,
         }
         return study.inference if stage == "profile" else sections[stage][id]
@@ -175,15 +183,13 @@ class Graph:
         return {"model": weights, "corpus": self.manifest("corpus", settings.calibration.corpus)}
 
 
-def expand_paths(corpus: str, patterns: list[str]) -> list[str]:
+def expand_paths(where: str, patterns: list[str]) -> list[str]:
     """Files behind paths and glob patterns, sorted, each once; `UserError` for a pattern that matches nothing."""
     files: set[str] = set()
     for pattern in patterns:
         found = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
         if not found:
-            raise UserError(
-                f"corpora.{corpus}.source.paths: {pattern!r} matches no file; correct the path or add the file."
-            )
+            raise UserError(f"{where}.source.paths: {pattern!r} matches no file; correct the path or add the file.")
         files.update(found)
     return sorted(files)
 

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.base import Id, PlainId, Section
 from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.instructions import Instructions
 from effllm.study.measure import (
     Benchmark,
     EvaluationProtocol,
@@ -36,6 +37,9 @@ class Study(Section):
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
+    instructions: dict[Id, Instructions] = Field(
+        default_factory=dict, description="Instruction data for fine-tuning by id."
+    )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
