@@ -30,6 +30,15 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+# Templates that write the date of today (Llama 3.2) would encode one sample differently every day, so for them it is
+# always the date that Llama's own template falls back to.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}"
+    "{{ format | replace('%Y', '2024') | replace('%m', '07') | replace('%d', '26')"
+    " | replace('%B', 'July') | replace('%b', 'Jul') | replace('%A', 'Friday') | replace('%a', 'Fri')"
+    " | replace('%H', '00') | replace('%M', '00') | replace('%S', '00') }}"
+    "{% endmacro %}"
+)
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 _PLACEHOLDER = "(effllm: the answer goes here)"
 
@@ -79,11 +88,12 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, model
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", sample: Sample) -> Rendered:
-    """`sample` in the chat template of `tokenizer`, with the place of every answer.
+    """`sample` in the chat template of `tokenizer`, with the place of every answer, the same on any day.
 
     The place of an answer is found by putting a placeholder in its stead: what stands before and after it is the
     template's, except for space before it that the template does not give a model to begin with. A template that
-    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows. `RefusedByTemplateError` if the template raises an error.
+    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows.
+    `RefusedByTemplateError` if the template raises an error.
     """
     chat = sample.chat()
     text = _apply(tokenizer, chat)
@@ -107,8 +117,11 @@ def _start(tokenizer: "PreTrainedTokenizerBase", text: str, prompt: list[dict[st
 
 
 def _apply(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], **options: bool) -> str:
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        return tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **options)
     except TemplateError as error:
         raise RefusedByTemplateError(str(error)) from None
 

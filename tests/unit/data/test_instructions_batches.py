@@ -27,6 +27,7 @@ from effllm.data.instructions.encoding import IGNORED, Encoded, encode
 from effllm.data.instructions.samples import Message, Sample
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
+from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.study.instructions import Encoding
 
 PAD = 0
@@ -141,9 +142,14 @@ def test_models_whose_mask_follows_the_positions_may_pack(family: type, dtype: t
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.3])
-def test_a_cache_or_a_recurrent_state_lets_samples_see_each_other_and_is_refused(spread: float) -> None:
+def test_a_cache_a_recurrent_state_or_a_mask_of_its_own_is_refused(spread: float) -> None:
     shape = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": spread}
-    for model in (llama(use_cache=True, initializer_range=spread), MambaForCausalLM(MambaConfig(**shape))):
+    own = EffConfig(**SHAPE | {"initializer_range": spread, "position": "relative"})
+    for model in (
+        llama(use_cache=True, initializer_range=spread),
+        MambaForCausalLM(MambaConfig(**shape)),
+        EffForCausalLM(own),
+    ):
         with pytest.raises(UserError, match=r"samples of one sequence see each other in \w+ForCausalLM .*set packing"):
             require_separate_samples(model)
 

@@ -150,15 +150,15 @@ def test_a_template_that_writes_no_end_gets_the_end_of_text_token() -> None:
 def test_a_prompt_that_fills_the_sequence_is_an_error_that_names_the_sample_or_is_dropped_and_counted(
     case: Case,
 ) -> None:
-    long = sample(("user", "Explain: " + "fox " * 40), ("assistant", "Yes."), id="0123456789abcdef")
+    long = sample(("user", "Explain: " + "fox " * 120), ("assistant", "Yes."), id="0123456789abcdef")
     short = sample(("user", "a"), ("assistant", "b"))
-    with pytest.raises(UserError, match=r"sample 0123456789abcdef \('Explain: fox .*fills sequence_length 40; raise"):
-        encode([short, long], case.tokenizer, Encoding(sequence_length=40))
-    encoded = encode([short, long], case.tokenizer, Encoding(sequence_length=40, too_long="drop"))
+    with pytest.raises(UserError, match=r"sample 0123456789abcdef \('Explain: fox .*fills sequence_length 100; raise"):
+        encode([short, long], case.tokenizer, Encoding(sequence_length=100))
+    encoded = encode([short, long], case.tokenizer, Encoding(sequence_length=100, too_long="drop"))
     assert [sequence.ids for sequence in encoded.sequences] == [["sample"]]
     assert encoded.counts["dropped"] == {"too_long": 1, "special_token": 0, "refused_by_template": 0}
     with pytest.raises(UserError, match=r"nothing of samples is left to train on \(too_long 1, "):
-        encode([long], case.tokenizer, Encoding(sequence_length=40, too_long="drop"))
+        encode([long], case.tokenizer, Encoding(sequence_length=100, too_long="drop"))
 
 
 def test_a_text_that_spells_a_special_token_out_is_dropped_and_counted(case: Case) -> None:
@@ -183,6 +183,19 @@ def test_counts_say_what_training_sees(case: Case) -> None:
     assert encoded.counts["truncated"] == sum(len(each) > length for each in whole)
     labels = np.concatenate([sequence.samples[0].labels for sequence in encoded.sequences])
     assert encoded.counts["answer_tokens"] == (labels != IGNORED).sum() > 0
+
+
+def test_a_template_that_writes_the_date_encodes_the_same_on_any_day() -> None:
+    # As Llama 3.2's does.
+    dated = (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "none" %}{%- endif %}'
+        "{%- endif %}{{ 'Today Date: ' + date_string + '\n\n' }}"
+    )
+    tokenizer = byte_level(("<|im_start|>", "<|im_end|>"), dated + CHATML)
+    encoded = one(tokenizer, SINGLE)
+    assert tokenizer.decode(encoded.input_ids).startswith("Today Date: 26 Jul 2024\n\n<|im_start|>system\n")
+    assert answers(tokenizer, encoded) == [SINGLE.messages[1].content + "<|im_end|>"]
 
 
 # Which template.

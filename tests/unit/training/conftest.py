@@ -1,46 +1,68 @@
-"""Small models of every family that is fine-tuned, and methods by kind."""
+"""Pretraining runs of the cut-down study as a user starts them, each a program of its own; fine-tuning methods."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import TypeAdapter
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from effllm.models.decoder import EffConfig
+from effllm.artifact import MANIFEST, Artifact
 from effllm.study.methods import Method
-
-VOCABULARY = 97
-_SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3}
-_DECODER = {
-    **_SHAPE,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-_EFFLLM = {**_DECODER, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "kv_lora_rank": 8}
-_OWN = {
-    "gqa": {},
-    "mla": {"attention": "mla", "num_key_value_heads": None},
-    "learned": {"position": "learned"},
-    "moe": {"feed_forward": "moe", "num_experts": 4, "moe_intermediate_size": 24},
-}
+from tests.unit.training.small_models import VOCABULARY
 
 
-def small_model(family: str) -> PreTrainedModel:
-    """A three-layer model with fixed weights, large enough that every layer shows: `qwen2`, `effllm-mla`, ..."""
-    torch.manual_seed(0)
-    if family.startswith("effllm"):
-        config: Any = EffConfig(**(_EFFLLM | _OWN[family.removeprefix("effllm-")]), initializer_range=0.2)
-    elif family in ("mamba", "rwkv"):
-        config = AutoConfig.for_model(family, **_SHAPE)
-    else:
-        tied = {"tie_word_embeddings": family == "qwen2"}
-        # Phi3's padding token lies beyond this vocabulary.
-        config = AutoConfig.for_model(family, **_DECODER, **tied, initializer_range=0.2, pad_token_id=0)
-    return AutoModelForCausalLM.from_config(config).eval()
+class PretrainCommand:
+    """`python -m effllm.training.pretrain` for one changed run of the study."""
+
+    def __init__(self, builder: Any, root: Path, name: str, changes: dict[str, Any]):
+        spec = builder.graph.spec("pretrain", "llama-1m")
+        spec["config"] = _merged(spec["config"], changes)
+        spec_file = root / f"{name}.json"
+        spec_file.write_text(json.dumps(spec))
+        self.output = root / "results" / "pretrain" / name
+        self.work = root / "results" / ".scratch" / "pretrain" / name / "work"
+        self.argv = [sys.executable, "-m", "effllm.training.pretrain", "--spec", str(spec_file)]
+        self.argv += ["--output", str(self.output)]
+        for stage, id in (("tokens", "python-docs"), ("tokenizer", "python-docs-2k")):
+            self.argv += ["--input", f"{stage}={builder.build(stage, id).directory / MANIFEST}"]
+
+    def run(self) -> Artifact:
+        """Run to the end; the artifact."""
+        result = subprocess.run(self.argv, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return Artifact.open(self.output / MANIFEST)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """A record of the finished run."""
+        return json.loads((self.output / "records" / name).read_text())
+
+    def losses(self) -> list[float]:
+        """The loss curve's values."""
+        return [point["loss"] for point in self.record("loss_curve.json")["curve"]]
+
+
+def _merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes one level deep: a section is updated, unless it becomes another architecture."""
+    result = dict(config)
+    for key, value in changes.items():
+        is_update = isinstance(value, dict) and key != "architecture"
+        result[key] = {**config[key], **value} if is_update else value
+    return result
+
+
+@pytest.fixture
+def pretrain(builder: Any, tmp_path: Path) -> Callable[..., PretrainCommand]:
+    """Prepare a run under a name: `pretrain("whole", max_steps=40)`."""
+
+    def prepare(name: str, **changes: Any) -> PretrainCommand:
+        return PretrainCommand(builder, tmp_path, name, changes)
+
+    return prepare
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from effllm.study.methods import Method
 from effllm.training import methods
 from effllm.training.adapters import adapter_bytes, merge_adapter, save_adapter, write_start
 from effllm.training.methods import Tuned, decoder_layers, trainable_parameters, tune
-from tests.unit.training.conftest import small_model
+from tests.unit.training.small_models import small_model
 
 FAMILIES = ("llama", "qwen2", "phi3", "gpt_neox", "rwkv", "effllm-gqa", "effllm-mla", "effllm-learned", "effllm-moe")
 LOW_RANK = ("lora", "lora_plus", "rslora", "dora", "pissa")
