@@ -8,16 +8,22 @@ subtracted when its adapter is saved, which doubles the adapter's rank. So
 is the trained model, without a singular value decomposition at load.
 """
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from peft import PeftModel
+from peft.import_utils import is_gptqmodel_available
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from effllm.artifact import write_text
+
+_GPTQMODEL = "gptqmodel"
 
 
 def save_adapter(
@@ -46,13 +52,19 @@ def write_start(tensors: dict[str, Tensor], directory: Path) -> None:
     save_file(tensors, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
+def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """`base` with the adapter in `adapter` beside it."""
+    with without_gptqmodel():
+        return PeftModel.from_pretrained(base, str(adapter))
+
+
 def merge_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """`base` with the adapter in `adapter` added to its weights, in float32, and then rounded once to their own types.
 
     Raises ValueError if a merged weight is not finite.
     """
     types = {name: parameter.dtype for name, parameter in base.named_parameters()}
-    merged = PeftModel.from_pretrained(base.float(), str(adapter)).merge_and_unload(safe_merge=True)
+    merged = load_adapter(base.float(), adapter).merge_and_unload(safe_merge=True)
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(types[name])
     return merged
@@ -61,3 +73,22 @@ def merge_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 def adapter_bytes(directory: Path) -> int:
     """Bytes of an adapter's weights on disk."""
     return (directory / SAFETENSORS_WEIGHTS_NAME).stat().st_size
+
+
+@contextlib.contextmanager
+def without_gptqmodel() -> Iterator[None]:
+    """Keep peft from importing gptqmodel, which it does to look for quantized layers.
+
+    The import takes a second and a hundred megabytes and sets options of torch's allocator, so that memory would depend
+    on whether a method is peft's. No model here is quantized.
+    """
+    loaded = sys.modules.get(_GPTQMODEL)
+    sys.modules[_GPTQMODEL] = None  # type: ignore[assignment]
+    is_gptqmodel_available.cache_clear()
+    try:
+        yield
+    finally:
+        is_gptqmodel_available.cache_clear()
+        del sys.modules[_GPTQMODEL]
+        if loaded is not None:
+            sys.modules[_GPTQMODEL] = loaded

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -36,7 +35,7 @@ from effllm.models.saving import save_causal_lm
 from effllm.stage import Job, main
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.training import Recipe
-from effllm.training.adapters import adapter_bytes, save_adapter, write_start
+from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
 from effllm.training.methods import tune
@@ -227,7 +226,7 @@ def load(job: Job, directory: Path) -> nn.Module:
     task = Finetuning(job)
     if task.run.trains_whole_model:
         return load_causal_lm(directory)
-    return PeftModel.from_pretrained(task.load_base(), str(directory))
+    return load_adapter(task.load_base(), directory)
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:

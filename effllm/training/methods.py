@@ -13,9 +13,7 @@
 Low-rank updates are peft's. Weights are loaded, and methods applied, before anything is sharded over devices.
 """
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +23,7 @@ from transformers import PreTrainedModel
 
 from effllm.errors import UserError
 from effllm.study.methods import FreezeMethod, FullMethod, LoraPlusMethod, LowRankMethod, Method, PissaMethod
+from effllm.training.adapters import without_gptqmodel
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _with_adapter(method: LowRankMethod, model: PreTrainedModel, where: str, **v
         task_type="CAUSAL_LM",
         **variant,
     )
-    with _environment_kept():
+    with without_gptqmodel():
         try:
             return get_peft_model(model, config)
         except ValueError as error:
@@ -202,17 +201,6 @@ def _excluded(targets: dict[str, nn.Linear], model: PreTrainedModel) -> list[str
     parts = {name.rpartition(".")[2] for name in targets}
     names = [name for name, _ in model.named_modules()]
     return sorted(name for name in names if name.rpartition(".")[2] in parts and name not in targets) or None
-
-
-@contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
-    """peft imports gptqmodel, which sets options of torch's allocator: memory would depend on the method."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def trainable_parameters(model: nn.Module) -> int:
