@@ -28,9 +28,7 @@ localrules:
     instructions,
     model,
     benchmark,
-    table9,
-    table16,
-    validate,
+    table,
 
 
 onstart:

@@ -14,13 +14,12 @@ from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, TrainedTokenizer
 from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource
-from effllm.study.measure import HeldOutBenchmark, QuantizationTable
+from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
+from effllm.study.table_graph import defined_tables, table_nodes, table_spec
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-# Tables and their versions; `validity` reads what Table 9 reads, and the training runs behind it.
-TABLES = {"table9": 1, "table16": 1, "validity": 1}
 
 
 class Graph:
@@ -144,48 +143,16 @@ class Graph:
 
     def table_spec(self, name: str) -> dict[str, Any]:
         """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
-        table = self._table(name)
-        return sort_keys(
-            {
-                "table": name,
-                "version": TABLES[name],
-                "config": table.plain(),
-                "study": self.study.name,
-                "model_labels": {id: self.study.models[id].label or id for id in table.models},
-                "benchmark_labels": {id: self.study.benchmarks[id].label or id for id in table.benchmarks},
-            }
-        )
+        return table_spec(self.study, name)
 
     def table_parents(self, name: str) -> dict[str, list[str]]:
         """Manifests that a table reads, by stage."""
-        table = self._table(name)
-        variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
-        parents = {
-            "evaluate": [
-                self.manifest("evaluate", f"{variant}.{benchmark}")
-                for variant in variants
-                for benchmark in table.benchmarks
-            ]
-        }
-        if name in ("table9", "validity"):
-            parents["quantize"] = [self.manifest("quantize", variant) for variant in variants]
-            parents["profile"] = [self.manifest("profile", variant) for variant in variants]
-        if name == "validity":
-            sources = [self.study.models[model].source for model in table.models]
-            runs = sorted({source.run for source in sources if isinstance(source, PretrainedSource)})
-            parents["pretrain"] = [self.manifest("pretrain", run) for run in runs]
-        return parents
+        nodes = table_nodes(self.study, name)
+        return {stage: [self.manifest(stage, id) for id in ids] for stage, ids in nodes.items()}
 
     def tables(self) -> list[str]:
         """Names of the tables that the study defines."""
-        defined = [name for name, table in self.study.tables if table]
-        return [*defined, "validity"] if "table9" in defined else defined
-
-    def _table(self, name: str) -> QuantizationTable:
-        table = getattr(self.study.tables, "table9" if name == "validity" else name)
-        if table is None:
-            raise UserError(f"tables.{name}: the study {self.study.name!r} does not define it; add it to the study.")
-        return table
+        return defined_tables(self.study)
 
     def _config(self, stage: str, id: str) -> Section | dict[str, Any]:
         study = self.study

@@ -17,12 +17,11 @@ from effllm.study.measure import (
     HarnessBenchmark,
     HeldOutBenchmark,
     InferenceProtocol,
-    QuantizationTable,
-    Tables,
 )
 from effllm.study.methods import Method
 from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource
 from effllm.study.support import GPTQ_MODEL_TYPES
+from effllm.study.tables import PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
 
@@ -81,8 +80,10 @@ class Study(Section):
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
         for name, table in self.tables:
-            if table:
-                self._check_table(f"tables.{name}", table)
+            if isinstance(table, PretrainingTable):
+                self._check_pretraining_table(f"tables.{name}", table)
+            if isinstance(table, QuantizationTable):
+                self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
         return self
@@ -149,7 +150,13 @@ class Study(Section):
                     f"the model; choose a divisor, such as {_divisor(width)}, or -1"
                 )
 
-    def _check_table(self, where: str, table: QuantizationTable) -> None:
+    def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:
+        for index, row in enumerate(table.rows):
+            for run in row.runs:
+                _require(f"{where}.rows.{index}.runs", run, self.pretraining)
+            check_seeds(f"{where}.rows.{index}.runs", row.runs, self.pretraining)
+
+    def _check_quantization_table(self, where: str, table: QuantizationTable) -> None:
         for key, ids, known in (
             ("models", table.models, self.models),
             ("precisions", table.precisions, self.precisions),
