@@ -144,6 +144,10 @@ class FinetuningSuite(_Protocol):
         description="Devices of single methods, such as {full-offload: {strategy: zero3, offload: true}}.",
     )
 
+    def nodes(self, id: str) -> list[str]:
+        """Ids of the suite's nodes, `id` being its own: `<model>.<suite>.<method>`."""
+        return [f"{model}.{id}.{method}" for model in self.models for method in self.methods]
+
     def settings_of(self, model: str, method: str) -> dict[str, Any]:
         """What differs between the runs of the suite, the method's own settings apart."""
         return {

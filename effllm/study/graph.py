@@ -48,12 +48,7 @@ class Graph:
                 for id, model in study.models.items()
                 if not isinstance(model.source, PretrainedSource | FinetunedSource)
             ],
-            "finetune": [
-                f"{model}.{id}.{method}"
-                for id, suite in study.finetuning.items()
-                for model in suite.models
-                for method in suite.methods
-            ],
+            "finetune": [node for id, suite in study.finetuning.items() for node in suite.nodes(id)],
             "merge": list(
                 dict.fromkeys(
                     model.source.node

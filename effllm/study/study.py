@@ -21,7 +21,7 @@ from effllm.study.measure import (
 from effllm.study.methods import Method
 from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource
 from effllm.study.support import GPTQ_MODEL_TYPES
-from effllm.study.tables import PretrainingTable, QuantizationTable, Tables, check_seeds
+from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
 
@@ -82,6 +82,8 @@ class Study(Section):
         for name, table in self.tables:
             if isinstance(table, PretrainingTable):
                 self._check_pretraining_table(f"tables.{name}", table)
+            if isinstance(table, FinetuningTable):
+                _require(f"tables.{name}.suite", table.suite, self.finetuning)
             if isinstance(table, QuantizationTable):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
