@@ -42,5 +42,5 @@ def test_it_learns(short_runs: Builder, run: str) -> None:
     assert result["held_out_perplexity"] < 0.4 * VOCABULARY
     assert result["held_out_loss_stderr"] < 0.1
     curve = json.loads((Path(artifact.directory) / "records" / "loss_curve.json").read_text())["curve"]
-    assert curve[0]["loss"] > 0.8 * math.log(VOCABULARY) > curve[-1]["loss"]
+    assert math.log(VOCABULARY) + 0.5 > curve[0]["loss"] > curve[-1]["loss"] + 0.7
     assert curve[-1]["step"] == STEPS
