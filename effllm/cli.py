@@ -81,7 +81,7 @@ def show(path: Path, every_column: bool) -> int:
 
 
 def verify(results: Path) -> int:
-    """Read every payload of every artifact and compare its digest; 1 if any is damaged."""
+    """Read every payload file and record of every artifact and compare its digest; 1 if any is damaged."""
     if not results.is_dir():
         raise UserError(f"{results} is not a directory; name the one that holds the artifacts.")
     count = damaged = 0
@@ -89,7 +89,8 @@ def verify(results: Path) -> int:
         if path.parts[-3] == SCRATCH:
             continue
         count += 1
-        failures = list(Artifact.open(path).damage())
+        artifact = Artifact.open(path)
+        failures = [*artifact.damage(), *artifact.damaged_records()]
         damaged += bool(failures)
         for failure in failures:
             print(failure)

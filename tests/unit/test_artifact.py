@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from effllm.artifact import MANIFEST, Artifact, Manifest, publish
+from effllm.cli import verify
 from effllm.errors import CellFailure, UserError
 
 
@@ -82,3 +83,15 @@ def test_a_record_altered_behind_its_provenance_is_named_with_its_remedy(tmp_pat
         artifact.verify_record("records/seconds.txt")
     with pytest.raises(UserError, match=r"provenance\.json lists no records/minutes\.txt"):
         artifact.verify_record("records/minutes.txt")
+
+
+def test_verify_finds_damaged_payloads_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = _publish(tmp_path, "text")
+    assert verify(tmp_path / "results") == 0
+    for name in ("payload.txt", "records/seconds.txt"):
+        (artifact.directory / name).write_text("altered")
+    assert verify(tmp_path / "results") == 1
+    printed = capsys.readouterr().out
+    assert "payload.txt has 7 bytes where its manifest says 4" in printed
+    assert "seconds.txt has 7 bytes where its provenance says 1" in printed
+    assert "1 artifacts, 1 damaged" in printed
