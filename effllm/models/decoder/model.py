@@ -150,8 +150,10 @@ class EffModel(EffPreTrainedModel):
             )
         padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
         mask = None
-        if config.attention != "nsa" and config.position != "relative":
-            # Given position ids without a mask may mark packed documents, which only this mask can keep apart.
+        is_causal_only = cache is None and attention_mask is None and position_ids is None
+        if config.attention != "nsa" and config.position != "relative" and not is_causal_only:
+            # Given position ids without a mask may mark packed documents, which only this mask can keep apart. Where
+            # causality is all there is, Transformers before 5.23 writes T x T of it out while torch compiles.
             mask = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
         if position_ids is None:
             position_ids = torch.arange(first, first + length, device=hidden.device)[None]
