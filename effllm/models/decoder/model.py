@@ -196,6 +196,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
         return_dict: bool | None = None,
         **kwargs: object,
     ) -> MoeCausalLMOutputWithPast | tuple:
@@ -203,7 +204,8 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
 
         Labels are shifted here. With experts the loss includes router_aux_loss_coef times the load-balancing loss;
         where `num_items_in_batch` says that the batch is one of several that are accumulated, that loss has this
-        batch's share of the tokens as its weight.
+        batch's share of the tokens as its weight. `skip_logits` leaves the logits out of the result: Accelerate would
+        copy them to float32, gigabytes at 150,000 words.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -229,7 +231,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
         result = MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=auxiliary,
-            logits=logits,
+            logits=None if skip_logits else logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             router_logits=outputs.router_logits if output_router_logits else None,
