@@ -132,12 +132,28 @@ class LocalModelSource(Section):
     path: str = Field(description="The directory.")
 
 
+class RandomSource(Section):
+    """Random weights of a stated shape: what they cost can be measured without a download, what they answer cannot.
+
+    Scores of such a model are null with the reason "random weights".
+    """
+
+    kind: Literal["random"]
+    architecture: Architecture = Field(description="Shape of the model, by its model_type.")
+    vocab_size: Annotated[int, Field(ge=2)] = Field(description="Size of the vocabulary; there is no tokenizer.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type of the weights.")
+    seed: Count = Field(default=0, description="Seed of the weights.")
+
+
+ModelSource = Annotated[
+    PretrainedSource | HubModelSource | LocalModelSource | RandomSource, Field(discriminator="kind")
+]
+
+
 class Model(Section):
     """A model under test."""
 
-    source: Annotated[PretrainedSource | HubModelSource | LocalModelSource, Field(discriminator="kind")] = Field(
-        description="Where the weights come from: pretrained, hub or local."
-    )
+    source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local or random.")
     label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.base import Id, PlainId, Section
-from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.measure import (
     Benchmark,
     EvaluationProtocol,
@@ -17,7 +17,7 @@ from effllm.study.measure import (
     QuantizationTable,
     Tables,
 )
-from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, PretrainingRun
+from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, PretrainingRun, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
 
 
@@ -49,6 +49,8 @@ class Study(Section):
             if isinstance(tokenizer, TrainedTokenizer):
                 _require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
         for id, stream in self.tokens.items():
+            if isinstance(stream, SyntheticStream):
+                continue
             _require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
             _require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
         for id, run in self.pretraining.items():
@@ -63,6 +65,7 @@ class Study(Section):
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)
+                self._check_kept(f"models.{id}.source.run", model.source.run)
             for precision in model.precisions:
                 _require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
@@ -77,6 +80,14 @@ class Study(Section):
         """The settings of a precision for one model: the study's own, with the model's differences applied."""
         settings = self.precisions[precision].model_dump() | self.models[model].precisions.get(precision, {})
         return _PrecisionOf.model_validate({"precision": settings}).precision
+
+    def _check_kept(self, where: str, run: str) -> None:
+        tokens = self.pretraining[run].tokens
+        if isinstance(self.tokens[tokens], SyntheticStream):
+            raise ValueError(
+                f"{where}: {run!r} trains on the random tokens of {tokens!r} and keeps no weights; use a source of "
+                "kind random with its architecture"
+            )
 
     def _check_settings(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
@@ -123,6 +134,11 @@ class Study(Section):
             if repeated:
                 raise ValueError(f"{where}.{key}: {', '.join(sorted(repeated))} is listed twice; list it once")
         for model in table.models:
+            if table.benchmarks and isinstance(self.models[model].source, RandomSource):
+                raise ValueError(
+                    f"{where}.benchmarks: a score of {model!r}, which has random weights, means nothing; give the "
+                    "table no benchmarks, or take the model out of it"
+                )
             for precision in table.precisions:
                 self._check_fit(model, precision)
         if table.baseline not in table.precisions:

@@ -50,12 +50,18 @@ class _Variant:
     def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result]]):
         self.quantize = results["quantize"][id]
         self.profile = results["profile"][id]
+        # A table without benchmarks has no evaluations.
         self.scores = {benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks}
 
     @property
     def nominal_bits(self) -> int:
         precision = self.quantize.manifest.spec["config"]["precision"]
         return precision.get("bits", 16)
+
+    @property
+    def unscored(self) -> str | None:
+        """Why no score of these weights would mean anything; None where one would."""
+        return self.quantize.content.get("unscored") if self.quantize.content else None
 
     def performance(self) -> tuple[float | None, float | None, str | None]:
         """Mean score over the accuracy benchmarks, its standard error, and why not if None."""
@@ -64,7 +70,7 @@ class _Variant:
             return None, None, ", ".join(failed)
         accuracies = [result.content for result in self.scores.values() if result.content["role"] == "accuracy"]
         if not accuracies:
-            return None, None, "the table has no accuracy benchmark"
+            return None, None, self.unscored or "the table has no accuracy benchmark"
         errors = [content["stderr"] for content in accuracies]
         # Benchmarks are independent samples, so the variance of the mean is the mean variance over their number.
         error = None if None in errors else math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
@@ -190,6 +196,8 @@ def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
     failed = [id for id, result in variant.scores.items() if result.content is None]
     if failed:
         return None, f"{', '.join(failed)} was not scored"
+    if not variant.scores:
+        return None, variant.unscored or "the table has no benchmark"
     return math.fsum(result.content["cost"]["latency_mean_ms"] for result in variant.scores.values()), None
 
 
