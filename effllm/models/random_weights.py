@@ -17,7 +17,7 @@ SUMMARY = "model.json"
 def write_random_model(source: RandomSource, target: Path) -> None:
     """Draw the weights, on the GPU if there is one, where other numbers come out of the same seed; no tokenizer."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = random_model(model_config(source.architecture, source.vocab_size), source.seed)
+        model = random_model(model_config(source.architecture, source.architecture.vocab_size), source.seed)
     save_causal_lm(model.to(getattr(torch, source.dtype)), target)
 
 

@@ -17,8 +17,9 @@ from effllm.study.measure import (
     QuantizationTable,
     Tables,
 )
-from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, PretrainingRun, RandomSource
+from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
+from effllm.study.training import PretrainingRun
 
 
 class _PrecisionOf(Section):
@@ -107,19 +108,22 @@ class Study(Section):
             return
         _require(f"precisions.{precision}.calibration.corpus", settings.calibration.corpus, self.corpora)
         source = self.models[model].source
-        if not isinstance(source, PretrainedSource):
+        if isinstance(source, PretrainedSource):
+            shape, owner = self.pretraining[source.run].architecture, f"pretraining.{source.run}"
+        elif isinstance(source, RandomSource):
+            shape, owner = source.architecture, f"models.{model}.source"
+        else:
             return
-        shape = self.pretraining[source.run].architecture
-        if shape.model_type not in GPTQ_MODEL_TYPES:
+        if shape.saved_model_type not in GPTQ_MODEL_TYPES:
             raise ValueError(
-                f"{where}: the quantizer does not know model_type {shape.model_type!r}; use one of "
+                f"{where}: the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
                 f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
             )
         for layer, width in shape.linear_in_features().items():
             if settings.group_size > 0 and width % settings.group_size:
                 raise ValueError(
                     f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
-                    f"pretraining.{source.run}; choose a divisor, such as {_divisor(width)}, or -1"
+                    f"{owner}; choose a divisor, such as {_divisor(width)}, or -1"
                 )
 
     def _check_table(self, where: str, table: QuantizationTable) -> None:
