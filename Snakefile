@@ -24,11 +24,10 @@ localrules:
     all,
     corpus,
     tokenizer,
+    instructions,
     model,
     benchmark,
-    table9,
-    table16,
-    validate,
+    table,
 
 
 onstart:

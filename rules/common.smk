@@ -41,9 +41,14 @@ def read_graph():
 GRAPH = read_graph()
 
 
+def any_of(names):
+    """A wildcard constraint that admits these names alone, so that a typo in a target is an error at once."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
 def only(stage):
-    """A wildcard constraint that admits the ids of one stage, so that a typo in a target is an error at once."""
-    return "|".join(re.escape(id) for id in GRAPH.ids(stage)) or "(?!)"
+    """A wildcard constraint that admits the ids of one stage."""
+    return any_of(GRAPH.ids(stage))
 
 
 def parents(stage):
@@ -56,14 +61,14 @@ def spec(stage):
     return lambda wildcards: GRAPH.spec(stage, wildcards.id)
 
 
-def table_parents(name):
-    """The manifests that a table reads, by stage; none where the study does not define the table."""
-    return GRAPH.table_parents(name) if name in GRAPH.tables() else {}
+def table_parents(wildcards):
+    """An input function: the manifests that a table reads, by stage."""
+    return GRAPH.table_parents(wildcards.table)
 
 
-def table_spec(name):
+def table_spec(wildcards):
     """A params function: rows, columns and labels of a table."""
-    return lambda wildcards: GRAPH.table_spec(name)
+    return GRAPH.table_spec(wildcards.table)
 
 
 def all_cores(wildcards):

@@ -12,13 +12,13 @@ from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
-from effllm.study.measure import HeldOutBenchmark, QuantizationTable
+from effllm.study.instructions import FilesInstructionSource
+from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
+from effllm.study.table_graph import defined_tables, table_nodes, table_spec
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-# Tables and their versions; `validity` reads what Table 9 reads, and the training runs behind it.
-TABLES = {"table9": 1, "table16": 1, "validity": 1}
 
 
 class Graph:
@@ -40,6 +40,7 @@ class Graph:
             "corpus": list(study.corpora),
             "tokenizer": list(study.tokenizers),
             "tokens": list(study.tokens),
+            "instructions": list(study.instructions),
             "pretrain": list(study.pretraining),
             "model": [id for id, model in study.models.items() if not isinstance(model.source, PretrainedSource)],
             "quantize": variants,
@@ -59,7 +60,12 @@ class Graph:
         study = self.study
         if stage == "corpus":
             source = study.corpora[id].source
-            return {"files": expand_paths(id, source.paths)} if isinstance(source, FilesCorpusSource) else {}
+            is_files = isinstance(source, FilesCorpusSource)
+            return {"files": expand_paths(f"corpora.{id}", source.paths)} if is_files else {}
+        if stage == "instructions":
+            source = study.instructions[id].source
+            is_files = isinstance(source, FilesInstructionSource)
+            return {"files": expand_paths(f"instructions.{id}", source.paths)} if is_files else {}
         if stage == "tokenizer":
             tokenizer = study.tokenizers[id]
             is_trained = isinstance(tokenizer, TrainedTokenizer)
@@ -98,54 +104,22 @@ class Graph:
 
     def check_files(self) -> None:
         """Raise `UserError` for a local file that the study names and that does not exist."""
-        for stage in ("corpus", "model"):
+        for stage in ("corpus", "instructions", "model"):
             for id in self.ids(stage):
                 self.parents(stage, id)
 
     def table_spec(self, name: str) -> dict[str, Any]:
         """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
-        table = self._table(name)
-        return sort_keys(
-            {
-                "table": name,
-                "version": TABLES[name],
-                "config": table.plain(),
-                "study": self.study.name,
-                "model_labels": {id: self.study.models[id].label or id for id in table.models},
-                "benchmark_labels": {id: self.study.benchmarks[id].label or id for id in table.benchmarks},
-            }
-        )
+        return table_spec(self.study, name)
 
     def table_parents(self, name: str) -> dict[str, list[str]]:
         """Manifests that a table reads, by stage."""
-        table = self._table(name)
-        variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
-        parents = {
-            "evaluate": [
-                self.manifest("evaluate", f"{variant}.{benchmark}")
-                for variant in variants
-                for benchmark in table.benchmarks
-            ]
-        }
-        if name in ("table9", "validity"):
-            parents["quantize"] = [self.manifest("quantize", variant) for variant in variants]
-            parents["profile"] = [self.manifest("profile", variant) for variant in variants]
-        if name == "validity":
-            sources = [self.study.models[model].source for model in table.models]
-            runs = sorted({source.run for source in sources if isinstance(source, PretrainedSource)})
-            parents["pretrain"] = [self.manifest("pretrain", run) for run in runs]
-        return parents
+        nodes = table_nodes(self.study, name)
+        return {stage: [self.manifest(stage, id) for id in ids] for stage, ids in nodes.items()}
 
     def tables(self) -> list[str]:
         """Names of the tables that the study defines."""
-        defined = [name for name, table in self.study.tables if table]
-        return [*defined, "validity"] if "table9" in defined else defined
-
-    def _table(self, name: str) -> QuantizationTable:
-        table = getattr(self.study.tables, "table9" if name == "validity" else name)
-        if table is None:
-            raise UserError(f"tables.{name}: the study {self.study.name!r} does not define it; add it to the study.")
-        return table
+        return defined_tables(self.study)
 
     def _config(self, stage: str, id: str) -> Section | dict[str, Any]:
         study = self.study
@@ -163,6 +137,7 @@ class Graph:
         sections = {
             "corpus": study.corpora,
             "tokens": study.tokens,
+            "instructions": study.instructions,
             "pretrain": study.pretraining,
         }
         return study.inference if stage == "profile" else sections[stage][id]
@@ -178,15 +153,13 @@ class Graph:
         return {"model": weights, "corpus": self.manifest("corpus", settings.calibration.corpus)}
 
 
-def expand_paths(corpus: str, patterns: list[str]) -> list[str]:
+def expand_paths(where: str, patterns: list[str]) -> list[str]:
     """Files behind paths and glob patterns, sorted, each once; `UserError` for a pattern that matches nothing."""
     files: set[str] = set()
     for pattern in patterns:
         found = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
         if not found:
-            raise UserError(
-                f"corpora.{corpus}.source.paths: {pattern!r} matches no file; correct the path or add the file."
-            )
+            raise UserError(f"{where}.source.paths: {pattern!r} matches no file; correct the path or add the file.")
         files.update(found)
     return sorted(files)
 

@@ -8,17 +8,17 @@ from pydantic import Field, ValidationError, model_validator
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.base import Id, PlainId, Section
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.instructions import Instructions
 from effllm.study.measure import (
     Benchmark,
     EvaluationProtocol,
     HarnessBenchmark,
     HeldOutBenchmark,
     InferenceProtocol,
-    QuantizationTable,
-    Tables,
 )
 from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
+from effllm.study.tables import PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
 
@@ -36,6 +36,9 @@ class Study(Section):
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
+    instructions: dict[Id, Instructions] = Field(
+        default_factory=dict, description="Instruction data for fine-tuning by id."
+    )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
@@ -71,8 +74,10 @@ class Study(Section):
                 _require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
         for name, table in self.tables:
-            if table:
-                self._check_table(f"tables.{name}", table)
+            if isinstance(table, PretrainingTable):
+                self._check_pretraining_table(f"tables.{name}", table)
+            if isinstance(table, QuantizationTable):
+                self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
         return self
@@ -126,7 +131,13 @@ class Study(Section):
                     f"{owner}; choose a divisor, such as {_divisor(width)}, or -1"
                 )
 
-    def _check_table(self, where: str, table: QuantizationTable) -> None:
+    def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:
+        for index, row in enumerate(table.rows):
+            for run in row.runs:
+                _require(f"{where}.rows.{index}.runs", run, self.pretraining)
+            check_seeds(f"{where}.rows.{index}.runs", row.runs, self.pretraining)
+
+    def _check_quantization_table(self, where: str, table: QuantizationTable) -> None:
         for key, ids, known in (
             ("models", table.models, self.models),
             ("precisions", table.precisions, self.precisions),

@@ -24,7 +24,8 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         max_steps=recipe.max_steps,
         learning_rate=optimizer.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": optimizer.minimum_learning_rate},
+        # A rate and not a value: it holds for parameter groups of differing learning rates too.
+        lr_scheduler_kwargs={"min_lr_rate": optimizer.minimum_learning_rate / optimizer.learning_rate},
         warmup_steps=optimizer.warmup_steps,
         adam_beta1=optimizer.beta1,
         adam_beta2=optimizer.beta2,

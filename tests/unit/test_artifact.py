@@ -72,3 +72,13 @@ def test_records_are_digested_in_the_provenance(tmp_path: Path) -> None:
     provenance = json.loads((artifact.directory / "provenance.json").read_text())
     assert list(provenance["records"]) == ["records/seconds.txt"]
     assert list(artifact.manifest.payload) == ["payload.txt"]
+
+
+def test_a_record_altered_behind_its_provenance_is_named_with_its_remedy(tmp_path: Path) -> None:
+    artifact = _publish(tmp_path, "text")
+    artifact.verify_record("records/seconds.txt")
+    (artifact.directory / "records" / "seconds.txt").write_text("2")
+    with pytest.raises(UserError, match=rf"does not match the sha256 in its provenance.*delete {artifact.directory}"):
+        artifact.verify_record("records/seconds.txt")
+    with pytest.raises(UserError, match=r"provenance\.json lists no records/minutes\.txt"):
+        artifact.verify_record("records/minutes.txt")

@@ -29,9 +29,9 @@ def test_bad_configuration_is_refused_before_any_job(workdir: Workdir) -> None:
     assert not (workdir.path / "results").exists()
 
 
-def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir) -> None:
-    result = workdir.snakemake("results/quantize/lama-1m.int4/manifest.json", check=False)
-    _refused(result, "MissingRuleException", "lama-1m")
+@pytest.mark.parametrize("target", ["results/quantize/lama-1m.int4/manifest.json", "results/tabel9.csv"])
+def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir, target: str) -> None:
+    _refused(workdir.snakemake(target, check=False), "MissingRuleException", target)
 
 
 def test_a_profile_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
