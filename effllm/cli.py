@@ -9,6 +9,7 @@ from pathlib import Path
 from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.planning import plan, status, verify
+from effllm.stages import STAGES
 from effllm.study import Graph, Study, load_study
 
 
@@ -47,10 +48,10 @@ def check(path: Path) -> int:
     graph = Graph(study)
     graph.check_files()
     print(f"{path}: the study {study.name!r} is valid.")
-    for stage in ("corpus", "tokenizer", "tokens", "pretrain", "model", "quantize", "benchmark", "evaluate", "profile"):
+    for stage in STAGES:
         ids = graph.ids(stage)
-        print(f"  {stage:10} {len(ids):4}  {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}")
-    print(f"  tables           {', '.join(graph.tables())}")
+        print(f"  {stage:12} {len(ids):4}  {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}")
+    print(f"  tables             {', '.join(graph.tables())}")
     return 0
 
 

@@ -68,5 +68,6 @@ def _family_settings(shape: Architecture) -> dict[str, Any]:
         keys = "intermediate_size num_attention_heads max_position_embeddings"
         return {key: getattr(shape, key) for key in keys.split()}
     if isinstance(shape, MambaArchitecture):
-        return {}
+        # Without CUDA kernels Transformers scans token by token; this scan is parallel.
+        return {"use_mambapy": True}
     return {"intermediate_size": shape.intermediate_size, "context_length": shape.max_position_embeddings}

@@ -46,6 +46,11 @@ class ParameterCount:
     embedding: int
 
 
+def has_formulas(config: "PreTrainedConfig") -> bool:
+    """Whether the terms of this architecture are written down here."""
+    return config.model_type in _DESCRIBE
+
+
 def describe(config: "PreTrainedConfig") -> Description:
     """The model's terms; raises ValueError for an architecture whose terms are not written down here."""
     if config.model_type not in _DESCRIBE:
