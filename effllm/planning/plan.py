@@ -165,8 +165,8 @@ def _device(earlier: Earlier, name: str | None, is_described: bool) -> tuple[str
         if match is None:
             known = [*PEAKS, *(device.name for device in built_on)]
             raise UserError(
-                f"--device {name!r} is in no table and no earlier build was on it; {suggestion(name, known)}; for another "
-                "one give --device-memory-gb too."
+                f"--device {name!r} is in no table and no earlier build was on it; {suggestion(name, known)}; for "
+                "another one give --device-memory-gb too."
             )
         return name, "--device", match.memory_b
     if not built_on:
