@@ -31,10 +31,6 @@ localrules:
     validate,
 
 
-onstart:
-    hold_workflow_lock()
-
-
 rule all:
     default_target: True
     input:

@@ -1,11 +1,14 @@
 """The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
 
-import fcntl
-import os
+import functools
 import re
+import shutil
 from pathlib import Path
 
+from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.errors import UserError
+from effllm.lease import Lease
+from effllm.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from snakemake.exceptions import WorkflowError
 
@@ -46,9 +49,38 @@ def only(stage):
     return "|".join(re.escape(id) for id in GRAPH.ids(stage)) or "(?!)"
 
 
+@functools.cache
+def enter_run():
+    """Before the first node of a run is looked at: take the results, and let jobs of an earlier run end.
+
+    Called by input functions: Snakemake has chosen its executor by then, and has neither read the state of any file
+    nor deleted an output. Dry runs, summaries and the jobs of a run do without.
+    """
+    is_run = workflow.executor_plugin is not None and not workflow.dryrun
+    if not is_run or not workflow.is_main_process:
+        return
+    try:
+        if workflow.executor_plugin.name == "slurm":
+            require_slurm()
+        lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
+        lock.acquire(wait=False)
+        # Held for the life of the process: the lease ends with it.
+        workflow.globals["_workflow_lock"] = lock
+        if shutil.which("squeue"):
+            await_jobs_of(Path.cwd())
+    except UserError as error:
+        # Snakemake would wrap any other exception of an input function, and print a traceback.
+        raise SystemExit(f"error: {error}") from None
+
+
 def parents(stage):
     """An input function: the manifests and files that a node of `stage` is built from, by name."""
-    return lambda wildcards: GRAPH.parents(stage, wildcards.id)
+
+    def inputs(wildcards):
+        enter_run()
+        return GRAPH.parents(stage, wildcards.id)
+
+    return inputs
 
 
 def spec(stage):
@@ -69,23 +101,3 @@ def table_spec(name):
 def all_cores(wildcards):
     """Every core of the run, so that a measured job shares the machine with no other."""
     return workflow.cores or 1
-
-
-def hold_workflow_lock():
-    """Refuse a second run over the same results while one is alive; the kernel frees the lock when it dies."""
-    if workflow.remote_exec:
-        return
-    os.makedirs(RESULTS, exist_ok=True)
-    stream = open(f"{RESULTS}/.lock", "a+")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
-        raise WorkflowError(
-            f"{RESULTS}/ is in use by {stream.read().strip()}: wait for it to end, or stop it."
-        ) from None
-    stream.truncate(0)
-    stream.write(f"snakemake process {os.getpid()} on {os.uname().nodename}")
-    stream.flush()
-    # Kept open for the life of the process: closing it would free the lock.
-    workflow.globals["_workflow_lock"] = stream

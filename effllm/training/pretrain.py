@@ -17,6 +17,7 @@ from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.held_out import held_out_loss
 from effllm.training.measure import MeasureSteps
+from effllm.training.preemption import SaveAndStop
 
 SAMPLE_PERIOD_S = 1.0
 """Training is sampled once a second, as in arXiv 2505.13840."""
@@ -41,7 +42,7 @@ def build(job: Job) -> None:
             args=training_arguments(run, str(job.scratch)),
             train_dataset=sequences,
             data_collator=collate,
-            callbacks=[MarkComplete(), StopAtNaN(), ReportProgress(job.id), measure],
+            callbacks=[MarkComplete(), StopAtNaN(), ReportProgress(job.id), measure, SaveAndStop(job.id)],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     held_out = held_out_loss(model, PackedTokens.open(tokens, "held_out"), run.sequence_length, run.micro_batch_size)
