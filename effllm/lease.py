@@ -94,7 +94,7 @@ class Lease:
 
     def _lock(self, wait: bool) -> bool:
         """Take the kernel's lock; whether there is one on this file system."""
-        self._stream = open(self._directory / "lock", "a")
+        self._stream = open(self._directory / "lock", "a")  # noqa: SIM115 (closed by release)
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,11 +122,12 @@ class Lease:
                 if holder is None:
                     continue
                 if is_local and (holder.host, holder.boot) == (self._claim.host, self._claim.boot):
-                    os.replace(draft, self._claim_file)
+                    draft.replace(self._claim_file)
                     return
                 self._watch(holder, wait)
-                os.link(draft, twin := draft.with_suffix(".twin"))
-                os.replace(twin, self._claim_file)
+                twin = draft.with_suffix(".twin")
+                os.link(draft, twin)
+                twin.replace(self._claim_file)
                 time.sleep(_SETTLE_S)
                 if self._read() == self._claim:
                     return

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from effllm.cluster.queue import await_jobs_of, require_slurm
+from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
 from effllm.lease import Lease
 from effllm.stage import SCRATCH
@@ -81,6 +82,53 @@ def parents(stage):
         return GRAPH.parents(stage, wildcards.id)
 
     return inputs
+
+
+def requests(stage):
+    """The resources of a rule: what its jobs ask of a cluster. Without one they are printed and have no effect."""
+
+    def request_of(wildcards, input, threads):
+        # Read again at each submission: what a parent weighs is known once it is built.
+        return request(
+            GRAPH.study, stage, wildcards.id, dict(input.items()), cores=threads
+        )
+
+    def runtime(wildcards, input, threads, attempt):
+        return attempt * request_of(wildcards, input, threads).minutes
+
+    def mem_mb(wildcards, input, threads, attempt):
+        return attempt * request_of(wildcards, input, threads).memory_mb
+
+    def nodes(wildcards, input, threads):
+        return request_of(wildcards, input, threads).nodes
+
+    def gpu(wildcards, input, threads):
+        found = request_of(wildcards, input, threads)
+        return found.nodes * found.gpus_per_node
+
+    def cpus_per_task(wildcards, input, threads):
+        return threads * request_of(wildcards, input, threads).gpus_per_node
+
+    def over_nodes(value_of):
+        # The plugin starts a job of one node in a step of its own, out of which no other node can be reached.
+        def value(wildcards, input, threads):
+            found = request_of(wildcards, input, threads)
+            return value_of(found) if found.nodes > 1 else None
+
+        return value
+
+    asked = {"runtime": runtime, "mem_mb": mem_mb}
+    if stage not in GPU_STAGES:
+        return asked
+    return asked | {
+        "nodes": nodes,
+        "gpu": gpu,
+        "cpus_per_task": cpus_per_task,
+        # One task a node, which starts the ranks; the plugin would make it one a GPU.
+        "tasks_per_gpu": 0,
+        "tasks": over_nodes(lambda found: found.nodes),
+        "mpi": over_nodes(lambda found: "srun"),
+    }
 
 
 def spec(stage):

@@ -10,17 +10,21 @@ Conventions
 - A mixture counts its router and the chosen experts.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from effllm.models.arithmetic.decoders import describe_decoder, describe_gpt_neox, describe_llama
 from effllm.models.arithmetic.description import Description
 from effllm.models.arithmetic.recurrent import describe_mamba, describe_rwkv
 
-_DESCRIBE: dict[str, Callable[[PreTrainedConfig], Description]] = {
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+_DESCRIBE: dict[str, Callable[[Any], Description]] = {
     "effllm": describe_decoder,
     "llama": describe_llama,
     "mistral": describe_llama,

@@ -1,6 +1,8 @@
 """Descriptions of attention decoders: this package's, Llama, Mistral, Qwen2, Phi3 and GPT-NeoX."""
 
-from transformers import PreTrainedConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from effllm.models.arithmetic.description import (
     DenseAttention,
@@ -10,7 +12,11 @@ from effllm.models.arithmetic.description import (
     SparseAttention,
     Weights,
 )
-from effllm.models.decoder.config import EffConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from effllm.models.decoder.config import EffConfig
 
 
 def describe_decoder(config: EffConfig) -> Description:

@@ -1,8 +1,13 @@
 """Descriptions of the attention-free models: Mamba and RWKV."""
 
-from transformers import MambaConfig, RwkvConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from effllm.models.arithmetic.description import Description, Layer, RecurrentState
+
+if TYPE_CHECKING:
+    from transformers import MambaConfig, RwkvConfig
 
 
 def describe_mamba(config: MambaConfig) -> Description:
