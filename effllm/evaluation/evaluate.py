@@ -89,17 +89,16 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     # It warns of every prompt that it cuts, one by one; the meter counts them.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from effllm.evaluation.metered import MeteredLM
+    from effllm.models.loading import load_causal_lm
 
     path = model.directory / "model"
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", device_map={"": device}, trust_remote_code=False
-        )
+        loaded = load_causal_lm(path, device_map={"": device})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded ({error}): delete {model.directory} and run again.") from error
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)

@@ -1,28 +1,64 @@
-"""From a study's architecture to a randomly initialised Transformers model."""
+"""From a study's architecture to a Transformers configuration and a randomly initialised model."""
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from typing import Any
 
-from effllm.study.models import Architecture
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, set_seed
+
+from effllm.errors import UserError
+from effllm.study.architectures import (
+    Architecture,
+    DecoderArchitecture,
+    GptNeoxArchitecture,
+    LlamaArchitecture,
+    MambaArchitecture,
+)
 
 
-def random_model(shape: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A float32 model of this shape over the tokenizer's vocabulary, its weights drawn with `seed`."""
-    config = AutoConfig.for_model(
+def model_config(shape: Architecture, vocab_size: int, **tokens: int | None) -> PreTrainedConfig:
+    """The configuration of this shape over `vocab_size` words; `tokens` are pad_token_id, bos_token_id, eos_token_id.
+
+    Raises UserError if the shape's own vocab_size is smaller.
+    """
+    if shape.vocab_size is not None:
+        if shape.vocab_size < vocab_size:
+            raise UserError(
+                f"architecture.vocab_size: {shape.vocab_size} is less than the {vocab_size} words of the tokenizer; "
+                "raise it, or leave the key out."
+            )
+        vocab_size = shape.vocab_size
+    if isinstance(shape, DecoderArchitecture):
+        # Registers the decoder with Transformers' Auto classes.
+        from effllm.models.decoder import EffConfig
+
+        return EffConfig(vocab_size=vocab_size, **shape.settings(), **tokens)
+    return AutoConfig.for_model(
         shape.model_type,
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        rms_norm_eps=shape.rms_norm_eps,
-        tie_word_embeddings=shape.tie_word_embeddings,
         initializer_range=shape.initializer_range,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **_family_settings(shape),
+        **tokens,
     )
+
+
+def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A float32 model of this configuration, its weights drawn with `seed`."""
     set_seed(seed)
     return AutoModelForCausalLM.from_config(config)
+
+
+def _family_settings(shape: Architecture) -> dict[str, Any]:
+    if isinstance(shape, LlamaArchitecture):
+        keys = (
+            "intermediate_size num_attention_heads num_key_value_heads max_position_embeddings rms_norm_eps "
+            "tie_word_embeddings"
+        )
+        rotary = {"rope_type": "default", "rope_theta": shape.rope_theta}
+        return {key: getattr(shape, key) for key in keys.split()} | {"rope_parameters": rotary}
+    if isinstance(shape, GptNeoxArchitecture):
+        keys = "intermediate_size num_attention_heads max_position_embeddings"
+        return {key: getattr(shape, key) for key in keys.split()}
+    if isinstance(shape, MambaArchitecture):
+        return {}
+    return {"intermediate_size": shape.intermediate_size, "context_length": shape.max_position_embeddings}

@@ -1,10 +1,29 @@
-"""Weights that were really loaded: Transformers fills the others at random, and only warns."""
+"""Checkpoints of this study, loaded whole or not at all."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+# Registers the decoder: its variants that Transformers does not know are saved in its own format.
+import effllm.models.decoder  # noqa: F401
 from effllm.errors import CellFailure
 
 _MOST_NAMES = 3
+
+
+def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> PreTrainedModel:
+    """The causal language model in `checkpoint`; raises `CellFailure` (unsupported) unless every weight was loaded.
+
+    Transformers fills weights that a checkpoint lacks at random, and only warns. `options` are those of
+    `from_pretrained`.
+    """
+    model, keys = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+    )
+    require_all_weights(keys)
+    return model
 
 
 def require_all_weights(keys: Mapping[str, Collection[str]]) -> None:

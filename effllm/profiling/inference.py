@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
+from effllm.models.loading import load_causal_lm
 from effllm.profiling.decoding import TimedDecoding
 from effllm.profiling.figures import (
     ModelCost,
@@ -39,9 +40,7 @@ def build(job: Job) -> None:
     # Before the model takes its place: processes that are on the device now are not this one.
     info = device_info(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            job.inputs["model"].directory / "model", dtype="auto", trust_remote_code=False
-        ).to(device)
+        model = load_causal_lm(job.inputs["model"].directory / "model").to(device)
         model.eval()
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
             measured = run_schedule(decodings(model, protocol, device), protocol, telemetry, job.id)

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from effllm.errors import CellFailure
-from effllm.models.loading import require_all_weights
+from effllm.models.loading import load_causal_lm
 from effllm.study.models import CastPrecision
 
 
@@ -16,10 +15,7 @@ def cast(source: Path, target: Path, settings: CastPrecision) -> None:
     Raises `CellFailure` (nan) where a weight leaves the type's range: float16 ends at 65,504.
     """
     dtype = getattr(torch, settings.dtype)
-    model, keys = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, trust_remote_code=False, output_loading_info=True
-    )
-    require_all_weights(keys)
+    model = load_causal_lm(source, dtype)
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise CellFailure("nan", f"{name} has values beyond the range of {settings.dtype}")

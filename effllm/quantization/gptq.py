@@ -11,7 +11,7 @@ import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from effllm.errors import CellFailure, UserError
-from effllm.models.loading import require_all_weights
+from effllm.models.loading import load_causal_lm
 from effllm.quantization.fuse import fuse_layers
 from effllm.study.models import Calibration, GptqPrecision
 
@@ -82,10 +82,7 @@ def check_runs(checkpoint: Path) -> None:
     Which widths, group sizes and bits a kernel takes is known only by trying it.
     """
     try:
-        model, keys = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype="auto", trust_remote_code=False, output_loading_info=True
-        )
-        require_all_weights(keys)
+        model = load_causal_lm(checkpoint)
         if torch.cuda.is_available():
             model = model.to("cuda")
         with torch.inference_mode():

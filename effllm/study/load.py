@@ -76,9 +76,11 @@ def _sentence(item: Any) -> str:
         return f"{where}: {value!r} is not allowed; {_explain_pattern(context['pattern'])}"
     if kind == "union_tag_invalid":
         choices = [choice.strip("' ") for choice in context["expected_tags"].split(",")]
-        return f"{where}.kind: {context['tag']!r} does not exist; {suggestion(context['tag'], choices)}"
+        key = context["discriminator"].strip("'")
+        return f"{where}.{key}: {context['tag']!r} does not exist; {suggestion(context['tag'], choices)}"
     if kind == "union_tag_not_found":
-        return f"{where}.kind: this key is missing; it says which of the forms in config/schema.json is meant"
+        key = context["discriminator"].strip("'")
+        return f"{where}.{key}: this key is missing; it says which of the forms in config/schema.json is meant"
     if kind == "literal_error":
         return f"{where}: {value!r} is not allowed; choose {context['expected']}"
     return f"{where}: {item['msg']}, got {value!r}; correct it"
@@ -86,33 +88,34 @@ def _sentence(item: Any) -> str:
 
 def _path(loc: Iterable[Any]) -> list[Any]:
     """A location without the steps that pydantic adds for unions (the tag) and for keys."""
-    tags = {"hub", "files", "embedded", "train", "pretrained", "local", "cast", "gptq", "harness", "held_out"}
-    parts = list(loc)
-    return [
-        part for index, part in enumerate(parts) if part != "[key]" and not (part in tags and _is_tag(parts, index))
-    ]
-
-
-def _is_tag(parts: list[Any], index: int) -> bool:
-    """A tag follows `source` or the id of an entry in one of the sections that hold unions."""
-    previous = parts[index - 1] if index else None
-    return previous == "source" or (index == 2 and parts[0] in {"tokenizers", "precisions", "benchmarks"})
+    return _walk(loc)[0]
 
 
 def _known_keys(loc: tuple[Any, ...]) -> str:
+    return suggestion(str(loc[-1]), set(_walk(loc[:-1])[1].get("properties", {})))
+
+
+def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Follow a location of pydantic's through the study's schema: its keys without tags, and the schema it ends at."""
     schema: Any = Study.model_json_schema()
     definitions = schema["$defs"]
-    keys: set[str] = set()
-    for part in loc[:-1]:
+    path = []
+    for part in loc:
         schema = _resolve(schema, definitions)
-        if "oneOf" in schema:
+        if "oneOf" in schema and part in schema.get("discriminator", {}).get("mapping", {}):
             schema = definitions[schema["discriminator"]["mapping"][part].rsplit("/", 1)[1]]
+            continue
+        if part == "[key]":
+            continue
+        path.append(part)
+        if isinstance(part, int):
+            schema = schema.get("items", {})
         elif part in schema.get("properties", {}):
             schema = schema["properties"][part]
         else:
-            schema = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), {})
-    keys = set(_resolve(schema, definitions).get("properties", {}))
-    return suggestion(str(loc[-1]), keys)
+            entries = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), {})
+            schema = entries if isinstance(entries, dict) else {}
+    return path, _resolve(schema, definitions)
 
 
 def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:

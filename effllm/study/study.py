@@ -17,8 +17,9 @@ from effllm.study.measure import (
     QuantizationTable,
     Tables,
 )
-from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, PretrainingRun
+from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource
 from effllm.study.support import GPTQ_MODEL_TYPES
+from effllm.study.training import PretrainingRun
 
 
 class _PrecisionOf(Section):
@@ -99,9 +100,9 @@ class Study(Section):
         if not isinstance(source, PretrainedSource):
             return
         shape = self.pretraining[source.run].architecture
-        if shape.model_type not in GPTQ_MODEL_TYPES:
+        if shape.saved_model_type not in GPTQ_MODEL_TYPES:
             raise ValueError(
-                f"{where}: the quantizer does not know model_type {shape.model_type!r}; use one of "
+                f"{where}: the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
                 f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
             )
         for layer, width in shape.linear_in_features().items():

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -11,11 +12,15 @@ _MARKER = "complete"
 
 
 class MarkComplete(TrainerCallback):
-    """Mark each checkpoint once the Trainer has written all of it: a directory alone may be half a checkpoint."""
+    """Mark each checkpoint once all ranks have written theirs of it: a directory alone may be half a checkpoint."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> TrainerControl:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if not state.is_world_process_zero:
+            return control
         directory = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         for path in directory.rglob("*"):
             if path.is_file():
@@ -25,13 +30,13 @@ class MarkComplete(TrainerCallback):
         return control
 
 
-def latest_complete(directory: Path) -> Path | None:
-    """The newest complete checkpoint below `directory`, or None; incomplete ones are deleted."""
+def latest_complete(directory: Path, delete: bool = True) -> Path | None:
+    """The newest complete checkpoint below `directory`, or None; incomplete ones are deleted (by one of the ranks)."""
     complete = {}
     for checkpoint in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if (checkpoint / _MARKER).exists():
             complete[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
-        else:
+        elif delete:
             shutil.rmtree(checkpoint)
     return complete[max(complete)] if complete else None
 

@@ -12,9 +12,14 @@ from effllm.data.tokens import PackedTokens
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Mean negative log-likelihood in nats per token, exp of it, and bits per UTF-8 byte."""
+    """Mean negative log-likelihood in nats per token, its standard error, exp of it, and bits per UTF-8 byte.
+
+    The error is that of a ratio over windows as independent draws (Cochran, Sampling Techniques, 6.8); None for one
+    window.
+    """
 
     loss: float
+    loss_stderr: float | None
     perplexity: float
     bits_per_byte: float
     tokens: int
@@ -31,7 +36,7 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     model.eval()
     ids = torch.from_numpy(stream.ids.astype(np.int64))
     stride = sequence_length - 1
-    total, scored = 0.0, 0
+    sums, counts = [], []
     starts = list(range(0, len(ids) - 1, stride))
     full = [start for start in starts if start + sequence_length <= len(ids)]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
@@ -40,8 +45,18 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
         window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
         logits = model(window).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-        total += losses.double().sum().item()
-        scored += losses.numel()
+        sums += losses.double().view(len(batch), -1).sum(dim=1).tolist()
+        counts += [losses.numel() // len(batch)] * len(batch)
     model.train(was_training)
+    total, scored = math.fsum(sums), sum(counts)
     loss = total / scored
-    return HeldOut(loss, math.exp(loss), total / math.log(2) / stream.utf8_bytes, scored)
+    bits_per_byte = total / math.log(2) / stream.utf8_bytes
+    return HeldOut(loss, _standard_error(sums, counts), math.exp(loss), bits_per_byte, scored)
+
+
+def _standard_error(sums: list[float], counts: list[int]) -> float | None:
+    if len(sums) < 2:
+        return None
+    loss = math.fsum(sums) / sum(counts)
+    spread = math.fsum((total - loss * count) ** 2 for total, count in zip(sums, counts, strict=True))
+    return math.sqrt(spread * len(sums) / (len(sums) - 1)) / sum(counts)

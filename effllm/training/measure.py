@@ -1,14 +1,29 @@
 """Efficiency of training: steady steps only, without the first ones of a process and without checkpoint saves."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from effllm.telemetry import Telemetry
+from effllm.telemetry.metrics import mean_ci95, model_flops_utilization
 
 # The first steps of a process allocate, compile and fill caches.
 WARMUP_STEPS = 3
 WINDOW = "train"
+# The interval of the latency is over the means of this many stretches of steps.
+BLOCKS = 10
+_FIGURES = (
+    "flops",
+    "latency_s_per_iteration",
+    "latency_s_per_iteration_ci95",
+    "mfu",
+    "telemetry",
+    "tokens",
+    "tokens_per_s",
+)
 
 
 class MeasureSteps(TrainerCallback):
@@ -16,32 +31,45 @@ class MeasureSteps(TrainerCallback):
 
     def __init__(self, telemetry: Telemetry):
         self.telemetry = telemetry
-        self.first_step = 0
-        self.steps = 0
         self.is_open = False
+        self.measured: range = range(0)
+        self.block_latency_s: list[float] = []
+        self._first_step = self._block_steps = self._steps_in_block = 0
+        self._block_s = self._resumed_at = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self.first_step = state.global_step + WARMUP_STEPS
+        self._first_step = state.global_step + WARMUP_STEPS
+        self._block_steps = max(1, (state.max_steps - self._first_step) // BLOCKS)
         return control
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if not self.is_open and state.global_step >= self.first_step:
+        if not self.is_open and state.global_step >= self._first_step:
             self.telemetry.begin_window(WINDOW)
             self.is_open = True
+            self.measured = range(state.global_step, state.global_step)
+            self._resumed_at = time.perf_counter()
         return control
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self.is_open:
-            self.steps += 1
-            # The Trainer's own callback has decided by now whether it will save after this step.
-            if control.should_save:
-                self.telemetry.pause(WINDOW)
+        if not self.is_open:
+            return control
+        self.measured = range(self.measured.start, state.global_step)
+        self._steps_in_block += 1
+        is_last_of_block = self._steps_in_block == self._block_steps
+        # The Trainer's own callback has decided by now whether it will save after this step.
+        if is_last_of_block or control.should_save:
+            self._stop_clock()
+        if is_last_of_block:
+            self.block_latency_s.append(self._block_s / self._steps_in_block)
+            self._block_s, self._steps_in_block = 0.0, 0
+        if control.should_save:
+            self.telemetry.pause(WINDOW)
         return control
 
     def on_save(
@@ -49,6 +77,7 @@ class MeasureSteps(TrainerCallback):
     ) -> TrainerControl:
         if self.is_open:
             self.telemetry.resume(WINDOW)
+            self._resumed_at = time.perf_counter()
         return control
 
     def on_train_end(
@@ -58,16 +87,54 @@ class MeasureSteps(TrainerCallback):
             self.telemetry.end_window(WINDOW)
         return control
 
-    def content(self, tokens_per_step: int) -> dict[str, Any]:
-        """Figures of the steady steps, once the telemetry has ended: AL in s per iteration, tokens per second."""
-        if not self.is_open:
+    def _stop_clock(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._block_s += now - self._resumed_at
+        self._resumed_at = now
+
+    def content(
+        self,
+        tokens_of_step: Callable[[int], int],
+        flops_of_step: Callable[[int], float] | None,
+        device_name: str,
+        dtype: str,
+        world_size: int,
+    ) -> dict[str, Any]:
+        """Figures of the steady steps, once the telemetry has ended; None each with its reason in `reasons`.
+
+        `latency_s_per_iteration` is wall time per optimizer step and `tokens_per_s` counts the tokens of all ranks;
+        `mfu` is model FLOPs over time and the peak of all devices; `telemetry` is of the first rank's device.
+        `*_of_step` are called with the number of optimizer steps before the step.
+        """
+        steps = len(self.measured)
+        if not steps:
             reason = f"fewer than {WARMUP_STEPS + 1} steps ran in this process"
-            return {"steps": 0, "latency_s_per_iteration": None, "tokens_per_s": None, "reason": reason}
+            return {"steps": 0, **dict.fromkeys(_FIGURES), "reasons": dict.fromkeys(_FIGURES, reason)}
+        reasons = {}
         summary = self.telemetry.summary(WINDOW)
+        duration_s = summary["duration_s"]
+        low_high = list(mean_ci95(self.block_latency_s)[1:]) if len(self.block_latency_s) > 1 else [None, None]
+        if None in low_high:
+            reasons["latency_s_per_iteration_ci95"] = f"{steps} steps are too few for an interval"
+        tokens = sum(map(tokens_of_step, self.measured))
+        flops = sum(map(flops_of_step, self.measured)) if flops_of_step else None
+        mfu = None
+        if flops is None:
+            reasons["flops"] = reasons["mfu"] = "no FLOP formula for this model and method"
+        else:
+            mfu = model_flops_utilization(flops / world_size, duration_s, device_name, dtype)
+            if mfu is None:
+                reasons["mfu"] = f"no peak of {device_name!r} in {dtype} is known"
         return {
-            "latency_s_per_iteration": summary["duration_s"] / self.steps,
-            "reason": None,
-            "steps": self.steps,
+            "flops": flops,
+            "latency_s_per_iteration": duration_s / steps,
+            "latency_s_per_iteration_ci95": None if None in low_high else low_high,
+            "mfu": mfu,
+            "reasons": reasons,
+            "steps": steps,
             "telemetry": summary,
-            "tokens_per_s": self.steps * tokens_per_step / summary["duration_s"],
+            "tokens": tokens,
+            "tokens_per_s": tokens / duration_s,
         }

@@ -1,13 +1,18 @@
 """The decoder's configuration: Qwen2.5's backbone and the choice of attention, position and feed-forward."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-Attention = Literal["mha", "gqa", "mqa", "mla", "nsa"]
-Position = Literal["rope", "sinusoidal", "learned", "relative", "none"]
-FeedForward = Literal["swiglu", "moe"]
+from effllm.study.decoder_shape import (
+    Attention,
+    FeedForward,
+    Position,
+    check_decoder_shape,
+    default_key_value_heads,
+    require_multiple,
+)
 
 
 @strict
@@ -72,56 +77,18 @@ class EffConfig(PreTrainedConfig):
         _one_of("position", self.position, Position)
         _one_of("feed_forward", self.feed_forward, FeedForward)
         if self.num_key_value_heads is None:
-            self.num_key_value_heads = self._default_key_value_heads()
+            self.num_key_value_heads = default_key_value_heads(self.attention, self.num_attention_heads)
         if self.head_dim is None:
-            _divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+            require_multiple("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.kv_lora_rank is None:
             self.kv_lora_rank = max(1, self.hidden_size // 8)
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size = self.intermediate_size
-        self._check_heads()
-        if self.attention == "nsa":
-            self._check_nsa()
-        if self.feed_forward == "moe" and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise ValueError(
-                f"num_experts_per_tok {self.num_experts_per_tok} is not between 1 and num_experts "
-                f"{self.num_experts}: change one of them"
-            )
+        check_decoder_shape(self)
         super().__post_init__(**kwargs)
-
-    def _default_key_value_heads(self) -> int:
-        return {"mqa": 1, "gqa": 2, "nsa": 2}.get(self.attention, self.num_attention_heads)
-
-    def _check_heads(self) -> None:
-        required = {"mha": self.num_attention_heads, "mla": self.num_attention_heads, "mqa": 1}.get(self.attention)
-        if required is not None and self.num_key_value_heads != required:
-            raise ValueError(
-                f"attention {self.attention} has num_key_value_heads {required}, not {self.num_key_value_heads}: "
-                "leave the key out, or choose gqa"
-            )
-        _divides("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
-        rotary = self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
-        if self.position == "rope" and rotary % 2:
-            raise ValueError(f"position rope rotates pairs, and {rotary} dimensions are odd: make the head dim even")
-
-    def _check_nsa(self) -> None:
-        stride = self.nsa_compression_stride
-        _divides("nsa_compression_stride", stride, "nsa_compression_block", self.nsa_compression_block)
-        _divides("nsa_compression_stride", stride, "nsa_selection_block", self.nsa_selection_block)
-        forced = self.nsa_initial_blocks + self.nsa_local_blocks
-        if self.nsa_local_blocks < 1 or forced > self.nsa_selected_blocks:
-            raise ValueError(
-                f"nsa_local_blocks {self.nsa_local_blocks} must be at least 1, and with nsa_initial_blocks "
-                f"{self.nsa_initial_blocks} at most nsa_selected_blocks {self.nsa_selected_blocks}: change one of them"
-            )
 
 
 def _one_of(key: str, value: str, choices) -> None:
     if value not in choices.__args__:
         raise ValueError(f"{key} {value!r} is none of {', '.join(choices.__args__)}: choose one of them")
-
-
-def _divides(divisor_key: str, divisor: int, key: str, value: int) -> None:
-    if value % divisor:
-        raise ValueError(f"{key} {value} is not a multiple of {divisor_key} {divisor}: change one of them")

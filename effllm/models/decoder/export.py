@@ -19,15 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from effllm.errors import UserError
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.model import EffForCausalLM
+from effllm.study.decoder_shape import saved_model_type
 
 
 def export_format(config: EffConfig) -> str | None:
     """The `model_type` under which Transformers knows this decoder, or None if it knows none."""
-    if config.position != "rope" or config.attention == "nsa":
-        return None
-    if config.attention == "mla":
-        return "deepseek_v3" if config.feed_forward == "swiglu" else None
-    return "qwen2" if config.feed_forward == "swiglu" else "qwen2_moe"
+    return saved_model_type(config.attention, config.position, config.feed_forward)
 
 
 def export_config(config: EffConfig) -> PreTrainedConfig:

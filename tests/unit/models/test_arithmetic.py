@@ -7,8 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.models import arithmetic
-from effllm.models.attention_free import REFERENCE_SHAPES, ReferenceShape
 from effllm.models.decoder import EffConfig
+from effllm.models.families import model_config
+from effllm.study import load_study
+from effllm.study.architectures import GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
+from effllm.study.training import PretrainingRun
+from tests.conftest import REPOSITORY
 
 from .conftest import ATTENTIONS, POSITIONS, small_config
 
@@ -17,6 +21,8 @@ PAPER = {
     "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864},
     "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 11008},
 }
+
+STUDIES = {name: load_study(REPOSITORY / "config" / f"{name}.yaml") for name in ("tiny", "paper")}
 
 
 def built_parameters(config) -> int:
@@ -42,10 +48,15 @@ def test_parameters_are_exact_under_every_position(position, tied):
     assert arithmetic.parameter_count(config).total == built_parameters(config)
 
 
-@pytest.mark.parametrize("name", REFERENCE_SHAPES)
-def test_parameters_of_the_reference_models_are_exact(name):
-    config = REFERENCE_SHAPES[name].config(vocab_size=2048, max_position_embeddings=512)
-    assert arithmetic.parameter_count(config).total == built_parameters(config)
+def run_config(run: PretrainingRun):
+    return model_config(run.architecture, 2048, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_parameters_of_every_run_of_the_studies_are_exact(study):
+    for run in STUDIES[study].pretraining.values():
+        config = run_config(run)
+        assert arithmetic.parameter_count(config).total == built_parameters(config)
 
 
 def test_a_model_of_32b_is_counted_without_being_built():
@@ -90,6 +101,17 @@ def transformers_config(model_type: str, **changes):
     )
 
 
+NEOX = GptNeoxArchitecture(
+    model_type="gpt_neox",
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=256,
+    max_position_embeddings=128,
+)
+RWKV = RwkvArchitecture(model_type="rwkv", hidden_size=64, num_hidden_layers=2, max_position_embeddings=128)
+
+
 def flop_configs() -> dict:
     # MLA's values are as wide as its keys: the CPU kernel pads narrower ones, and multiplies by the padding.
     size = {
@@ -115,9 +137,9 @@ def flop_configs() -> dict:
     configs |= {
         "mistral": transformers_config("mistral", sliding_window=None),
         "llama-biased": transformers_config("llama", attention_bias=True, mlp_bias=True),
-        "gpt_neox": ReferenceShape("gpt_neox", 64, 2, 4).config(512, 128),
-        "mamba": ReferenceShape("mamba", 64, 2).config(512, 128),
-        "rwkv": ReferenceShape("rwkv", 64, 2).config(512, 128),
+        "gpt_neox": model_config(NEOX, 512),
+        "mamba": model_config(MambaArchitecture(model_type="mamba", hidden_size=64, num_hidden_layers=2), 512),
+        "rwkv": model_config(RWKV, 512),
     }
     return configs
 
@@ -264,11 +286,8 @@ def test_an_unknown_architecture_is_named():
         arithmetic.parameter_count(AutoConfig.for_model("gpt2"))
 
 
-def test_tiny_reference_models_are_within_a_tenth_of_each_other():
-    totals = [
-        arithmetic.parameter_count(shape.config(vocab_size=2048, max_position_embeddings=512)).total
-        for name, shape in REFERENCE_SHAPES.items()
-        if name.endswith("-tiny")
-    ]
-    assert len(totals) == 4
+@pytest.mark.parametrize("size", ["0.3m", "0.6m", "1m"])
+def test_tiny_families_are_within_a_tenth_of_each_other(size):
+    runs = [STUDIES["tiny"].pretraining[f"{family}-{size}"] for family in ("qwen2.5", "mamba", "pythia", "rwkv")]
+    totals = [arithmetic.parameter_count(run_config(run)).total for run in runs]
     assert max(totals) <= 1.1 * min(totals)

@@ -15,6 +15,15 @@ def _set(study: dict[str, Any], path: str, value: Any) -> None:
     study[last] = value
 
 
+DECODER = {
+    "model_type": "effllm",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
 CASES = {
     "unknown key": ("pretraining/llama-1m/optimizer/learning_rat", 1.0, ["learning_rat", "learning_rate"]),
     "unknown section": ("modles", {}, ["modles", "models"]),
@@ -37,6 +46,51 @@ CASES = {
         ["models.llama-1m.precisions.int4", "group_size 128", "320", "64"],
     ),
     "heads": ("pretraining/llama-1m/architecture/num_attention_heads", 3, ["pretraining.llama-1m.architecture", "128"]),
+    "family": (
+        "pretraining/llama-1m/architecture/model_type",
+        "lama",
+        ["pretraining.llama-1m.architecture.model_type", "'lama'", "'llama'"],
+    ),
+    "unknown key of a shape": (
+        "pretraining/llama-1m/architecture/hidden_sise",
+        64,
+        ["pretraining.llama-1m.architecture.hidden_sise", "hidden_size"],
+    ),
+    "attention": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "attention": "gqqa"},
+        ["pretraining.llama-1m.architecture.attention", "gqqa", "'mqa'"],
+    ),
+    "key heads of mqa": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "attention": "mqa", "num_key_value_heads": 2},
+        ["pretraining.llama-1m.architecture", "attention mqa", "leave the key out"],
+    ),
+    "experts": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "feed_forward": "moe", "num_experts": 4, "num_experts_per_tok": 5},
+        ["pretraining.llama-1m.architecture", "num_experts_per_tok 5", "num_experts 4"],
+    ),
+    "quantizer without the family": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "attention": "nsa"},
+        ["models.llama-1m.precisions.int4", "'effllm'", "qwen2"],
+    ),
+    "several devices alone": (
+        "pretraining/llama-1m/parallel",
+        {"devices": 2},
+        ["pretraining.llama-1m.parallel", "strategy single", "ddp"],
+    ),
+    "ranks that do not divide the batch": (
+        "pretraining/llama-1m/parallel",
+        {"strategy": "ddp", "devices": 3},
+        ["pretraining.llama-1m", "global_batch_size 4", "3 ranks"],
+    ),
+    "offload": (
+        "pretraining/llama-1m/parallel",
+        {"strategy": "ddp", "offload": True},
+        ["pretraining.llama-1m.parallel", "offload", "zero3"],
+    ),
     "baseline": ("tables/table9/baseline", "float32", ["tables.table9.baseline", "float32"]),
     "repeated model": ("tables/table9/models", ["llama-1m", "llama-1m"], ["listed twice"]),
     "source kind": ("corpora/python-docs/source/kind", "embeded", ["corpora.python-docs.source.kind", "embedded"]),

@@ -1,0 +1,129 @@
+"""How models are trained: the recipe that pretraining and fine-tuning share, and pretraining runs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from effllm.study.architectures import Architecture
+from effllm.study.base import Count, Float, Fraction, Id, PositiveFloat, PositiveInt, Section
+
+
+class AdamW(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    minimum_learning_rate: Annotated[Float, Field(ge=0)] = Field(description="Learning rate at the last step.")
+    warmup_steps: Count = Field(description="Optimizer steps of linear warm-up.")
+    beta1: Fraction = Field(default=0.9, description="Decay of the first moment.")
+    beta2: Fraction = Field(default=0.95, description="Decay of the second moment.")
+    epsilon: PositiveFloat = Field(default=1e-8, description="Added to the denominator.")
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.1, description="Decoupled weight decay.")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="Gradients are clipped to this norm.")
+
+    @model_validator(mode="after")
+    def _decays(self) -> "AdamW":
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"minimum_learning_rate {self.minimum_learning_rate} exceeds learning_rate {self.learning_rate}: "
+                "lower it"
+            )
+        return self
+
+
+class Parallel(Section):
+    """How one run is spread over devices. Every strategy is data-parallel: each rank has micro batches of its own."""
+
+    strategy: Literal["single", "ddp", "fsdp2", "zero2", "zero3"] = Field(
+        default="single",
+        description="single: one device. ddp: a whole copy on each. fsdp2: weights, gradients and optimizer sharded by "
+        "PyTorch. zero2, zero3: DeepSpeed, sharding gradients and optimizer, or the weights too.",
+    )
+    devices: PositiveInt = Field(default=1, description="Devices per node, one rank each.")
+    nodes: PositiveInt = Field(default=1, description="Nodes.")
+    offload: bool = Field(
+        default=False, description="zero2, zero3: keep the optimizer (zero3: and the weights) in the host's memory."
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.devices * self.nodes
+
+    @model_validator(mode="after")
+    def _fits_the_strategy(self) -> "Parallel":
+        if self.strategy == "single" and self.world_size > 1:
+            raise ValueError(
+                f"strategy single runs on one device, not {self.world_size}: choose ddp, fsdp2, zero2 or zero3"
+            )
+        if self.offload and not self.strategy.startswith("zero"):
+            raise ValueError(f"offload is for zero2 and zero3, not {self.strategy}: choose one of them, or drop it")
+        return self
+
+
+class Recipe(Section):
+    """What the Trainer is told, whatever is trained. The global batch does not depend on the number of ranks."""
+
+    sequence_length: PositiveInt = Field(description="Tokens per training sequence.")
+    global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all devices.")
+    micro_batch_size: PositiveInt = Field(description="Sequences per forward pass on one device.")
+    max_steps: PositiveInt = Field(description="Optimizer steps.")
+    optimizer: AdamW = Field(description="Optimizer and schedule.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Arithmetic: float32, or bfloat16 mixed precision over float32 weights."
+    )
+    parallel: Parallel = Field(default_factory=Parallel, description="Devices, and what is sharded over them.")
+    compile: bool = Field(default=False, description="Compile the model by torch.compile.")
+    activation_checkpointing: bool = Field(
+        default=False, description="Keep each layer's input only, and compute the rest again in the backward pass."
+    )
+    deterministic: bool = Field(
+        default=True,
+        description="Deterministic kernels only: a resumed run on one device ends with the same weights bit for bit. "
+        "They cost time on a GPU.",
+    )
+    checkpoint_every_steps: PositiveInt = Field(description="Steps between checkpoints to resume from.")
+    log_every_steps: PositiveInt = Field(default=10, description="Steps between points of the loss curve.")
+    seed: Count = Field(default=0, description="Seed of the initial weights and of the order of sequences.")
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro batches that each rank adds up per optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.parallel.world_size)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        together = self.micro_batch_size * self.parallel.world_size
+        if self.global_batch_size % together:
+            ranks = f" times {self.parallel.world_size} ranks" if self.parallel.world_size > 1 else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}{ranks}: change one of them"
+            )
+        if self.checkpoint_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"checkpoint_every_steps {self.checkpoint_every_steps} is not a multiple of log_every_steps "
+                f"{self.log_every_steps}: the loss curve of a resumed run would differ; change one of them"
+            )
+        if self.optimizer.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves none of max_steps {self.max_steps} "
+                "for training: lower it"
+            )
+        return self
+
+
+class PretrainingRun(Recipe):
+    """Training of one architecture from random weights on a token stream."""
+
+    tokens: Id = Field(description="Id of the token stream.")
+    architecture: Architecture = Field(description="Shape of the model, by its model_type.")
+
+    @model_validator(mode="after")
+    def _has_positions(self) -> "PretrainingRun":
+        longest = self.architecture.longest_sequence
+        if longest is not None and self.sequence_length > longest:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds max_position_embeddings {longest}: raise it in the "
+                "architecture"
+            )
+        return self

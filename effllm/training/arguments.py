@@ -1,0 +1,99 @@
+"""The Trainer's arguments for a recipe: where a study's words become those of Transformers, DeepSpeed and FSDP."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from effllm.errors import UserError
+from effllm.study.training import Parallel, Recipe
+
+
+def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
+    """Arguments of one rank, checkpoints below `directory`.
+
+    Raises UserError for fsdp2 without CUDA: Accelerate would train whole copies there and say nothing.
+    """
+    optimizer = recipe.optimizer
+    use_cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=recipe.micro_batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        max_steps=recipe.max_steps,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": optimizer.minimum_learning_rate},
+        warmup_steps=optimizer.warmup_steps,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_epsilon=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=recipe.dtype == "bfloat16",
+        torch_compile=recipe.compile,
+        use_cpu=use_cpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        full_determinism=recipe.deterministic,
+        logging_steps=recipe.log_every_steps,
+        # The filter would replace a NaN by the last good loss, and the run would go on.
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=recipe.checkpoint_every_steps,
+        save_total_limit=2,
+        dataloader_num_workers=0,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        **_parallel_arguments(recipe, use_cpu),
+    )
+
+
+def _parallel_arguments(recipe: Recipe, use_cpu: bool) -> dict[str, Any]:
+    parallel = recipe.parallel
+    if parallel.strategy == "fsdp2":
+        if use_cpu:
+            raise UserError(
+                "parallel.strategy: fsdp2 needs CUDA devices; choose ddp, zero2 or zero3, or run where there are some."
+            )
+        # FSDP wraps the layers that it recomputes itself; the Trainer's own way would gather every weight twice.
+        checkpointing = recipe.activation_checkpointing
+        return {"fsdp": "full_shard", "fsdp_config": {"version": 2, "activation_checkpointing": checkpointing}}
+    arguments: dict[str, Any] = {"activation_checkpointing": recipe.activation_checkpointing}
+    if recipe.activation_checkpointing:
+        arguments["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+    if parallel.strategy.startswith("zero"):
+        arguments["deepspeed"] = deepspeed_config(parallel)
+    elif parallel.strategy == "ddp":
+        arguments["ddp_find_unused_parameters"] = False
+    return arguments
+
+
+def deepspeed_config(parallel: Parallel) -> dict[str, Any]:
+    """DeepSpeed's configuration for zero2 and zero3; "auto" is what the Trainer fills in from its arguments.
+
+    Source of the keys: DeepSpeed's configuration reference. The optimizer is torch's fused AdamW, on the host too:
+    DeepSpeed's own would have to be compiled there first.
+    """
+    stage = int(parallel.strategy.removeprefix("zero"))
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if parallel.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if stage == 3:
+        # Saving gathers the weights of all ranks.
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+        if parallel.offload:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "bf16": {"enabled": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+    }

@@ -1,0 +1,133 @@
+"""Several ranks of one training run: torchrun starts them, and one that fails ends them all.
+
+The stage's own process holds the artifact's lease, waits, and publishes. A rank is
+
+    torchrun ... -m effllm.training.ranks JOB.json
+
+It logs to `records/ranks/rank-<n>.log`, the first one to the stage's log.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effllm.artifact import Artifact, write_text
+from effllm.errors import EXIT_USER_ERROR, CellFailure, UserError
+from effllm.stage import Job
+from effllm.stages import STAGES
+from effllm.study.training import Parallel
+from effllm.training.run import TRAINED, run_rank, write_failure
+
+_PR_SET_PDEATHSIG = 1
+_LAST_LINES = 15
+
+
+def run_ranks(job: Job, parallel: Parallel) -> None:
+    """Run the ranks to their end; they leave the trained model in the scratch.
+
+    Raises CellFailure where a rank found the cell failed, UserError where a rank found a mistake of the user, and
+    RuntimeError with the end of the first failed rank's log otherwise.
+    """
+    _check_devices(parallel)
+    for old in job.scratch.glob("failure-*.json"):
+        old.unlink()
+    job_file = job.scratch / "job.json"
+    write_text(job_file, json.dumps(_plain(job), indent=1, sort_keys=True))
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
+    argv = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={parallel.devices}"),
+        *("-m", "effllm.training.ranks", str(job_file)),
+    ]
+    code = subprocess.run(argv, env=environment, preexec_fn=_die_with_parent).returncode
+    for path in sorted(job.scratch.glob("failure-*.json")):
+        verdict = json.loads(path.read_text())
+        if verdict["status"] == "user":
+            raise UserError(verdict["reason"])
+        raise CellFailure(verdict["status"], verdict["reason"])
+    if code:
+        raise RuntimeError(f"the ranks ended with code {code}\n{_ends_of_logs(job.records / 'ranks')}")
+
+
+def _check_devices(parallel: Parallel) -> None:
+    available = torch.cuda.device_count()
+    if torch.cuda.is_available() and parallel.devices > available:
+        raise UserError(
+            f"parallel.devices: {parallel.devices} GPUs are wanted and this job sees {available}; lower the number, or "
+            "give the job more."
+        )
+    if parallel.nodes > 1:
+        raise UserError(
+            f"parallel.nodes: {parallel.nodes} nodes need Slurm, and this is no Slurm job; use a Slurm profile."
+        )
+
+
+def _ends_of_logs(directory: Path) -> str:
+    ends = []
+    for path in sorted(directory.glob("rank-*.log")):
+        lines = path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        ends.append("\n".join([f"the end of {path.name}:", *lines]))
+    return "\n".join(ends)
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    content = {key: value for key, value in asdict(job).items() if key in ("stage", "id", "spec")}
+    content["inputs"] = {name: str(artifact.directory / "manifest.json") for name, artifact in job.inputs.items()}
+    content["files"] = {name: str(path) for name, path in job.files.items()}
+    return content | {key: str(getattr(job, key)) for key in ("output", "records", "scratch")}
+
+
+def _job(path: Path) -> Job:
+    content = json.loads(path.read_text())
+    return Job(
+        stage=content["stage"],
+        id=content["id"],
+        spec=content["spec"],
+        inputs={name: Artifact.open(manifest) for name, manifest in content["inputs"].items()},
+        files={name: Path(file) for name, file in content["files"].items()},
+        **{key: Path(content[key]) for key in ("output", "records", "scratch")},
+    )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """One rank."""
+    _die_with_parent()
+    job = _job(Path(sys.argv[1]))
+    rank = int(os.environ["RANK"])
+    if rank:
+        log = job.records / "ranks" / f"rank-{rank}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "wb", buffering=0) as stream:
+            for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
+                os.dup2(stream.fileno(), descriptor)
+    module = importlib.import_module(STAGES[job.stage].module)
+    try:
+        trainer = run_rank(job, module.setup(job))
+        trainer.save_model(str(job.scratch / TRAINED))
+    except CellFailure as failure:
+        write_failure(job, rank, failure)
+        sys.exit(1)
+    except UserError as error:
+        write_text(job.scratch / f"failure-{rank}.json", json.dumps({"status": "user", "reason": str(error)}))
+        sys.exit(EXIT_USER_ERROR)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

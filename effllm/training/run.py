@@ -1,0 +1,144 @@
+"""One training run, on one device or on several ranks: what pretraining and fine-tuning share.
+
+A stage gives a `Setup` (model, data, optimizer) and a function that loads what a run has saved. On one device the
+run happens in the stage's own process; otherwise torchrun starts the ranks, each of which makes the same `Setup`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from effllm.artifact import write_text
+from effllm.errors import CellFailure
+from effllm.stage import Job
+from effllm.study.training import Recipe
+from effllm.telemetry import Telemetry, device_info
+from effllm.training.arguments import training_arguments
+from effllm.training.callbacks import ReportProgress, StopAtNaN
+from effllm.training.checkpoints import MarkComplete, latest_complete
+from effllm.training.measure import MeasureSteps
+from effllm.training.preemption import SaveAndStop
+
+SAMPLE_PERIOD_S = 1.0
+"""Training is sampled once a second, as in arXiv 2505.13840."""
+TRAINED = "trained"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained.
+
+    model: float32 weights on the CPU, the same on every rank. dataset: map-style, in an order that the recipe's seed
+    shuffles. collate: samples to a batch. make_optimizer: None leaves AdamW over all trainable parameters.
+    tokens_of_step, flops_of_step: tokens and model FLOPs of all ranks in the step after so many; None without formula.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    dataset: Sequence[Any]
+    collate: Callable[[list], dict[str, torch.Tensor]]
+    tokens_of_step: Callable[[int], int]
+    flops_of_step: Callable[[int], float] | None
+    make_optimizer: Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None = None
+
+
+class _Trainer(Trainer):
+    """The Trainer with the setup's optimizer, made once the model is where it will be trained."""
+
+    def __init__(self, setup: Setup, **arguments: Any):
+        self.setup = setup
+        super().__init__(**arguments)
+
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> torch.optim.Optimizer:
+        if self.setup.make_optimizer is None:
+            return super().create_optimizer(*arguments, **keywords)
+        if self.optimizer is None:
+            self.optimizer = self.setup.make_optimizer(self.model, self.args)
+        return self.optimizer
+
+
+def train(
+    job: Job, recipe: Recipe, setup: Callable[[Job], Setup], load: Callable[[Job, Path], nn.Module]
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train, or go on from the last complete checkpoint in the scratch; the trained model and its loss curve.
+
+    Writes `records/loss_curve.json`, `records/efficiency.json` and `records/telemetry/`. `load` reads a model that the
+    ranks have saved. Raises CellFailure: nan for a lost run, oom where it does not fit.
+    """
+    if recipe.parallel.strategy == "single":
+        trainer = run_rank(job, setup(job))
+        model = trainer.model
+    else:
+        # Only a run of several ranks pays for what starts them.
+        from effllm.training.ranks import run_ranks
+
+        run_ranks(job, recipe.parallel)
+        model = load(job, job.scratch / TRAINED)
+    curve = json.loads((job.records / "loss_curve.json").read_text())["curve"]
+    return model, curve
+
+
+def run_rank(job: Job, setup: Setup) -> Trainer:
+    """The part of one rank, which is all of it on one device; the first rank writes the records."""
+    recipe = setup.recipe
+    arguments = training_arguments(recipe, job.scratch)
+    is_first = arguments.process_index == 0
+    checkpoint = latest_complete(job.scratch, delete=is_first)
+    steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    if checkpoint and is_first:
+        print(f"progress: {job.id} going on from step {steps_before}", flush=True)
+    device = str(arguments.device) if arguments.device.type == "cuda" else "cpu"
+    callbacks: list[Any] = [MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
+    if not is_first:
+        return _run(setup, arguments, callbacks, checkpoint)
+    with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
+        measure = MeasureSteps(telemetry)
+        trainer = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
+    curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
+    job.write_json("records/loss_curve.json", {"curve": curve})
+    info = device_info(device)
+    world_size = recipe.parallel.world_size
+    figures = measure.content(setup.tokens_of_step, setup.flops_of_step, info["name"], recipe.dtype, world_size)
+    job.write_json(
+        "records/efficiency.json",
+        {
+            **figures,
+            "device": info,
+            "resumed_at_step": steps_before,
+            "strategy": recipe.parallel.strategy,
+            "threads": torch.get_num_threads(),
+            "world_size": world_size,
+        },
+    )
+    return trainer
+
+
+def _run(setup: Setup, arguments: TrainingArguments, callbacks: list[Any], checkpoint: Path | None) -> Trainer:
+    try:
+        trainer = _Trainer(
+            setup,
+            model=setup.model,
+            args=arguments,
+            train_dataset=setup.dataset,
+            data_collator=setup.collate,
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise CellFailure("oom", str(error).splitlines()[0]) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise CellFailure("oom", str(error).splitlines()[0]) from None
+    return trainer
+
+
+def write_failure(job: Job, rank: int, failure: CellFailure) -> None:
+    """Leave a rank's verdict on the cell where the stage's own process looks for it."""
+    write_text(job.scratch / f"failure-{rank}.json", json.dumps({"status": failure.status, "reason": failure.reason}))
