@@ -109,6 +109,9 @@ def requests(stage):
     def cpus_per_task(wildcards, input, threads):
         return threads * request_of(wildcards, input, threads).gpus_per_node
 
+    def slurm_extra(wildcards, input, threads):
+        return " ".join(request_of(wildcards, input, threads).options) or None
+
     def over_nodes(value_of):
         # The plugin starts a job of one node in a step of its own, out of which no other node can be reached.
         def value(wildcards, input, threads):
@@ -128,6 +131,7 @@ def requests(stage):
         "tasks_per_gpu": 0,
         "tasks": over_nodes(lambda found: found.nodes),
         "mpi": over_nodes(lambda found: "srun"),
+        "slurm_extra": slurm_extra,
     }
 
 

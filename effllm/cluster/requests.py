@@ -14,7 +14,7 @@ from effllm.models.arithmetic import parameter_count, training_flops
 from effllm.models.arithmetic.shapes import shape_of
 from effllm.study import Study
 from effllm.study.data import TrainedTokenizer
-from effllm.study.models import PretrainingRun
+from effllm.study.training import PretrainingRun
 
 # Half of what Hopper GPUs sustain in training, in FLOP/s: bfloat16, and float32 with TF32 products.
 _SUSTAINED_FLOPS = {"bfloat16": 200e12, "float32": 60e12}
@@ -29,14 +29,21 @@ _MB, _GB = 1e6, 1e9
 GPU_STAGES = ("pretrain", "quantize", "evaluate", "profile")
 
 
+# Warned this long before its time is over, a training run saves a checkpoint, from which the next attempt goes on.
+_WARNING = "--signal=TERM@300"
+# A neighbour's load would be in the figures.
+_WHOLE_NODES = "--exclusive"
+
+
 @dataclass(frozen=True)
 class Request:
-    """Minutes, host memory in MB per node, nodes, and GPUs per node."""
+    """Minutes, host memory in MB per node, nodes, GPUs per node, and what else Slurm is told."""
 
     minutes: int
     memory_mb: int
     nodes: int = 1
     gpus_per_node: int = 0
+    options: tuple[str, ...] = ()
 
 
 def request(study: Study, stage: str, id: str, manifests: Mapping[str, str], cores: int) -> Request:
@@ -60,21 +67,21 @@ def request(study: Study, stage: str, id: str, manifests: Mapping[str, str], cor
     windows = 2 * len(protocol.workloads) * protocol.repeats
     measured_s = windows * (protocol.minimum_window_s + protocol.cooldown_s) + protocol.idle_s
     minutes = 30 + 3 * measured_s / 60 + weights.as_16_bit / _GB
-    return _rounded(minutes, _PROCESS_MB + 2 * weights.bytes / _MB, gpus=1)
+    return _rounded(minutes, _PROCESS_MB + 2 * weights.bytes / _MB, gpus=1, options=(_WHOLE_NODES,))
 
 
 def _pretraining(study: Study, run: PretrainingRun) -> Request:
-    parallel = getattr(run, "parallel", None)
-    nodes, gpus = (parallel.nodes, parallel.devices) if parallel else (1, 1)
+    nodes, gpus = run.parallel.nodes, run.parallel.devices
     shape = shape_of(run.architecture, _vocabulary(study, study.tokens[run.tokens].tokenizer))
     flops = run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
     parameters = parameter_count(shape).total
     # Each rank makes the float32 weights; the first one gathers weights and both moments for a checkpoint.
     memory_mb = gpus * (_PROCESS_MB + 4 * parameters / _MB) + 12 * parameters / _MB
-    if parallel and parallel.offload:
+    if run.parallel.offload:
         memory_mb += 16 * parameters / _MB
     minutes = 60 + flops / (_SUSTAINED_FLOPS[run.dtype] * gpus * nodes) / 60
-    return _rounded(minutes, memory_mb, nodes=nodes, gpus=gpus)
+    options = (_WARNING, _WHOLE_NODES) if nodes > 1 else (_WARNING,)
+    return _rounded(minutes, memory_mb, nodes=nodes, gpus=gpus, options=options)
 
 
 def _quantization(study: Study, id: str, weights: "_Weights") -> Request:
@@ -109,5 +116,7 @@ def _vocabulary(study: Study, tokenizer: str) -> int:
     return settings.vocab_size if isinstance(settings, TrainedTokenizer) else _LARGEST_VOCABULARY
 
 
-def _rounded(minutes: float, memory_mb: float, *, nodes: int = 1, gpus: int = 0) -> Request:
-    return Request(-(-int(minutes) // 10) * 10, -(-int(memory_mb) // 1000) * 1000, nodes, gpus)
+def _rounded(
+    minutes: float, memory_mb: float, *, nodes: int = 1, gpus: int = 0, options: tuple[str, ...] = ()
+) -> Request:
+    return Request(-(-int(minutes) // 10) * 10, -(-int(memory_mb) // 1000) * 1000, nodes, gpus, options)

@@ -8,11 +8,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from effllm.study.decoder_shape import default_key_value_heads
+
 if TYPE_CHECKING:
     from effllm.study.architectures import Architecture
-
-# Key and value heads of a decoder that does not give them, by attention; the others have as many as query heads.
-_KEY_VALUE_HEADS = {"mqa": 1, "gqa": 2, "nsa": 2}
 
 
 def shape_of(architecture: Architecture, vocab_size: int) -> SimpleNamespace:
@@ -26,7 +25,7 @@ def _family_terms(given: dict[str, Any]) -> dict[str, Any]:
     if family == "effllm":
         heads = given["num_attention_heads"]
         return {
-            "num_key_value_heads": _KEY_VALUE_HEADS.get(given["attention"], heads),
+            "num_key_value_heads": default_key_value_heads(given["attention"], heads),
             "head_dim": hidden // heads,
             "kv_lora_rank": max(1, hidden // 8),
             "moe_intermediate_size": given["intermediate_size"],
