@@ -6,6 +6,7 @@ they are generous, and each attempt asks for more.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,4 +120,4 @@ def _vocabulary(study: Study, tokenizer: str) -> int:
 def _rounded(
     minutes: float, memory_mb: float, *, nodes: int = 1, gpus: int = 0, options: tuple[str, ...] = ()
 ) -> Request:
-    return Request(-(-int(minutes) // 10) * 10, -(-int(memory_mb) // 1000) * 1000, nodes, gpus, options)
+    return Request(10 * math.ceil(minutes / 10), 1000 * math.ceil(memory_mb / 1000), nodes, gpus, options)
