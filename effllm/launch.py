@@ -62,6 +62,8 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
     environment["PYTHONUNBUFFERED"] = "1"
     if not STAGES[stage].network:
         environment["HF_HUB_OFFLINE"] = "1"
+        # A token is worth nothing there, and jobs get the environment of the host that submits them.
+        environment.pop("HF_TOKEN", None)
     return environment
 
 

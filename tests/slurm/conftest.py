@@ -116,7 +116,7 @@ class Cluster:
         jobs = run("squeue", "--noheader", "--format=%i", f"--nodelist={host}").split()
         titles = tuple(f"slurmstepd: [{job}." for job in jobs)
         daemon = psutil.Process(int((self.state / "run" / f"slurmd-{host}.pid").read_text()))
-        steps = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"]).startswith(titles)]
+        steps = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles)]
         for process in [daemon, *steps, *(child for step in steps for child in step.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -266,3 +266,11 @@ def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: An
     recipe = study["pretraining"]["llama-1m"]
     recipe |= {"max_steps": STEPS, "checkpoint_every_steps": 10, **changes}
     return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "tables": {}}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A local run of the training that the faults hit. What it trains on is where the others start from."""
+    workflow = Workflow(tmp_path_factory.mktemp("undisturbed"), pretraining_study(tiny_text, ("quiet",)))
+    workflow.local("results/pretrain/quiet/manifest.json", threads=1)
+    return workflow

@@ -20,14 +20,6 @@ def manifests(*ids: str) -> list[str]:
     return [f"results/pretrain/{id}/manifest.json" for id in ids]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """A local run of the training that the faults hit. What it trains on is where the others start from."""
-    workflow = Workflow(tmp_path_factory.mktemp("undisturbed"), pretraining_study(tiny_text, ("quiet",)))
-    workflow.local(*manifests("quiet"), threads=1)
-    return workflow
-
-
 def assert_as_undisturbed(workflow: Workflow, id: str, undisturbed: Workflow) -> None:
     """The run has ended with the weights of the undisturbed one, bit for bit."""
     assert workflow.manifest(f"pretrain/{id}")["payload"] == undisturbed.manifest("pretrain/quiet")["payload"]
