@@ -13,6 +13,7 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/pretrain.smk"
 include: "rules/model.smk"
+include: "rules/finetune.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate.smk"
 include: "rules/profile.smk"
@@ -24,11 +25,14 @@ localrules:
     all,
     corpus,
     tokenizer,
+    instructions,
     model,
     benchmark,
-    table9,
-    table16,
-    validate,
+    table,
+
+
+onstart:
+    tell_older_code()
 
 
 rule all:

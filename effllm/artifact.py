@@ -107,6 +107,23 @@ class Artifact:
         if failure:
             raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
 
+    def verify_record(self, name: str) -> None:
+        """Raise `UserError` if a record (`records/...`) is missing or differs from its digest in provenance.json."""
+        recorded = self.json(PROVENANCE).get("records", {}).get(name)
+        if recorded is None:
+            failure = f"{self.directory / PROVENANCE} lists no {name}"
+        else:
+            failure = self._difference(name, FileDigest(**recorded), "provenance")
+        if failure:
+            raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
+
+    def damaged_records(self) -> Iterator[str]:
+        """Yield one sentence per record that is missing, truncated or altered."""
+        for name, digest in sorted(self.json(PROVENANCE).get("records", {}).items()):
+            failure = self._difference(name, FileDigest(**digest), "provenance")
+            if failure:
+                yield failure
+
     def damage(self) -> Iterator[str]:
         """Yield one sentence per payload file that is missing, truncated or altered."""
         for name in sorted(self.manifest.payload):
@@ -115,13 +132,16 @@ class Artifact:
                 yield failure
 
     def _damage_of(self, name: str) -> str | None:
-        path, digest = self.directory / name, self.manifest.payload[name]
+        return self._difference(name, self.manifest.payload[name], "manifest")
+
+    def _difference(self, name: str, digest: FileDigest, source: str) -> str | None:
+        path = self.directory / name
         if not path.is_file():
-            return f"{path} is listed in its manifest but does not exist"
+            return f"{path} is listed in its {source} but does not exist"
         if path.stat().st_size != digest.size:
-            return f"{path} has {path.stat().st_size} bytes where its manifest says {digest.size}"
+            return f"{path} has {path.stat().st_size} bytes where its {source} says {digest.size}"
         if digest_file(path).sha256 != digest.sha256:
-            return f"{path} does not match the sha256 in its manifest"
+            return f"{path} does not match the sha256 in its {source}"
         return None
 
     def require_ok(self) -> None:

@@ -195,6 +195,30 @@ def holder_of(directory: Path) -> Claim | None:
         return None
 
 
+def living_holder(directory: Path) -> Claim | None:
+    """Who holds the lease of `directory` now, as far as can be told without waiting; clocks are taken to agree."""
+    claim = holder_of(directory)
+    if claim is None:
+        return None
+    try:
+        with open(directory / "lock") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return claim
+    except OSError:
+        pass
+    else:
+        if (claim.host, claim.boot) == (os.uname().nodename, _boot_id()):
+            return None
+    ended = has_ended(claim.slurm_job) if claim.slurm_job else None
+    if ended is not None:
+        return None if ended else claim
+    try:
+        return claim if time.time() - (directory / _CLAIM).stat().st_mtime < STALE_S else None
+    except FileNotFoundError:
+        return None
+
+
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -14,7 +14,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from effllm.stages import STAGES
 log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
 SCRATCH = ".scratch"
+KEY = "key"
 LEASE = "lease"
 
 
@@ -114,8 +115,7 @@ def run(
             "take the spec from the workflow, or set its version."
         )
     artifacts, files, parents = _open_inputs(inputs)
-    # The key of the scratch: what was left by a run of another spec or other inputs must not be resumed from.
-    key = _key(spec, parents)
+    key = scratch_key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
     with lease(scratch / LEASE, output.name) as held:
         finished = artifact.restore(output, spec, parents)
@@ -197,13 +197,14 @@ def _open_inputs(
     return artifacts, files, parents
 
 
-def _key(spec: dict[str, Any], parents: dict[str, Parent]) -> str:
+def scratch_key(spec: dict[str, Any], parents: Mapping[str, Parent]) -> str:
+    """What a scratch belongs to: a checkpoint counts only for the spec and the inputs that it was written for."""
     text = json.dumps([spec, {name: parent.sha256 for name, parent in parents.items()}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _reset_unless(scratch: Path, key: str) -> None:
-    marker = scratch / "key"
+    marker = scratch / KEY
     if not marker.exists() or marker.read_text() != key:
         for path in scratch.iterdir():
             if path.name != LEASE:

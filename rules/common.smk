@@ -1,7 +1,6 @@
 """The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
 
 import functools
-import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,12 @@ from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
 from effllm.lease import Lease
+from effllm.planning.state import older_code_line
 from effllm.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
+from effllm.study.pattern import id_pattern
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 RESULTS = "results"
 DEFAULT_STUDY = "config/tiny.yaml"
@@ -45,9 +47,14 @@ def read_graph():
 GRAPH = read_graph()
 
 
+def any_of(names):
+    """A wildcard constraint that admits these names alone, so that a typo in a target is an error at once."""
+    return id_pattern(names)
+
+
 def only(stage):
-    """A wildcard constraint that admits the ids of one stage, so that a typo in a target is an error at once."""
-    return "|".join(re.escape(id) for id in GRAPH.ids(stage)) or "(?!)"
+    """A wildcard constraint that admits the ids of one stage."""
+    return any_of(GRAPH.ids(stage))
 
 
 @functools.cache
@@ -140,16 +147,22 @@ def spec(stage):
     return lambda wildcards: GRAPH.spec(stage, wildcards.id)
 
 
-def table_parents(name):
-    """The manifests that a table reads, by stage; none where the study does not define the table."""
-    return GRAPH.table_parents(name) if name in GRAPH.tables() else {}
+def table_parents(wildcards):
+    """An input function: the manifests that a table reads, by stage."""
+    return GRAPH.table_parents(wildcards.table)
 
 
-def table_spec(name):
+def table_spec(wildcards):
     """A params function: rows, columns and labels of a table."""
-    return lambda wildcards: GRAPH.table_spec(name)
+    return GRAPH.table_spec(wildcards.table)
 
 
 def all_cores(wildcards):
     """Every core of the run, so that a measured job shares the machine with no other."""
     return workflow.cores or 1
+
+
+def tell_older_code():
+    """One line at the start of a run: how many artifacts stand although the code of their stage has changed."""
+    if not workflow.remote_exec:
+        logger.info(older_code_line(GRAPH))

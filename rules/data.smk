@@ -1,7 +1,7 @@
-"""Corpora, tokenizers and token streams.
+"""Corpora, tokenizers, token streams and instruction data.
 
 in:  nothing, or the study's local files
-out: results/{corpus,tokenizer,tokens}/<id>/manifest.json
+out: results/{corpus,tokenizer,tokens,instructions}/<id>/manifest.json
 """
 
 
@@ -63,5 +63,25 @@ rule tokens:
         spec=spec("tokens"),
     message:
         "Encoding the token stream {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule instructions:
+    input:
+        unpack(parents("instructions")),
+    output:
+        manifest=f"{RESULTS}/instructions/{{id}}/manifest.json",
+    log:
+        "logs/instructions/{id}.log",
+    wildcard_constraints:
+        id=only("instructions"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("instructions"),
+    message:
+        "Preparing the instruction data {wildcards.id}"
     script:
         STAGE_SCRIPT

@@ -79,7 +79,7 @@ class LlamaArchitecture(_Transformer):
 class DecoderArchitecture(_Transformer):
     """This package's decoder: Qwen2.5's backbone around a choice of attention, position and feed-forward."""
 
-    model_type: Literal["effllm"]
+    model_type: Literal["effllm"] = Field(description="Family.")
     attention: Attention = Field(default="gqa", description="mha, gqa, mqa, mla or nsa.")
     position: Position = Field(default="rope", description="rope, sinusoidal, learned, relative or none.")
     feed_forward: FeedForward = Field(default="swiglu", description="swiglu, or moe: a mixture of such experts.")
@@ -139,7 +139,7 @@ class DecoderArchitecture(_Transformer):
 class GptNeoxArchitecture(_Transformer):
     """GPT-NeoX, the architecture of Pythia: rotary quarter heads, LayerNorm, GELU, parallel residual, untied head."""
 
-    model_type: Literal["gpt_neox"]
+    model_type: Literal["gpt_neox"] = Field(description="Family.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "GptNeoxArchitecture":
@@ -150,14 +150,14 @@ class GptNeoxArchitecture(_Transformer):
 class MambaArchitecture(_Shape):
     """Mamba (Gu and Dao 2023): selective state spaces, with Transformers' expansion 2, state 16 and tied head."""
 
-    model_type: Literal["mamba"]
+    model_type: Literal["mamba"] = Field(description="Family.")
     initializer_range: PositiveFloat = Field(default=0.1, description="Standard deviation of initial weights.")
 
 
 class RwkvArchitecture(_Shape):
     """RWKV version 4 (Peng et al. 2023), the one that Transformers has; untied head."""
 
-    model_type: Literal["rwkv"]
+    model_type: Literal["rwkv"] = Field(description="Family.")
     intermediate_size: PositiveInt | None = Field(
         default=None, description="Width of the channel mixing; null takes four times hidden_size."
     )

@@ -11,14 +11,15 @@ from typing import Any
 from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
-from effllm.study.data import FilesCorpusSource, TrainedTokenizer
-from effllm.study.measure import HeldOutBenchmark, QuantizationTable
-from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSource
+from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
+from effllm.study.finetuning import run_of, trains_whole_model
+from effllm.study.instructions import FilesInstructionSource
+from effllm.study.measure import HeldOutBenchmark
+from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
+from effllm.study.table_graph import defined_tables, table_nodes, table_spec
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-# Tables and their versions; `validity` reads what Table 9 reads, and the training runs behind it.
-TABLES = {"table9": 1, "table16": 1, "validity": 1}
 
 
 class Graph:
@@ -40,8 +41,21 @@ class Graph:
             "corpus": list(study.corpora),
             "tokenizer": list(study.tokenizers),
             "tokens": list(study.tokens),
+            "instructions": list(study.instructions),
             "pretrain": list(study.pretraining),
-            "model": [id for id, model in study.models.items() if not isinstance(model.source, PretrainedSource)],
+            "model": [
+                id
+                for id, model in study.models.items()
+                if not isinstance(model.source, PretrainedSource | FinetunedSource)
+            ],
+            "finetune": [node for id, suite in study.finetuning.items() for node in suite.nodes(id)],
+            "merge": list(
+                dict.fromkeys(
+                    model.source.node
+                    for model in study.models.values()
+                    if isinstance(model.source, FinetunedSource) and self._is_adapter(model.source)
+                )
+            ),
             "quantize": variants,
             "benchmark": list(study.benchmarks),
             "evaluate": [f"{variant}.{benchmark}" for variant in variants for benchmark in study.benchmarks],
@@ -59,26 +73,43 @@ class Graph:
         study = self.study
         if stage == "corpus":
             source = study.corpora[id].source
-            return {"files": expand_paths(id, source.paths)} if isinstance(source, FilesCorpusSource) else {}
+            is_files = isinstance(source, FilesCorpusSource)
+            return {"files": expand_paths(f"corpora.{id}", source.paths)} if is_files else {}
+        if stage == "instructions":
+            source = study.instructions[id].source
+            is_files = isinstance(source, FilesInstructionSource)
+            return {"files": expand_paths(f"instructions.{id}", source.paths)} if is_files else {}
         if stage == "tokenizer":
             tokenizer = study.tokenizers[id]
             is_trained = isinstance(tokenizer, TrainedTokenizer)
             return {"corpus": self.manifest("corpus", tokenizer.corpus)} if is_trained else {}
         if stage == "tokens":
             stream = study.tokens[id]
+            if isinstance(stream, SyntheticStream):
+                return {}
             return {
                 "corpus": self.manifest("corpus", stream.corpus),
                 "tokenizer": self.manifest("tokenizer", stream.tokenizer),
             }
         if stage == "pretrain":
             tokens = study.pretraining[id].tokens
-            return {
-                "tokens": self.manifest("tokens", tokens),
-                "tokenizer": self.manifest("tokenizer", study.tokens[tokens].tokenizer),
-            }
+            stream = study.tokens[tokens]
+            parents = {"tokens": self.manifest("tokens", tokens)}
+            if isinstance(stream, SyntheticStream):
+                return parents
+            return parents | {"tokenizer": self.manifest("tokenizer", stream.tokenizer)}
         if stage == "model":
             source = study.models[id].source
             return {"files": model_files(id, source.path)} if isinstance(source, LocalModelSource) else {}
+        if stage == "finetune":
+            model, suite, _ = id.rsplit(".", 2)
+            return {
+                "model": self.weights(model),
+                "instructions": self.manifest("instructions", study.finetuning[suite].instructions),
+            }
+        if stage == "merge":
+            model, _, _ = id.rsplit(".", 2)
+            return {"model": self.weights(model), "adapter": self.manifest("finetune", id)}
         if stage == "quantize":
             return self._quantize_parents(id)
         if stage == "benchmark":
@@ -93,56 +124,33 @@ class Graph:
             }
         return {"model": self.manifest("quantize", id)}
 
+    def weights(self, model: str) -> str:
+        """Manifest of the artifact that holds a model's unquantized weights."""
+        source = self.study.models[model].source
+        if isinstance(source, PretrainedSource):
+            return self.manifest("pretrain", source.run)
+        if isinstance(source, FinetunedSource):
+            return self.manifest("merge" if self._is_adapter(source) else "finetune", source.node)
+        return self.manifest("model", model)
+
     def check_files(self) -> None:
         """Raise `UserError` for a local file that the study names and that does not exist."""
-        for stage in ("corpus", "model"):
+        for stage in ("corpus", "instructions", "model"):
             for id in self.ids(stage):
                 self.parents(stage, id)
 
     def table_spec(self, name: str) -> dict[str, Any]:
         """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
-        table = self._table(name)
-        return sort_keys(
-            {
-                "table": name,
-                "version": TABLES[name],
-                "config": table.plain(),
-                "study": self.study.name,
-                "model_labels": {id: self.study.models[id].label or id for id in table.models},
-                "benchmark_labels": {id: self.study.benchmarks[id].label or id for id in table.benchmarks},
-            }
-        )
+        return table_spec(self.study, name)
 
     def table_parents(self, name: str) -> dict[str, list[str]]:
         """Manifests that a table reads, by stage."""
-        table = self._table(name)
-        variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
-        parents = {
-            "evaluate": [
-                self.manifest("evaluate", f"{variant}.{benchmark}")
-                for variant in variants
-                for benchmark in table.benchmarks
-            ]
-        }
-        if name in ("table9", "validity"):
-            parents["quantize"] = [self.manifest("quantize", variant) for variant in variants]
-            parents["profile"] = [self.manifest("profile", variant) for variant in variants]
-        if name == "validity":
-            sources = [self.study.models[model].source for model in table.models]
-            runs = sorted({source.run for source in sources if isinstance(source, PretrainedSource)})
-            parents["pretrain"] = [self.manifest("pretrain", run) for run in runs]
-        return parents
+        nodes = table_nodes(self.study, name)
+        return {stage: [self.manifest(stage, id) for id in ids] for stage, ids in nodes.items()}
 
     def tables(self) -> list[str]:
         """Names of the tables that the study defines."""
-        defined = [name for name, table in self.study.tables if table]
-        return [*defined, "validity"] if "table9" in defined else defined
-
-    def _table(self, name: str) -> QuantizationTable:
-        table = getattr(self.study.tables, "table9" if name == "validity" else name)
-        if table is None:
-            raise UserError(f"tables.{name}: the study {self.study.name!r} does not define it; add it to the study.")
-        return table
+        return defined_tables(self.study)
 
     def _config(self, stage: str, id: str) -> Section | dict[str, Any]:
         study = self.study
@@ -153,6 +161,11 @@ class Graph:
             return {"protocol": study.evaluation.plain()}
         if stage == "model":
             return study.models[id].source
+        if stage == "finetune":
+            model, suite, method = id.rsplit(".", 2)
+            return run_of(study.finetuning[suite], study.methods[method], model, method)
+        if stage == "merge":
+            return {}
         if stage == "benchmark":
             return {"benchmark": {k: v for k, v in study.benchmarks[id].plain().items() if k != "label"}}
         if stage == "tokenizer":
@@ -160,30 +173,30 @@ class Graph:
         sections = {
             "corpus": study.corpora,
             "tokens": study.tokens,
+            "instructions": study.instructions,
             "pretrain": study.pretraining,
         }
         return study.inference if stage == "profile" else sections[stage][id]
 
+    def _is_adapter(self, source: FinetunedSource) -> bool:
+        return not trains_whole_model(self.study.methods[source.method])
+
     def _quantize_parents(self, id: str) -> dict[str, str | list[str]]:
         model, precision = id.rsplit(".", 1)
-        source = self.study.models[model].source
-        is_pretrained = isinstance(source, PretrainedSource)
-        weights = self.manifest("pretrain", source.run) if is_pretrained else self.manifest("model", model)
+        weights = self.weights(model)
         settings = self.study.precision_of(model, precision)
         if not isinstance(settings, GptqPrecision):
             return {"model": weights}
         return {"model": weights, "corpus": self.manifest("corpus", settings.calibration.corpus)}
 
 
-def expand_paths(corpus: str, patterns: list[str]) -> list[str]:
+def expand_paths(where: str, patterns: list[str]) -> list[str]:
     """Files behind paths and glob patterns, sorted, each once; `UserError` for a pattern that matches nothing."""
     files: set[str] = set()
     for pattern in patterns:
         found = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
         if not found:
-            raise UserError(
-                f"corpora.{corpus}.source.paths: {pattern!r} matches no file; correct the path or add the file."
-            )
+            raise UserError(f"{where}.source.paths: {pattern!r} matches no file; correct the path or add the file.")
         files.update(found)
     return sorted(files)
 

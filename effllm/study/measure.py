@@ -1,4 +1,4 @@
-"""Benchmarks, the evaluation and profiling protocols, and the tables."""
+"""Benchmarks, and the protocols of evaluation and profiling."""
 
 from typing import Annotated, Literal
 
@@ -93,29 +93,3 @@ class InferenceProtocol(Section):
                 f"warmup_maximum {self.warmup_maximum} is below warmup_minimum {self.warmup_minimum}: raise it"
             )
         return self
-
-
-class QuantizationTable(Section):
-    """A table with a row per model and precision."""
-
-    models: Annotated[list[Id], Field(min_length=1)] = Field(description="Model ids, in the order of the rows.")
-    precisions: Annotated[list[PlainId], Field(min_length=1)] = Field(
-        description="Precision ids, in the order of the rows."
-    )
-    benchmarks: Annotated[list[PlainId], Field(min_length=1)] = Field(
-        description="Benchmark ids, in the order of the columns."
-    )
-    baseline: PlainId = Field(description="Precision against which compression is measured.")
-
-
-class InferenceTable(QuantizationTable):
-    """Table 9: a table of precisions with figures of the fixed workloads."""
-
-    workload: PlainId = Field(description="Workload of the paper's columns; the others stand beside it.")
-
-
-class Tables(Section):
-    """The tables of the study, by the paper's numbers."""
-
-    table9: InferenceTable | None = Field(default=None, description="Quantization.")
-    table16: QuantizationTable | None = Field(default=None, description="Quantization by benchmark.")

@@ -6,19 +6,22 @@ from collections.abc import Collection
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
+from effllm.study.architectures import Architecture
 from effllm.study.base import Id, PlainId, Section
-from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.finetuning import FinetuningSuite, suite_misfit
+from effllm.study.instructions import Instructions
 from effllm.study.measure import (
     Benchmark,
     EvaluationProtocol,
     HarnessBenchmark,
     HeldOutBenchmark,
     InferenceProtocol,
-    QuantizationTable,
-    Tables,
 )
-from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource
+from effllm.study.methods import Method
+from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
+from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
 
@@ -36,8 +39,13 @@ class Study(Section):
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
+    instructions: dict[Id, Instructions] = Field(
+        default_factory=dict, description="Instruction data for fine-tuning by id."
+    )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
+    methods: dict[PlainId, Method] = Field(default_factory=dict, description="Fine-tuning methods by id.")
+    finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
     precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
@@ -50,6 +58,8 @@ class Study(Section):
             if isinstance(tokenizer, TrainedTokenizer):
                 _require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
         for id, stream in self.tokens.items():
+            if isinstance(stream, SyntheticStream):
+                continue
             _require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
             _require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
         for id, run in self.pretraining.items():
@@ -64,12 +74,21 @@ class Study(Section):
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)
+                self._check_kept(f"models.{id}.source.run", model.source.run)
+            if isinstance(model.source, FinetunedSource):
+                self._check_finetuned(f"models.{id}.source", model.source)
             for precision in model.precisions:
                 _require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
+        for id, suite in self.finetuning.items():
+            self._check_suite(f"finetuning.{id}", suite)
         for name, table in self.tables:
-            if table:
-                self._check_table(f"tables.{name}", table)
+            if isinstance(table, PretrainingTable):
+                self._check_pretraining_table(f"tables.{name}", table)
+            if isinstance(table, FinetuningTable):
+                _require(f"tables.{name}.suite", table.suite, self.finetuning)
+            if isinstance(table, QuantizationTable):
+                self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
         return self
@@ -78,6 +97,41 @@ class Study(Section):
         """The settings of a precision for one model: the study's own, with the model's differences applied."""
         settings = self.precisions[precision].model_dump() | self.models[model].precisions.get(precision, {})
         return _PrecisionOf.model_validate({"precision": settings}).precision
+
+    def architecture_of(self, model: str) -> Architecture | None:
+        """The shape of a model that the study makes, fine-tuned or not; None for one that it fetches."""
+        source = self.models[model].source
+        if isinstance(source, RandomSource):
+            return source.architecture
+        if isinstance(source, FinetunedSource):
+            return self.architecture_of(source.model)
+        return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
+
+    def _check_finetuned(self, where: str, source: FinetunedSource) -> None:
+        _require(f"{where}.suite", source.suite, self.finetuning)
+        suite = self.finetuning[source.suite]
+        _require(f"{where}.model", source.model, suite.models)
+        _require(f"{where}.method", source.method, suite.methods)
+
+    def _check_suite(self, where: str, suite: FinetuningSuite) -> None:
+        _require(f"{where}.instructions", suite.instructions, self.instructions)
+        for id in suite.methods:
+            _require(f"{where}.methods", id, self.methods)
+        for id in suite.models:
+            _require(f"{where}.models", id, self.models)
+            if isinstance(self.models[id].source, FinetunedSource):
+                raise ValueError(f"{where}.models: {id!r} is fine-tuned already; name its base model")
+            shape = self.architecture_of(id)
+            if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
+                raise ValueError(f"{where}: {misfit}")
+
+    def _check_kept(self, where: str, run: str) -> None:
+        tokens = self.pretraining[run].tokens
+        if isinstance(self.tokens[tokens], SyntheticStream):
+            raise ValueError(
+                f"{where}: {run!r} trains on the random tokens of {tokens!r} and keeps no weights; use a source of "
+                "kind random with its architecture"
+            )
 
     def _check_settings(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
@@ -96,10 +150,9 @@ class Study(Section):
         if not isinstance(settings, GptqPrecision):
             return
         _require(f"precisions.{precision}.calibration.corpus", settings.calibration.corpus, self.corpora)
-        source = self.models[model].source
-        if not isinstance(source, PretrainedSource):
+        shape = self.architecture_of(model)
+        if shape is None:
             return
-        shape = self.pretraining[source.run].architecture
         if shape.saved_model_type not in GPTQ_MODEL_TYPES:
             raise ValueError(
                 f"{where}: the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
@@ -109,10 +162,16 @@ class Study(Section):
             if settings.group_size > 0 and width % settings.group_size:
                 raise ValueError(
                     f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
-                    f"pretraining.{source.run}; choose a divisor, such as {_divisor(width)}, or -1"
+                    f"the model; choose a divisor, such as {_divisor(width)}, or -1"
                 )
 
-    def _check_table(self, where: str, table: QuantizationTable) -> None:
+    def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:
+        for index, row in enumerate(table.rows):
+            for run in row.runs:
+                _require(f"{where}.rows.{index}.runs", run, self.pretraining)
+            check_seeds(f"{where}.rows.{index}.runs", row.runs, self.pretraining)
+
+    def _check_quantization_table(self, where: str, table: QuantizationTable) -> None:
         for key, ids, known in (
             ("models", table.models, self.models),
             ("precisions", table.precisions, self.precisions),
@@ -124,6 +183,11 @@ class Study(Section):
             if repeated:
                 raise ValueError(f"{where}.{key}: {', '.join(sorted(repeated))} is listed twice; list it once")
         for model in table.models:
+            if table.benchmarks and isinstance(self.models[model].source, RandomSource):
+                raise ValueError(
+                    f"{where}.benchmarks: a score of {model!r}, which has random weights, means nothing; give the "
+                    "table no benchmarks, or take the model out of it"
+                )
             for precision in table.precisions:
                 self._check_fit(model, precision)
         if table.baseline not in table.precisions:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Row, mean
+from effllm.tables.cells import Row
 
 
 def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -24,12 +25,8 @@ def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[di
             reasons = {id: f"{cell.status}: {cell.reason}" for id, cell in cells.items()}
             for id, cell in cells.items():
                 row.set(spec["benchmark_labels"][id], cell.content["score"] if cell.content else None, reasons[id])
-            failed = [id for id, cell in cells.items() if cell.content is None]
-            accuracies = [
-                cell.content["score"] for cell in cells.values() if cell.content and cell.content["role"] == "accuracy"
-            ]
-            average = mean(accuracies) if accuracies and not failed else None
-            row.set("mean", average, f"{', '.join(failed)} was not scored" if failed else "no accuracy benchmark")
+            average = average_performance(cells)
+            row.set("mean", average.mean, average.reason)
             for id, cell in cells.items():
                 content = cell.content
                 interval = (content["ci95"] if content else None) or (None, None)

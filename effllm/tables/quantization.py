@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.tables.accuracy import Performance, average_performance
 from effllm.tables.artifacts import Result, read_results
-from effllm.tables.cells import Row, mean
+from effllm.tables.cells import Z95, Row
+from effllm.tables.window import Window
 from effllm.telemetry.metrics import model_compression_rate
 
 # Columns taken as they are from a workload's figures.
@@ -50,6 +52,7 @@ class _Variant:
     def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result]]):
         self.quantize = results["quantize"][id]
         self.profile = results["profile"][id]
+        # A table without benchmarks has no evaluations.
         self.scores = {benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks}
 
     @property
@@ -57,18 +60,15 @@ class _Variant:
         precision = self.quantize.manifest.spec["config"]["precision"]
         return precision.get("bits", 16)
 
-    def performance(self) -> tuple[float | None, float | None, str | None]:
-        """Mean score over the accuracy benchmarks, its standard error, and why not if None."""
-        failed = [f"{id} is {result.status}" for id, result in self.scores.items() if result.content is None]
-        if failed:
-            return None, None, ", ".join(failed)
-        accuracies = [result.content for result in self.scores.values() if result.content["role"] == "accuracy"]
-        if not accuracies:
-            return None, None, "the table has no accuracy benchmark"
-        errors = [content["stderr"] for content in accuracies]
-        # Benchmarks are independent samples, so the variance of the mean is the mean variance over their number.
-        error = None if None in errors else math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
-        return mean([content["score"] for content in accuracies]), error, None
+    @property
+    def unscored(self) -> str | None:
+        """Why no score of these weights would mean anything; None where one would."""
+        return self.quantize.content.get("unscored") if self.quantize.content else None
+
+    def performance(self) -> Performance:
+        if self.unscored and not self.scores:
+            return Performance(None, None, self.unscored)
+        return average_performance(self.scores)
 
     def workloads(self) -> list[str]:
         return list(self.profile.manifest.spec["config"]["workloads"])
@@ -81,26 +81,26 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     row = Row()
     row.set("model", spec["model_labels"][model])
     row.set("precision", precision)
-    performance, error, why = variant.performance()
-    row.set("average_performance", performance, why)
+    performance = variant.performance()
+    row.set("average_performance", performance.mean, performance.reason)
     row.set("AL_sum_ms", *_latency_sum(variant))
     main = _Workload(variant.profile, spec["config"]["workload"])
     row.set("IT_tokens_per_s", *main.figure("throughput_tokens_per_s"))
-    row.set("AMU_GB", *main.memory("avg"))
-    row.set("AEC_W", *main.telemetry("power_avg_w"))
+    row.set("AMU_GB", *main.window.memory("avg"))
+    row.set("AEC_W", *main.window.figure("power_avg_w"))
     compression = _compression(variant, baseline)
     row.set("MCR", *compression["nominal"])
-    half = 1.96 * error if error is not None else None
-    why = why or "a benchmark has no standard error"
-    row.set("average_performance_low", performance - half if half is not None else None, why)
-    row.set("average_performance_high", performance + half if half is not None else None, why)
+    half = Z95 * performance.stderr if performance.stderr is not None else None
+    why = performance.reason or "a benchmark has no standard error"
+    row.set("average_performance_low", performance.mean - half if half is not None else None, why)
+    row.set("average_performance_high", performance.mean + half if half is not None else None, why)
     _set_workload(row, main)
     for id in variant.workloads():
         if id != main.id:
             other = _Workload(variant.profile, id)
             row.set(f"{id}_latency_ms", *other.figure("latency_ms"))
             row.set(f"{id}_IT_tokens_per_s", *other.figure("throughput_tokens_per_s"))
-            row.set(f"{id}_AMU_GB", *other.memory("avg"))
+            row.set(f"{id}_AMU_GB", *other.window.memory("avg"))
             row.set(f"{id}_energy_J_per_token", *other.part("energy", "energy_j_per_token"))
     row.set("mcr_nominal", *compression["nominal"])
     row.set("mcr_measured", *compression["measured"])
@@ -109,8 +109,8 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     profile = variant.profile.content
     row.set("device", profile["device"]["name"] if profile else None, main.absent)
     row.set("threads", profile["threads"] if profile else None, main.absent)
-    row.set("windows", *main.telemetry("windows"))
-    row.set("windows_s", *main.telemetry("duration_s"))
+    row.set("windows", *main.window.figure("windows"))
+    row.set("windows_s", *main.window.figure("duration_s"))
     row.set("warnings", "; ".join(main.warnings()))
     return row.finish(*_status(variant, main))
 
@@ -122,6 +122,7 @@ class _Workload:
         self.id = id
         self.absent = f"profile is {profile.status}"
         self.content = profile.content["workloads"][id] if profile.content else None
+        self.window = Window(self.content["telemetry"]["generate"] if self.content else None, self.absent)
 
     def figure(self, name: str) -> tuple[Any, str]:
         return (self.content["figures"][name] if self.content else None), self.absent
@@ -135,26 +136,6 @@ class _Workload:
             return None, self.absent
         return self.content[part][name], self.content[part]["reasons"].get(name, "")
 
-    def telemetry(self, name: str) -> tuple[Any, str]:
-        if not self.content:
-            return None, self.absent
-        summary = self.content["telemetry"]["generate"]
-        return summary[name], summary["reasons"].get(name, "")
-
-    def memory_scope(self) -> str:
-        """Whose memory AMU is: the accelerator's, or without one the process tree's on the host."""
-        if self.content and self.content["telemetry"]["generate"]["memory_device_avg_gb"] is None:
-            return "host process tree"
-        return "device"
-
-    def memory(self, kind: str) -> tuple[Any, str]:
-        return self.telemetry(f"memory_{'device' if self.memory_scope() == 'device' else 'host'}_{kind}_gb")
-
-    def memory_fraction(self) -> tuple[Any, str]:
-        total, why = self.telemetry("memory_total_gb" if self.memory_scope() == "device" else "memory_host_total_gb")
-        used, why_used = self.memory("avg")
-        return (used / total if used is not None and total is not None else None), why_used or why
-
     def warnings(self) -> list[str]:
         findings = self.content["findings"] if self.content else []
         return [finding["message"] for finding in findings if finding["severity"] == "warning"]
@@ -167,11 +148,11 @@ def _set_workload(row: Row, workload: _Workload) -> None:
         low, high = workload.interval(figure)
         row.set(f"{column}_low", low, workload.absent)
         row.set(f"{column}_high", high, workload.absent)
-    row.set("AMU_scope", workload.memory_scope() if workload.content else None, workload.absent)
-    row.set("memory_peak_GB", *workload.memory("peak"))
-    row.set("AMU_fraction", *workload.memory_fraction())
+    row.set("AMU_scope", *workload.window.memory_scope())
+    row.set("memory_peak_GB", *workload.window.memory("peak"))
+    row.set("AMU_fraction", *workload.window.memory_fraction())
     for column in _TELEMETRY_COLUMNS:
-        row.set(column, *workload.telemetry(column))
+        row.set(column, *workload.window.figure(column))
     row.set("prefill_mfu", *workload.part("utilization", "prefill_mfu"))
     row.set("decode_mbu", *workload.part("utilization", "decode_mbu"))
     for column, name in _ENERGY_COLUMNS.items():
@@ -190,21 +171,22 @@ def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
     failed = [id for id, result in variant.scores.items() if result.content is None]
     if failed:
         return None, f"{', '.join(failed)} was not scored"
+    if not variant.scores:
+        return None, variant.unscored or "the table has no benchmark"
     return math.fsum(result.content["cost"]["latency_mean_ms"] for result in variant.scores.values()), None
 
 
 def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float | None, str | None]]:
     """MCR (Eq 9): ratio of sizes times ratio of performances, by nominal bits and by bytes on disk."""
-    performance, _, why = variant.performance()
-    original, _, why_original = baseline.performance()
-    if performance is None or not original:
-        reason = why or why_original or "the baseline's performance is 0"
+    performance, original = variant.performance(), baseline.performance()
+    if performance.mean is None or not original.mean:
+        reason = performance.reason or original.reason or "the baseline's performance is 0"
         return {"nominal": (None, reason), "measured": (None, reason)}
     bits = baseline.nominal_bits, variant.nominal_bits
     sizes = tuple(side.quantize.content["weights"]["bytes"] for side in (baseline, variant))
     return {
-        "nominal": (model_compression_rate(*bits, original, performance), None),
-        "measured": (model_compression_rate(*sizes, original, performance), None),
+        "nominal": (model_compression_rate(*bits, original.mean, performance.mean), None),
+        "measured": (model_compression_rate(*sizes, original.mean, performance.mean), None),
     }
 
 

@@ -10,8 +10,39 @@ from rich.table import Table
 from effllm.tables.cells import REASON_SEPARATOR
 
 # Columns that are printed beside a row: all others are in the file.
+_ARCHITECTURES = (
+    "method",
+    "parameters",
+    "top_k",
+    "micro_batch",
+    "context",
+    "PPL",
+    "AMU_GB",
+    "AL_s_per_iter",
+    "TT_tokens_per_param_s",
+    "AEC_W",
+    "GPU_hours",
+    "parameters_total",
+    "status",
+)
+_METHODS = (
+    "model",
+    "method",
+    "loss",
+    "AMU_GB",
+    "PCU",
+    "AL_s_per_iter",
+    "ST_samples_per_param_s",
+    "AEC_W",
+    "held_out_loss",
+    "parameters_trainable",
+    "memory_peak_GB",
+    "status",
+)
 _SHOWN = {
-    "table9": [
+    **dict.fromkeys(("table3", "table4", "table5", "table6"), _ARCHITECTURES),
+    **dict.fromkeys(("table7", "table8"), _METHODS),
+    "table9": (
         "model",
         "precision",
         "average_performance",
@@ -23,15 +54,16 @@ _SHOWN = {
         "mcr_measured",
         "latency_ms",
         "status",
-    ]
+    ),
 }
-_NARROW_TERMINAL = 132
+_NARROW_TERMINAL = 140
 
 
 def print_table(path: Path) -> None:
     """Print the chosen columns of a table; all but the long text where none are chosen."""
-    frame = pl.read_csv(path)
-    columns = _SHOWN.get(path.stem) or [name for name in frame.columns if "_" not in name and name != "reason"]
+    frame = _read(path)
+    shown = _SHOWN.get(path.stem) or [name for name in frame.columns if "_" not in name and name != "reason"]
+    columns = [name for name in shown if name in frame.columns]
     table = Table(title=path.stem)
     for name in columns:
         table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype == pl.String else "right")
@@ -43,17 +75,22 @@ def print_table(path: Path) -> None:
     console.print(table)
     console.print(f"{frame.width} columns in {path}; see them all: effllm show --all {path}", highlight=False)
     for name in columns:
-        if frame[name].null_count() == frame.height:
+        if frame.height and frame[name].null_count() == frame.height:
             console.print(f"{name}: not measured. {_why(frame, name)}", highlight=False)
 
 
 def print_blocks(path: Path) -> None:
     """Print every column of every row, one per line."""
     console = Console()
-    for row in pl.read_csv(path).iter_rows(named=True):
-        console.rule(f"{row['model']} {row['precision']}")
+    for row in _read(path).iter_rows(named=True):
+        # The first two columns name a row in every table.
+        console.rule(" ".join(_text(value) for value in list(row.values())[:2]))
         for name, value in row.items():
             console.print(f"{name:34} {_text(value)}", highlight=False, markup=False)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    return pl.read_csv(path, infer_schema_length=None)
 
 
 def _why(frame: pl.DataFrame, column: str) -> str:

@@ -4,17 +4,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import Result, read_results
-from effllm.tables.cells import mean
+from effllm.tables.finetuning import FinetuningResult
+from effllm.tables.pretraining import PretrainingResult
+from effllm.tables.training import Training
 from effllm.telemetry.validity import (
     Finding,
+    check_equal,
     check_quantized_score,
     check_scores,
-    check_summary,
     check_throughput,
     check_token_count,
 )
 
+# What every method of a suite must have in common for its rows to be compared.
+_SHARED_BY_METHODS = ("samples_per_step", "steps", "sample_order_sha256", "held_out_tokens")
 COLUMNS = ("stage", "id", "rule", "severity", "message")
 
 
@@ -32,14 +37,24 @@ class _Located:
 def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
     """One row per finding, errors first; no rows where every artifact is plausible.
 
-    `spec` is `Graph.table_spec("validity")`: the table of precisions whose artifacts `inputs` names.
+    `spec` is `Graph.table_spec("validity")`: the rows of the study's tables of precisions, by table, and of fine-tuning
+    methods, by suite. `inputs` names the artifacts of all its tables by stage; a stage that no table needs is not among
+    them.
     """
     results = {stage: read_results(stage, paths) for stage, paths in inputs.items()}
-    located = [*_failed_cells(results), *_profiles(results["profile"]), *_evaluations(results["evaluate"])]
-    # A study of models from elsewhere has no training runs.
-    located += _training(results.get("pretrain", {}))
-    located += _quantized_scores(spec["config"], results["evaluate"])
-    rows = [item.row() for item in located]
+    located = [
+        *_failed_cells(results),
+        *_profiles(results.get("profile", {})),
+        *_evaluations(results.get("evaluate", {})),
+        *_training(results.get("pretrain", {}), PretrainingResult),
+        *_training(results.get("finetune", {}), FinetuningResult),
+    ]
+    for table in spec["config"]["precisions"].values():
+        located += _quantized_scores(table, results["evaluate"])
+    for suite in spec["config"]["suites"].values():
+        located += _fairness(suite, results["finetune"])
+    # Two tables may share rows.
+    rows = [item.row() for item in dict.fromkeys(located)]
     return sorted(rows, key=lambda row: (row["severity"] != "error", row["stage"], row["id"], row["rule"]))
 
 
@@ -50,16 +65,21 @@ def _failed_cells(results: Mapping[str, Mapping[str, Result]]) -> Iterator[_Loca
                 yield _Located(stage, id, Finding(result.status, "error", str(result.reason)))
 
 
-def _training(results: Mapping[str, Result]) -> Iterator[_Located]:
+def _training(results: Mapping[str, Result], kind: type[Training]) -> Iterator[_Located]:
     for id, result in results.items():
-        if result.content is None:
-            continue
-        efficiency = result.artifact.json("records/efficiency.json")
-        if efficiency["reason"]:
-            yield _Located("pretrain", id, Finding("efficiency", "warning", f"not measured: {efficiency['reason']}"))
-            continue
-        for finding in check_summary(efficiency["telemetry"], efficiency["device"]):
-            yield _Located("pretrain", id, finding)
+        for finding in kind(result).findings():
+            yield _Located(result.manifest.stage, id, finding)
+
+
+def _fairness(suite: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[_Located]:
+    """Methods are compared on one model: each must have learned from the same samples in the same order and steps."""
+    for model in suite["models"]:
+        ids = {method: f"{model}.{suite['suite']}.{method}" for method in suite["methods"]}
+        contents = {method: results[id].content for method, id in ids.items() if results[id].content}
+        for key in _SHARED_BY_METHODS:
+            values = {method: content[key] for method, content in contents.items()}
+            for finding in check_equal(key, values):
+                yield _Located("finetune", f"{model}.{suite['suite']}", finding)
 
 
 def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:
@@ -108,8 +128,4 @@ def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result]) -
 
 
 def _average(model: str, precision: str, benchmarks: list[str], results: Mapping[str, Result]) -> float | None:
-    contents = [results[f"{model}.{precision}.{benchmark}"].content for benchmark in benchmarks]
-    if None in contents:
-        return None
-    scores = [content["score"] for content in contents if content["role"] == "accuracy"]
-    return mean(scores) if scores else None
+    return average_performance({id: results[f"{model}.{precision}.{id}"] for id in benchmarks}).mean

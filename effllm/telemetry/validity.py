@@ -23,6 +23,8 @@ _MAX_ENERGY_DISAGREEMENT = 0.05
 _MAX_CI_HALF_WIDTH = 0.05
 _MIN_QUANTIZED_SCORE_SHARE = 0.9
 _MAX_THROUGHPUT_DISAGREEMENT = 0.01
+# The steps that were not measured may have been a little faster than those that were.
+_MAX_SHARE_OF_WALL_TIME = 1.05
 # Sensors are late at both edges of a window, by up to half a second together.
 _SENSOR_LAG_S = 0.5
 
@@ -158,6 +160,31 @@ def check_throughput(tokens_per_s: float, tokens: int, duration_s: float) -> lis
         return []
     message = f"throughput is {tokens_per_s:.6g} tokens/s, but {tokens} tokens in {duration_s:.4g} s are {expected:.6g}"
     return [Finding("throughput", "error", message)]
+
+
+def check_latency(latency_s: float, steps: int, duration_s: float) -> list[Finding]:
+    """A reported time per step must be what steps and wall time give."""
+    expected_s = duration_s / steps
+    if abs(latency_s - expected_s) <= _MAX_THROUGHPUT_DISAGREEMENT * expected_s:
+        return []
+    message = f"a step takes {latency_s:.6g} s, but {steps} steps in {duration_s:.4g} s are {expected_s:.6g} s each"
+    return [Finding("latency", "error", message)]
+
+
+def check_wall_time(latency_s: float, steps: int, wall_s: float) -> list[Finding]:
+    """All steps of a job at the measured time fit into the time that the job took as a whole."""
+    if latency_s * steps <= _MAX_SHARE_OF_WALL_TIME * wall_s:
+        return []
+    message = f"{steps} steps of {latency_s:.6g} s are {latency_s * steps:.6g} s, but the whole job took {wall_s:.6g} s"
+    return [Finding("wall_time", "error", message)]
+
+
+def check_equal(name: str, values: Mapping[str, Any]) -> list[Finding]:
+    """Rows that are compared with each other have this in common."""
+    if len(set(values.values())) <= 1:
+        return []
+    listed = ", ".join(f"{row} {value}" for row, value in values.items())
+    return [Finding("comparable", "error", f"{name} differs among rows that are compared: {listed}")]
 
 
 def check_scores(scores: Mapping[str, float | None]) -> list[Finding]:

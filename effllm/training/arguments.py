@@ -10,8 +10,8 @@ from effllm.errors import UserError
 from effllm.study.training import Parallel, Recipe
 
 
-def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """Arguments of one rank, checkpoints below `directory`.
+def training_arguments(recipe: Recipe, directory: Path, shuffle: bool = True) -> TrainingArguments:
+    """Arguments of one rank, checkpoints below `directory`; without `shuffle` samples come in the data set's order.
 
     Raises UserError for fsdp2 without CUDA: Accelerate would train whole copies there and say nothing.
     """
@@ -24,7 +24,8 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         max_steps=recipe.max_steps,
         learning_rate=optimizer.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": optimizer.minimum_learning_rate},
+        # A rate and not a value: it holds for parameter groups of differing learning rates too.
+        lr_scheduler_kwargs={"min_lr_rate": optimizer.minimum_learning_rate / optimizer.learning_rate},
         warmup_steps=optimizer.warmup_steps,
         adam_beta1=optimizer.beta1,
         adam_beta2=optimizer.beta2,
@@ -37,12 +38,12 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         use_cpu=use_cpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        full_determinism=recipe.deterministic,
+        train_sampling_strategy="random" if shuffle else "sequential",
         logging_steps=recipe.log_every_steps,
         # The filter would replace a NaN by the last good loss, and the run would go on.
         logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=recipe.checkpoint_every_steps,
+        save_strategy="steps" if recipe.checkpoint_every_steps else "no",
+        save_steps=recipe.checkpoint_every_steps or recipe.max_steps,
         save_total_limit=2,
         dataloader_num_workers=0,
         remove_unused_columns=False,

@@ -30,9 +30,9 @@ def test_bad_configuration_is_refused_before_any_job(workdir: Workdir) -> None:
     assert not (workdir.path / "results").exists()
 
 
-def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir) -> None:
-    result = workdir.snakemake("results/quantize/lama-1m.int4/manifest.json", check=False)
-    _refused(result, "MissingRuleException", "lama-1m")
+@pytest.mark.parametrize("target", ["results/quantize/lama-1m.int4/manifest.json", "results/tabel9.csv"])
+def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir, target: str) -> None:
+    _refused(workdir.snakemake(target, check=False), "MissingRuleException", target)
 
 
 def test_a_profile_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -65,9 +65,11 @@ def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path
 
 @pytest.mark.parametrize("profile", ["gh200", "h200"])
 def test_the_papers_study_dry_runs_without_gpu_network_or_slurm(tmp_path: Path, profile: str) -> None:
-    output = run_snakemake(tmp_path, "--profile", f"profiles/{profile}", "-n", "results/table9.csv")
+    tables = [f"results/table{number}.csv" for number in (3, 4, 5, 6, 9)]
+    output = run_snakemake(tmp_path, "--profile", f"profiles/{profile}", "-n", *tables)
     counts = {line.split()[0]: line.split()[-1] for line in output.stdout.splitlines() if len(line.split()) == 2}
     expected = {"model": "9", "quantize": "27", "evaluate": "162", "profile": "27", "benchmark": "6"}
+    expected |= {"pretrain": "30", "table": "5"}
     assert {rule: counts.get(rule) for rule in expected} == expected
 
 

@@ -6,23 +6,18 @@ manifest holds the digests of what was found.
 
 import ast
 import inspect
-import os
 import platform
-import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import pyarrow as pa
 from tokenizers.pre_tokenizers import ByteLevel
 
 from effllm.data.schema import SCHEMA
+from effllm.data.standard_library import Definition, definitions, public_modules
 
 BATCH_DOCUMENTS = 500
-_NOT_PUBLIC = {"idlelib", "test", "tests", "site-packages", "dist-packages"}
-_Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class EmbeddedSource:
@@ -75,46 +70,16 @@ class EmbeddedSource:
 def _raw_documents() -> Iterator[tuple[str, str, str]]:
     for name in sorted(topics):
         yield f"topic/{name}", "pydoc_data/topics.py", topics[name]
-    root = Path(sysconfig.get_path("stdlib"))
-    for module, path in sorted(_public_modules(root)):
-        # Bytes, because ast then obeys the file's own coding line.
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+    for module, path, tree in public_modules():
         for name, docstring in _docstrings(tree, module):
-            yield f"docstring/{name}", path.relative_to(root).as_posix(), docstring
+            yield f"docstring/{name}", path, docstring
 
 
-def _public_modules(root: Path) -> Iterator[tuple[str, Path]]:
-    """Names and files of the library's modules without an underscore anywhere in their path."""
-    for directory, subdirectories, files in os.walk(root):
-        # Pruned here, because site-packages may hold a hundred thousand files.
-        subdirectories[:] = [name for name in subdirectories if _is_public(name)]
-        package = Path(directory).relative_to(root).parts
-        for file in files:
-            stem, _, ending = file.rpartition(".")
-            parts = package if stem == "__init__" else (*package, stem)
-            if ending == "py" and parts and parts[0] in sys.stdlib_module_names and all(map(_is_public, parts)):
-                yield ".".join(parts), Path(directory, file)
-
-
-def _is_public(name: str) -> bool:
-    return not name.startswith("_") and name not in _NOT_PUBLIC
-
-
-def _docstrings(node: _Definition, name: str) -> Iterator[tuple[str, str]]:
+def _docstrings(node: Definition, name: str) -> Iterator[tuple[str, str]]:
     """Qualified names and docstrings of a definition and of the public ones inside it, in file order."""
     docstring = ast.get_docstring(node, clean=False)
     if docstring:
         yield name, docstring
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        for child in _definitions(node):
-            if not child.name.startswith("_"):
-                yield from _docstrings(child, f"{name}.{child.name}")
-
-
-def _definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Definitions in the body of `node`, those under `if` and `try` included."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield child
-        elif isinstance(child, ast.stmt | ast.ExceptHandler):
-            yield from _definitions(child)
+        for child in definitions(node):
+            yield from _docstrings(child, f"{name}.{child.name}")

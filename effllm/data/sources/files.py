@@ -1,16 +1,13 @@
 """Documents from local parquet and JSON-lines files."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from effllm.data.schema import SCHEMA, check_schema, conform
+from effllm.data.sources.reading import json_lines, open_parquet
 from effllm.errors import UserError
 
 BATCH_DOCUMENTS = 1000
@@ -43,39 +40,21 @@ class FilesSource:
 
 
 def _parquet_rows(path: Path) -> int:
-    try:
-        with _open_parquet(path) as file:
-            check_schema(file.schema_arrow, str(path))
-            return file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+    with open_parquet(path) as file:
+        check_schema(file.schema_arrow, str(path))
+        return file.metadata.num_rows
 
 
 def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        with _open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_DOCUMENTS, columns=SCHEMA.names):
-                yield conform(batch, str(path))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
-def _damaged(path: Path, error: Exception) -> Exception:
-    # The operating system's own errors (rights, a vanished file) have a number and a file name and explain themselves.
-    if isinstance(error, OSError) and error.errno:
-        return error
-    reason = str(error).splitlines()[0].rstrip(".")
-    return UserError(f"{path} is not a whole parquet file ({reason}); fetch or write it again.")
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=BATCH_DOCUMENTS, columns=SCHEMA.names):
+            yield conform(batch, str(path))
 
 
 def _json_batches(path: Path) -> Iterator[pa.RecordBatch]:
     documents: list[dict[str, Any]] = []
-    for document in _json_documents(path):
-        documents.append(document)
+    for where, document in json_lines(path):
+        documents.append(_checked(document, where))
         if len(documents) == BATCH_DOCUMENTS:
             yield conform(pa.RecordBatch.from_pylist(documents, schema=SCHEMA), str(path))
             documents = []
@@ -83,30 +62,7 @@ def _json_batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield conform(pa.RecordBatch.from_pylist(documents, schema=SCHEMA), str(path))
 
 
-def _json_documents(path: Path) -> Iterator[dict[str, Any]]:
-    with _open_lines(path) as stream:
-        number = 0
-        try:
-            for number, line in enumerate(stream, start=1):
-                if not line.isspace():
-                    yield _json_document(line, f"{path}, line {number}")
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path} is damaged after line {number} ({error}); fetch or write it again.") from None
-
-
-def _open_lines(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-
-
-def _json_document(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(line)
-        # JSON can escape half of a surrogate pair, which no UTF-8 text holds.
-        json.dumps(document, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON text ({error}); correct or remove the line.") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{where} is not a JSON object; write one object per line.")
+def _checked(document: dict[str, Any], where: str) -> dict[str, Any]:
     missing = [name for name in SCHEMA.names if name not in document]
     if missing:
         raise UserError(f"{where}: no column {', '.join(missing)}; add it (null where it was not measured).")

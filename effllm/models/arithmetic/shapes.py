@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def shape_of(architecture: Architecture, vocab_size: int) -> SimpleNamespace:
     """The terms of a configuration that `parameter_count` and `training_flops` read."""
     given: dict[str, Any] = {key: value for key, value in architecture.model_dump().items() if value is not None}
-    return SimpleNamespace(vocab_size=vocab_size, **(_family_terms(given) | given))
+    return SimpleNamespace(**({"vocab_size": vocab_size} | _family_terms(given) | given))
 
 
 def _family_terms(given: dict[str, Any]) -> dict[str, Any]:

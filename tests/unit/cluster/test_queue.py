@@ -1,6 +1,8 @@
 """What Slurm's queue tells about an earlier run, from a squeue of the test's own."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,16 +53,11 @@ def test_waiting_names_the_jobs_and_ends_with_them(
     squeue: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (squeue / "answer").write_text(f"12|RUNNING|{squeue}|rule_tokens_wildcards_docs\n")
-    naps = []
-
-    def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == 2:
-            (squeue / "answer").write_text("")
-
-    monkeypatch.setattr(queue.time, "sleep", sleep)
+    monkeypatch.setattr(queue, "_PERIOD_S", 0.02)
+    started = time.monotonic()
+    threading.Timer(0.5, (squeue / "answer").write_text, args=[""]).start()
     await_jobs_of(squeue)
-    assert len(naps) == 2
+    assert time.monotonic() - started >= 0.5
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1, "said once, not at every look"
     assert "waiting for 1 job of an earlier run" in lines[0]

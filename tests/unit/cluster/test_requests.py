@@ -18,7 +18,8 @@ PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
 
 def _manifest(path: Path, config: dict[str, Any], **payload: int) -> str:
     digests = {f"model/{name}.safetensors": {"size": size, "sha256": ""} for name, size in payload.items()}
-    path.write_text(json.dumps({"spec": {"config": config}, "payload": digests | {"config.json": {"size": 9**9}}}))
+    spec = {"stage": "quantize", "config": config}
+    path.write_text(json.dumps({"spec": spec, "payload": digests | {"config.json": {"size": 9**9}}}))
     return str(path)
 
 

@@ -9,9 +9,15 @@ import pytest
 from effllm import stage
 from effllm.artifact import Artifact
 from effllm.data import corpus, packing, tokenizer
+from effllm.data.instructions import prepare
 from effllm.stages import STAGES
 
-_BUILD = {"corpus": corpus.build, "tokenizer": tokenizer.build, "tokens": packing.build}
+_BUILD = {
+    "corpus": corpus.build,
+    "instructions": prepare.build,
+    "tokenizer": tokenizer.build,
+    "tokens": packing.build,
+}
 RunStage = Callable[..., Artifact]
 
 

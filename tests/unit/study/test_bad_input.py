@@ -115,6 +115,41 @@ CASES = {
         },
         ["benchmarks.mmlu.task", "leaderboard_mmlu_por", "leaderboard_mmlu_pro"],
     ),
+    "questions of the embedded instructions": (
+        "instructions/stdlib-name/source/questions",
+        "names",
+        ["instructions.stdlib-name.source.questions", "'names'", "'describe' or 'name'"],
+    ),
+    "columns of instructions": (
+        "instructions/stdlib-name/source",
+        {"kind": "files", "paths": ["a.jsonl"]},
+        ["instructions.stdlib-name.source.columns", "missing"],
+    ),
+    "kind of columns": (
+        "instructions/stdlib-name/source",
+        {"kind": "files", "paths": ["a.jsonl"], "columns": {"kind": "chats"}},
+        ["instructions.stdlib-name.source.columns.kind", "'chats'", "'chat'"],
+    ),
+    "key of columns": (
+        "instructions/stdlib-name/source",
+        {"kind": "files", "paths": ["a.jsonl"], "columns": {"kind": "prompt_response", "promt": "question"}},
+        ["instructions.stdlib-name.source.columns.promt", "'prompt'"],
+    ),
+    "answer of columns": (
+        "instructions/stdlib-name/source",
+        {"kind": "files", "paths": ["a.jsonl"], "columns": {"kind": "prompt_response", "answer": "{response}"}},
+        ["instructions.stdlib-name.source.columns", "{reasoning}", "exactly once"],
+    ),
+    "revision of instructions": (
+        "instructions/stdlib-name/source",
+        {"kind": "hub", "repo": "a/b", "revision": "main", "columns": {"kind": "chat"}},
+        ["instructions.stdlib-name.source.revision", "'main'", "40 hexadecimal"],
+    ),
+    "nothing held out": (
+        "instructions/stdlib-name/held_out_fraction",
+        0.0,
+        ["instructions.stdlib-name.held_out_fraction", "0.0"],
+    ),
     "negative steps": ("pretraining/llama-1m/max_steps", -1, ["pretraining.llama-1m.max_steps", "-1"]),
     "checkpoints between points of the curve": (
         "pretraining/llama-1m/checkpoint_every_steps",

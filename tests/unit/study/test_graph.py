@@ -105,11 +105,30 @@ def test_the_papers_study_is_nine_models_by_three_precisions_by_six_benchmarks(r
     assert {stage: len(paths) for stage, paths in parents.items()} == {"evaluate": 162, "quantize": 27, "profile": 27}
 
 
-def test_a_pattern_that_matches_no_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
-    tiny["corpora"]["files"] = {
-        "source": {"kind": "files", "paths": [str(tmp_path / "*.parquet")]},
+@pytest.mark.parametrize(
+    ("section", "stage", "more"),
+    [("corpora", "corpus", {}), ("instructions", "instructions", {"columns": {"kind": "chat"}})],
+)
+def test_a_pattern_that_matches_no_file_is_named(
+    tiny: dict[str, Any], tmp_path: Path, section: str, stage: str, more: dict[str, Any]
+) -> None:
+    tiny[section]["files"] = {
+        "source": {"kind": "files", "paths": [str(tmp_path / "*.parquet")]} | more,
         "held_out_fraction": 0.1,
     }
     graph = Graph(parse_study(tiny, "test"))
-    with pytest.raises(Exception, match=r"corpora\.files\.source\.paths: .*matches no file"):
-        graph.parents("corpus", "files")
+    with pytest.raises(Exception, match=rf"{section}\.files\.source\.paths: .*matches no file"):
+        graph.parents(stage, "files")
+    with pytest.raises(Exception, match=rf"{section}\.files\.source\.paths: .*matches no file"):
+        graph.check_files()
+
+
+def test_local_instruction_files_are_inputs_of_their_node(tiny: dict[str, Any], tmp_path: Path) -> None:
+    files = [tmp_path / "b.jsonl", tmp_path / "a.jsonl"]
+    for file in files:
+        file.touch()
+    source = {"kind": "files", "paths": [str(tmp_path / "*.jsonl")], "columns": {"kind": "chat"}}
+    tiny["instructions"]["mine"] = {"source": source, "held_out_fraction": 0.1}
+    graph = Graph(parse_study(tiny, "test"))
+    assert graph.parents("instructions", "mine") == {"files": sorted(map(str, files))}
+    assert graph.parents("instructions", "stdlib-name") == {}

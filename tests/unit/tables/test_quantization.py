@@ -2,137 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from effllm.artifact import publish
 from effllm.errors import CellFailure, UserError
-from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.cells import Row, rounded
-
-NO_SENSOR = ("energy_j", "energy_scope", "energy_source", "power_avg_w", "power_peak_w", "util_nvml")
-TELEMETRY = {
-    **dict.fromkeys(NO_SENSOR),
-    "duration_s": 2.5,
-    "memory_device_avg_gb": None,
-    "memory_host_avg_gb": 0.5,
-    "memory_host_peak_gb": 0.6,
-    "memory_host_total_gb": 25.0,
-    "memory_total_gb": None,
-    "reason": None,
-    "reasons": {**dict.fromkeys(NO_SENSOR, "no sensor; none"), "memory_device_avg_gb": "a CPU"},
-    "status": "ok",
-    "util_cpu": 0.9,
-    "windows": 2,
-}
-ENERGY = ("energy_j_per_token", "energy_above_idle_j_per_token", "decode_energy_j_per_token")
-UTILIZATION = ("prefill_mfu", "decode_mbu")
-SHORT = {"rule": "short_windows", "severity": "warning", "message": "windows of 1 s"}
-FIGURES = {
-    "decode_tokens_per_s": 100.0,
-    "first_token_ms_p50": 5.0,
-    "first_token_ms_p95": 6.0,
-    "generated_tokens": 200,
-    "generations": 25,
-    "latency_ms": 12.3456789,
-    "latency_ms_ci95": [12.0, 13.0],
-    "prefill_tokens_per_s": 1000.0,
-    "throughput_tokens_per_s": 90.0,
-    "throughput_tokens_per_s_ci95": [88.0, 92.0],
-    "token_ms_p50": 1.0,
-    "token_ms_p95": 2.0,
-}
-
-
-class Study:
-    """Artifacts of a table written by hand, so that every figure of the table is known."""
-
-    def __init__(self, study: dict[str, Any], root: Path):
-        self.graph = Graph(parse_study(study, "test"), str(root / "results"))
-        self.root = root
-        self.count = 0
-
-    def write(
-        self, stage: str, id: str, name: str, content: dict[str, Any], failure: CellFailure | None = None
-    ) -> None:
-        self.count += 1
-        staging = self.root / f"staging{self.count}"
-        staging.mkdir()
-        (staging / name).write_text(json.dumps(content))
-        destination = Path(self.graph.manifest(stage, id)).parent
-        spec = self.graph.spec(stage, id)
-        publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance={}, failure=failure)
-
-    def train(self, run: str, telemetry: dict[str, Any] | None) -> None:
-        """A training run whose window was measured, or was too short to be."""
-        self.count += 1
-        staging = self.root / f"staging{self.count}"
-        (staging / "records").mkdir(parents=True)
-        (staging / "training.json").write_text("{}")
-        efficiency = {"device": {}, "reason": None if telemetry else "too few steps", "telemetry": telemetry}
-        (staging / "records" / "efficiency.json").write_text(json.dumps(efficiency))
-        destination = Path(self.graph.manifest("pretrain", run)).parent
-        spec = self.graph.spec("pretrain", run)
-        publish(staging, destination, stage="pretrain", id=run, spec=spec, parents={}, provenance={})
-
-    def complete(self) -> None:
-        for run in self.graph.study.pretraining:
-            self.train(run, TELEMETRY)
-        for model in self.graph.study.models:
-            for precision, size in (("bfloat16", 1000), ("int4", 400)):
-                variant = f"{model}.{precision}"
-                packed = (100, 350) if precision == "int4" else (None, None)
-                weights = {
-                    "bytes": size,
-                    "quantized_layers": 1,
-                    "quantized_layers_bytes": packed[0],
-                    "quantized_layers_bytes_16_bit": packed[1],
-                }
-                self.write("quantize", variant, "quantization.json", {"weights": weights})
-                workload = {
-                    "energy": {**dict.fromkeys(ENERGY), "reasons": dict.fromkeys(ENERGY, "no sensor; none")},
-                    "figures": FIGURES,
-                    "findings": [SHORT],
-                    "reason": None,
-                    "status": "ok",
-                    "telemetry": {"generate": TELEMETRY, "prefill": TELEMETRY},
-                    "utilization": {**dict.fromkeys(UTILIZATION), "reasons": dict.fromkeys(UTILIZATION, "a CPU")},
-                }
-                profile = {
-                    "device": {"name": "a CPU"},
-                    "protocol": self.graph.study.inference.plain(),
-                    "threads": 2,
-                    "workloads": {"single": workload, "batch": workload},
-                }
-                self.write("profile", variant, "profile.json", profile)
-                self.score(variant, "adjacent-swap", 0.8 if precision == "bfloat16" else 0.6, "accuracy")
-                self.score(variant, "perplexity", 2.0, "perplexity")
-
-    def score(self, variant: str, benchmark: str, score: float, role: str, failure: CellFailure | None = None) -> None:
-        content = {
-            "chance_level": 0.5,
-            "ci95": [score - 0.1, score + 0.1],
-            "cost": {"latency_mean_ms": 3.0},
-            "telemetry": {"status": "ok", "reason": None},
-            "items": 20,
-            "metric": "acc",
-            "role": role,
-            "score": score,
-            "stderr": 0.05,
-        }
-        self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure)
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        return assemble(name, self.graph.table_spec(name), self.graph.table_parents(name)).to_dicts()
-
-
-@pytest.fixture
-def study(micro: dict[str, Any], tmp_path: Path) -> Study:
-    study = Study(micro, tmp_path)
-    study.complete()
-    return study
+from tests.unit.tables.conftest import EFFICIENCY, FIGURES, TELEMETRY, Study
 
 
 def test_figures_are_those_of_the_artifacts(study: Study) -> None:
@@ -197,8 +73,9 @@ def test_validity_lists_failures_and_suspicions_errors_first(study: Study) -> No
 
 
 def test_validity_looks_at_training_too(study: Study) -> None:
-    study.train("llama-1m", {**TELEMETRY, "status": "invalid", "reason": "the sampler starved"})
-    study.train("qwen2-1m", None)
+    starved = {**TELEMETRY, "status": "invalid", "reason": "the sampler starved"}
+    study.train("llama-1m", EFFICIENCY | {"telemetry": starved})
+    study.train("qwen2-1m", EFFICIENCY | {"telemetry": None, "reasons": {"telemetry": "too few steps"}})
     found = [
         (row["severity"], row["id"], row["message"]) for row in study.rows("validity") if row["stage"] == "pretrain"
     ]

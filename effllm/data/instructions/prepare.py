@@ -1,0 +1,141 @@
+"""The stage that prepares instruction data: conversations in one form, without duplicates, split by their prompts.
+
+Payload: `train.parquet` and `held_out.parquet` (columns id, messages), and `instructions.json`:
+
+    seen             rows read from the source, up to the budget
+    dropped          of those, by reason: not_text, unknown_role, role_order, empty_message (`effllm.data.
+                     instructions.rows` says what they mean), duplicate (all messages equal an earlier row's)
+    splits           samples, answers (assistant turns) and answer_utf8_bytes of `train` and `held_out`
+    budget_met       whether maximum_samples was reached; null without a budget
+
+An id is the first 64 bits of the prompt's hash, so that it depends on nothing but the prompt; a prompt that comes again
+with another answer is `<id>#2`. The prompt is all that precedes the first answer, and decides the side of the split.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
+from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
+from effllm.data.instructions.sources import RowSource, open_source
+from effllm.data.sampling import SPLIT_SALT
+from effllm.errors import UserError
+from effllm.progress import progress
+from effllm.stage import Job, main
+from effllm.study.instructions import Instructions
+
+
+def build(job: Job) -> None:
+    """Prepare the instruction data that `job.spec` describes."""
+    config = job.config(Instructions)
+    source = open_source(config.source, job.files)
+    job.write_json("instructions.json", prepare(source, config, job.output))
+
+
+def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, Any]:
+    """Write both splits to `output` and return the content of `instructions.json`.
+
+    Rows pass through once and in order. `UserError` if either split ends up empty.
+    """
+    dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
+    answers: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}
+    seen = 0
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(closing(SampleWriter(output, split))) for split in SPLITS}
+        identify = _Identify()
+        for row in progress(source.rows(), unit="rows", label=f"reading {source.label}"):
+            seen += 1
+            try:
+                messages = messages_of(row, source.columns)
+            except UnusableRowError as error:
+                dropped[str(error)] += 1
+                continue
+            sample = identify(messages)
+            if sample is None:
+                dropped["duplicate"] += 1
+                continue
+            split = split_of(sample.id, config.held_out_fraction)
+            writers[split].write(sample)
+            for text in _answers(messages):
+                answers[split][0] += 1
+                answers[split][1] += len(text.encode())
+            if writers["train"].count == config.maximum_samples:
+                break
+        counts = {split: writer.count for split, writer in writers.items()}
+    _require_samples(counts, seen, dropped, source, config)
+    return {
+        "seen": seen,
+        "dropped": dict(dropped),
+        "splits": {
+            split: {
+                "samples": counts[split],
+                "answers": answers[split][0],
+                "answer_utf8_bytes": answers[split][1],
+            }
+            for split in SPLITS
+        },
+        "budget_met": None if config.maximum_samples is None else counts["train"] == config.maximum_samples,
+    }
+
+
+def split_of(id: str, held_out_fraction: float) -> str:
+    """The side of the split on which the sample with this id lies, whatever else is in the data."""
+    return "held_out" if int(id.partition("#")[0], 16) < int(held_out_fraction * 2**64) else "train"
+
+
+class _Identify:
+    """Makes samples of conversations; None for one that was there before."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._uses: Counter[str] = Counter()
+
+    def __call__(self, messages: tuple[Message, ...]) -> Sample | None:
+        digest = _digest(messages)
+        if digest in self._seen:
+            return None
+        self._seen.add(digest)
+        first_answer = next(index for index, message in enumerate(messages) if message.role == "assistant")
+        prompt = _digest(messages[:first_answer])[:8].hex()
+        self._uses[prompt] += 1
+        uses = self._uses[prompt]
+        return Sample(prompt if uses == 1 else f"{prompt}#{uses}", messages)
+
+
+def _digest(messages: tuple[Message, ...]) -> bytes:
+    """xxh3_128 of roles and texts, the same in every process, on every machine and in every version of the library."""
+    text = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    return xxhash.xxh3_128_digest(text.encode(), SPLIT_SALT)
+
+
+def _answers(messages: tuple[Message, ...]) -> Iterator[str]:
+    return (message.content for message in messages if message.role == "assistant")
+
+
+def _require_samples(
+    counts: dict[str, int], seen: int, dropped: Counter[str], source: RowSource, config: Instructions
+) -> None:
+    train, held_out = (counts[split] for split in SPLITS)
+    if train and held_out:
+        return
+    if not train and not held_out:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+        raise UserError(
+            f"none of the {seen} rows of {source.label} can be used ({reasons or 'there are none'}); correct "
+            "source.columns or the data."
+        )
+    empty, change = ("held-out", "raise") if train else ("training", "lower")
+    raise UserError(
+        f"the {empty} split of {source.label} is empty: held_out_fraction {config.held_out_fraction} of "
+        f"{train + held_out} samples chose {held_out}; {change} it or take more samples."
+    )
+
+
+if __name__ == "__main__":
+    main("instructions", build)

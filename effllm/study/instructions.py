@@ -1,0 +1,126 @@
+"""Instruction data for supervised fine-tuning, and how it becomes token sequences."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from effllm.study.base import Fraction, PositiveInt, Revision, Section
+
+
+class ChatColumns(Section):
+    """A column that holds a conversation: a list of messages `{role, content}` with roles system, user, assistant."""
+
+    kind: Literal["chat"]
+    messages: str = Field(default="messages", description="Column of the list of messages.")
+
+    def names(self) -> list[str]:
+        """The columns to read."""
+        return [self.messages]
+
+
+class PromptResponseColumns(Section):
+    """Columns that hold one question and its answer."""
+
+    kind: Literal["prompt_response"]
+    prompt: str = Field(default="prompt", description="Column of the question.")
+    response: str = Field(default="response", description="Column of the answer.")
+    system: str | None = Field(default=None, description="Column of the system message, if there is one.")
+    reasoning: str | None = Field(
+        default=None, description="Column of the reasoning that precedes the answer, if there is one."
+    )
+    answer: str = Field(
+        default="## Thinking\n\n{reasoning}\n\n## Final Response\n\n{response}",
+        description="How reasoning and response become one answer, where there is a reasoning column. The default is "
+        "the form of HuatuoGPT-o1, for which medical-o1-reasoning-SFT was made.",
+    )
+
+    @model_validator(mode="after")
+    def _answer_has_both(self) -> "PromptResponseColumns":
+        missing = [name for name in ("{reasoning}", "{response}") if self.answer.count(name) != 1]
+        if missing:
+            raise ValueError(f"answer {self.answer!r} must hold {' and '.join(missing)} exactly once: correct it")
+        return self
+
+    def names(self) -> list[str]:
+        """The columns to read."""
+        return [name for name in (self.prompt, self.response, self.system, self.reasoning) if name is not None]
+
+
+Columns = Annotated[ChatColumns | PromptResponseColumns, Field(discriminator="kind")]
+
+
+class HubInstructionSource(Section):
+    """A dataset on the hub, read as a stream."""
+
+    kind: Literal["hub"]
+    repo: str = Field(
+        description="Dataset repository on the hub, such as FreedomIntelligence/medical-o1-reasoning-SFT."
+    )
+    name: str | None = Field(default=None, description="Configuration of the dataset, such as en.")
+    split: str = Field(default="train", description="Split of the dataset.")
+    revision: Revision = Field(description="Commit of the dataset repository, 40 hexadecimal digits.")
+    columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
+
+
+class FilesInstructionSource(Section):
+    """Local parquet, JSON-lines or JSON files."""
+
+    kind: Literal["files"]
+    paths: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Files or glob patterns (*.parquet, *.jsonl, *.jsonl.gz, *.json), read in sorted order."
+    )
+    columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
+
+
+class EmbeddedInstructionSource(Section):
+    """Questions about Python's standard library, made of the docstrings that every installation carries."""
+
+    kind: Literal["embedded"]
+    questions: Literal["describe", "name"] = Field(
+        description="describe asks what a function or class does and is answered by its summary; "
+        "name asks which function does a thing and is answered by its signature."
+    )
+
+
+InstructionSource = Annotated[
+    HubInstructionSource | FilesInstructionSource | EmbeddedInstructionSource, Field(discriminator="kind")
+]
+
+
+class Instructions(Section):
+    """A set of conversations, split into a training and a held-out part."""
+
+    source: InstructionSource = Field(description="Where the conversations come from: hub, files or embedded.")
+    maximum_samples: PositiveInt | None = Field(
+        default=None,
+        description="Stop after this many training samples, in the source's order; null takes everything.",
+    )
+    held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
+        description="Share of samples held out, chosen by a hash of the prompt alone: whatever the source and the "
+        "answer, a prompt is on the same side of the split."
+    )
+
+
+class Encoding(Section):
+    """How samples become token sequences for training: template, truncation and packing."""
+
+    template: Literal["tokenizer", "chatml", "plain"] = Field(
+        default="tokenizer",
+        description="Chat template: the tokenizer's own, ChatML (for tokenizers that have its markers), or plain "
+        "headings (### Instruction, ### Response) that any tokenizer can write.",
+    )
+    template_without_own: Literal["chatml", "plain"] | None = Field(
+        default=None,
+        description="With template tokenizer: what tokenizers of base models that have no template get; null is an "
+        "error for them.",
+    )
+    sequence_length: PositiveInt = Field(description="Longest sequence in tokens; longer answers are cut at the end.")
+    too_long: Literal["error", "drop"] = Field(
+        default="error",
+        description="What happens to a sample whose prompt leaves no room for an answer: stop before training and "
+        "name it, or leave it out and count it.",
+    )
+    packing: bool = Field(
+        default=False,
+        description="Put several whole samples into one sequence, each attending to itself only.",
+    )

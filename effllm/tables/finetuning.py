@@ -1,0 +1,105 @@
+"""Tables 7 and 8: methods of fine-tuning, one row per base model and method of a suite."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effllm.tables.artifacts import read_results
+from effllm.tables.cells import Z95, Cell, Row
+from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
+from effllm.tables.training import Training
+from effllm.telemetry.metrics import sample_throughput
+
+_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
+_SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
+
+
+class FinetuningResult(Training):
+    """One method on one base model."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples per optimizer step, over all ranks."""
+        return self.recipe["samples_per_step"]
+
+    def total_steps(self) -> Cell:
+        """Optimizer steps of the whole run: a suite may give epochs instead."""
+        return self.quality("steps")
+
+    def samples(self) -> Cell:
+        """Samples of the measured steps, over all ranks."""
+        steps, why = self.steps()
+        return (steps * self.samples_per_step if steps is not None else None), why
+
+    def metered_samples(self) -> Cell:
+        """Samples that the measured energy paid for."""
+        steps, why = self.metered_steps()
+        return (steps * self.samples_per_step if steps is not None else None), why
+
+    def sample_throughput(self) -> Cell:
+        """ST in samples per parameter and s; parameters are the model's, trained or not, adapters left out."""
+        samples, why = self.samples()
+        parameters, why_parameters = self.quality("parameters")
+        if samples is None or parameters is None:
+            return None, why or why_parameters
+        return sample_throughput([samples], parameters, [self.seconds()[0]]), None
+
+
+def finetuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """The rows of a table of fine-tuning methods.
+
+    `spec` is `Graph.table_spec` of Table 7 or 8; `inputs` are paths of manifests by stage. The paper's columns come
+    first, in its order; docs/tables.md says what each column is.
+    """
+    results = read_results("finetune", inputs["finetune"])
+    suite = spec["config"]
+    rows = []
+    for model in suite["models"]:
+        for method in suite["methods"]:
+            row = Row()
+            row.set("model", spec["model_labels"][model])
+            row.set("method", spec["method_labels"][method])
+            rows.append(_fill(row, FinetuningResult(results[f"{model}.{suite['suite']}.{method}"])))
+    return rows
+
+
+def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
+    runs = [run]
+    row.set("loss", *run.quality("train_loss", _NO_CURVE))
+    row.set("AMU_GB", *run.window.memory("avg"))
+    row.set("PCU", *run.window.figure("util_nvml"))
+    row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
+    row.set("ST_samples_per_param_s", *run.sample_throughput())
+    row.set("AEC_W", *run.window.figure("power_avg_w"))
+    _set_quality(row, run)
+    row.set("parameters_total", *run.quality("parameters"))
+    row.set("parameters_trainable", *run.quality("parameters_trainable"))
+    row.set("adapter_bytes", *run.quality("adapter_bytes", "the model itself is trained"))
+    row.set("samples_per_step", run.samples_per_step)
+    row.set("packing", run.recipe["encoding"]["packing"])
+    row.set("micro_batch", run.recipe["micro_batch_size"])
+    row.set("context", run.recipe["encoding"]["sequence_length"])
+    row.set("steps", *run.total_steps())
+    row.set("samples_seen", *run.quality("samples_seen"))
+    row.set("AL_s_per_sample", *ratio(runs, Training.seconds, FinetuningResult.samples))
+    row.set("tokens_per_s", *run.efficiency("tokens_per_s"))
+    set_efficiency(row, runs)
+    energy = ratio(runs, lambda run: run.window.figure("energy_j"), FinetuningResult.metered_samples)
+    row.set("energy_J_per_sample", *energy)
+    row.set("GPU_hours", *run.gpu_hours())
+    row.set("training_hours", *run.hours())
+    row.set("run", run.id)
+    row.set("seed", run.recipe["seed"])
+    row.set("learning_rate", run.recipe["learning_rate"])
+    set_conditions(row, runs, _SETTINGS)
+    return finish(row, runs)
+
+
+def _set_quality(row: Row, run: FinetuningResult) -> None:
+    loss, why = run.quality("held_out_loss")
+    error, why_error = run.quality("held_out_loss_stderr", "one held-out sample has no standard error")
+    row.set("held_out_loss", loss, why)
+    for column, side in (("held_out_loss_low", -Z95), ("held_out_loss_high", Z95)):
+        edge = loss + side * error if loss is not None and error is not None else None
+        row.set(column, edge, why or why_error)
+    row.set("held_out_loss_before", *run.quality("held_out_loss_before"))
+    row.set("loss_last", *run.quality("train_loss_last", _NO_CURVE))

@@ -1,0 +1,42 @@
+"""Cells from the telemetry of a window: each a value, and the reason why not where it is None."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effllm.tables.cells import Cell
+
+DEVICE = "device"
+HOST = "host process tree"
+
+
+class Window:
+    """A summary from `Telemetry.summary`, or `absent`, the reason why there is none."""
+
+    def __init__(self, summary: Mapping[str, Any] | None, absent: str | None = None):
+        self.summary = summary
+        self.absent = absent
+
+    def figure(self, name: str) -> Cell:
+        """A figure of the summary under its own name."""
+        if self.summary is None:
+            return None, self.absent
+        return self.summary[name], self.summary["reasons"].get(name)
+
+    def memory_scope(self) -> Cell:
+        """Whose memory AMU is: the accelerator's, or without one the process tree's on the host."""
+        if self.summary is None:
+            return None, self.absent
+        return (HOST if self.summary["memory_device_avg_gb"] is None else DEVICE), None
+
+    def memory(self, kind: str) -> Cell:
+        """Memory of that scope in GB, `avg` or `peak`."""
+        return self.figure(f"memory_{self._memory()}_{kind}_gb")
+
+    def memory_fraction(self) -> Cell:
+        """Average memory over the total of that scope."""
+        total, why = self.figure("memory_total_gb" if self._memory() == "device" else "memory_host_total_gb")
+        used, why_used = self.memory("avg")
+        return (used / total if used is not None and total is not None else None), why_used or why
+
+    def _memory(self) -> str:
+        return "host" if self.memory_scope()[0] == HOST else "device"

@@ -1,0 +1,112 @@
+"""Several ranks train what one trains, and a rank that fails ends the run with one verdict."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from effllm.study.training import Parallel
+from effllm.training.arguments import deepspeed_config
+
+# The same sums in another order, in float32, over twelve steps of AdamW.
+TOLERANCE = 2e-4
+DECODER = {
+    "model_type": "effllm",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.06,
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    from .conftest import PretrainCommand
+
+    command = PretrainCommand(builder, tmp_path_factory.mktemp("one"), "one", {"micro_batch_size": 2})
+    command.run()
+    assert command.record("efficiency.json")["world_size"] == 1
+    return command.losses()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "offload"),
+    [("ddp", 2, False), ("zero2", 2, False), ("zero3", 1, True), ("zero3", 2, True)],
+)
+def test_the_loss_curve_does_not_depend_on_the_ranks(
+    pretrain: Callable[..., Any], one_rank: list[float], strategy: str, devices: int, offload: bool
+) -> None:
+    """Four sequences a step: one rank takes them in two micro batches, two ranks one each."""
+    parallel = {"strategy": strategy, "devices": devices, "offload": offload}
+    command = pretrain("several", micro_batch_size=2, parallel=parallel)
+    command.run()
+    assert command.losses() == pytest.approx(one_rank, rel=TOLERANCE)
+    efficiency = command.record("efficiency.json")
+    assert efficiency["world_size"] == devices
+    assert efficiency["strategy"] == strategy
+    assert efficiency["tokens"] == efficiency["steps"] * 4 * 64
+    assert (command.output / "records" / "ranks" / "rank-1.log").exists() == (devices == 2)
+
+
+def test_experts_are_balanced_over_all_ranks(pretrain: Callable[..., Any]) -> None:
+    """The load-balancing loss is weighted by each micro batch's share of all ranks' tokens."""
+    shape = {**DECODER, "feed_forward": "moe", "num_experts": 4}
+    one = pretrain("one", micro_batch_size=2, architecture=shape)
+    two = pretrain("two", micro_batch_size=2, architecture=shape, parallel={"strategy": "ddp", "devices": 2})
+    one.run()
+    two.run()
+    assert two.losses() == pytest.approx(one.losses(), rel=TOLERANCE)
+
+
+def test_a_killed_run_of_two_ranks_leaves_none_behind_and_goes_on(pretrain: Callable[..., Any]) -> None:
+    parallel = {"strategy": "ddp", "devices": 2}
+    settings = {"max_steps": 60, "checkpoint_every_steps": 4, "micro_batch_size": 2, "parallel": parallel}
+    whole = pretrain("whole", **settings)
+    whole.run()
+    killed = pretrain("killed", **settings)
+    process = subprocess.Popen(killed.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not list(killed.work.glob("checkpoint-*/complete")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3, "torchrun and two ranks"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    killed.run()
+    assert killed.record("efficiency.json")["resumed_at_step"] >= 4
+    assert killed.losses() == pytest.approx(whole.losses(), rel=TOLERANCE)
+
+
+def test_a_lost_run_of_two_ranks_is_a_cell_with_status_nan(pretrain: Callable[..., Any]) -> None:
+    optimizer = {"learning_rate": 1e30, "weight_decay": 1e30, "warmup_steps": 0}
+    parallel = {"strategy": "ddp", "devices": 2}
+    manifest = pretrain("lost", optimizer=optimizer, micro_batch_size=2, parallel=parallel).run().manifest
+    assert manifest.status == "nan"
+    assert "training loss is nan at step" in manifest.reason
+
+
+def test_fsdp_without_cuda_is_refused_in_one_sentence(pretrain: Callable[..., Any]) -> None:
+    command = pretrain("sharded", micro_batch_size=2, parallel={"strategy": "fsdp2", "devices": 2})
+    result = subprocess.run(command.argv, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: parallel.strategy: fsdp2 needs CUDA devices; choose ddp, zero2 or zero3, or run where there are some."
+    ]
+
+
+def test_offloading_moves_weights_to_the_host_under_zero3_only() -> None:
+    zero3 = deepspeed_config(Parallel(strategy="zero3", offload=True))["zero_optimization"]
+    zero2 = deepspeed_config(Parallel(strategy="zero2", offload=True))["zero_optimization"]
+    assert zero3["offload_param"]["device"] == zero3["offload_optimizer"]["device"] == "cpu"
+    assert zero2["offload_optimizer"]["device"] == "cpu"
+    assert "offload_param" not in zero2
