@@ -265,7 +265,7 @@ def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: An
     study = cut_down(tiny)
     recipe = study["pretraining"]["llama-1m"]
     recipe |= {"max_steps": STEPS, "checkpoint_every_steps": 10, **changes}
-    return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "tables": {}}
+    return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "finetuning": {}, "tables": {}}
 
 
 @pytest.fixture(scope="session")

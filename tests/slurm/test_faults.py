@@ -1,6 +1,5 @@
 """What may go wrong on a cluster: nothing finished is lost or built twice, and training goes on where it was saved."""
 
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -114,29 +113,32 @@ class Moved:
         (number,) = self.workflow.numbers(self.training.node)
         return number
 
-    def frozen(self) -> tuple[int, str]:
-        """Suspend the run after a checkpoint of the process that runs now: its step, and the node's name."""
-        step = self.training.freeze(after=self.training.resumed_from() or 0)
-        return step, self.cluster.host_of(self.number)
+    @property
+    def host(self) -> str:
+        """The node that it runs on."""
+        return self.cluster.host_of(self.number)
 
     def goes_on_elsewhere(self, step: int, host: str) -> None:
-        """The same job runs on the other node, from a checkpoint no older than `step`."""
+        """The same job runs on the other node, from a checkpoint no older than `step`; it is suspended again there."""
         (other,) = set(NODES) - {host}
-        until(lambda: self.cluster.host_of(self.number) == other, f"the job runs on {other}")
-        until(lambda: (self.training.resumed_from() or -1) >= step, "the training goes on")
+        until(lambda: self.host == other, f"the job runs on {other}")
+        resumed = until(
+            lambda: (self.training.resumed_from() or -1) >= step and self.training.resumed_from(), "resumed"
+        )
+        self.training.freeze(after=resumed)
 
 
 @pytest.fixture(scope="module")
 def moved(
     cluster: Cluster, undisturbed: Workflow, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Moved]:
-    """The run under way. Tests disturb it in the order in which they stand, and each leaves it under way."""
+    """The run under way, suspended after a checkpoint. Tests disturb it in their order, and each leaves it so."""
     workflow = Workflow(tmp_path_factory.mktemp("moved"), pretraining_study(tiny_text, ("moved",)))
     workflow.copy_parents(undisturbed)
     process = workflow.start(*manifests("moved"), options=ONE_THREAD)
     training = Training(workflow, "moved")
     try:
-        until(training.steps, "a checkpoint")
+        training.freeze()
         yield Moved(cluster, workflow, training, process)
     finally:
         training.thaw()
@@ -148,16 +150,16 @@ def test_jobs_outlive_a_restart_of_the_controller(moved: Moved) -> None:
     before = max(moved.training.steps())
     moved.cluster.stop_controller()
     try:
+        moved.training.thaw()
         moved.training.freeze(after=before)
     finally:
         moved.cluster.start_controller()
     assert moved.cluster.queued()[moved.number] == "RUNNING"
     assert moved.process.poll() is None, moved.workflow.output()
-    moved.training.thaw()
 
 
 def test_a_preempted_job_is_requeued_and_goes_on(moved: Moved) -> None:
-    step, host = moved.frozen()
+    step, host = max(moved.training.steps()), moved.host
     urgent = ["--partition=urgent", "--account=lab", f"--nodelist={host}", "--exclusive", "--time=10"]
     number = run("sbatch", "--parsable", *urgent, "--output=/dev/null", "--wrap=sleep 600").strip()
     try:
@@ -167,7 +169,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(moved: Moved) -> None:
 
 
 def test_a_job_of_a_lost_node_is_requeued_and_goes_on(moved: Moved) -> None:
-    step, host = moved.frozen()
+    step, host = max(moved.training.steps()), moved.host
     moved.cluster.power_off(host)
     try:
         moved.goes_on_elsewhere(step, host)
@@ -178,13 +180,12 @@ def test_a_job_of_a_lost_node_is_requeued_and_goes_on(moved: Moved) -> None:
 def test_a_killed_workflow_started_again_waits_for_its_job_and_submits_nothing(
     moved: Moved, undisturbed: Workflow
 ) -> None:
-    moved.frozen()
     moved.process.send_signal(signal.SIGKILL)
     moved.process.wait()
     again = moved.workflow.start(*manifests("moved"), options=ONE_THREAD)
     sentence = f"waiting for 1 job of an earlier run in this directory, which Slurm still has: {moved.number} (pretrain"
     until(lambda: sentence in moved.workflow.output(), "the workflow names the job it waits for")
-    os.kill(moved.training.holder(), signal.SIGCONT)
+    moved.training.thaw()
     assert again.wait(timeout=120) == 0, moved.workflow.output()
     assert "Nothing to be done" in moved.workflow.output()
     assert moved.workflow.numbers(moved.training.node) == [moved.number]
