@@ -177,6 +177,23 @@ def test_a_run_too_short_to_measure_has_its_quality(study: Study) -> None:
     assert row["status"] == "ok"
 
 
+def test_a_run_on_data_without_meaning_has_its_efficiency(study: Study) -> None:
+    _train_all(study)
+    scores = [
+        "held_out_bits_per_byte",
+        "held_out_loss",
+        "held_out_loss_stderr",
+        "held_out_perplexity",
+        "held_out_tokens",
+    ]
+    study.train("qwen2-1m", EFFICIENCY, QUALITY | dict.fromkeys(scores) | {"reasons": dict.fromkeys(scores, "noise")})
+    row = study.rows("table3")[1]
+    assert (row["PPL"], row["PPL_low"], row["held_out_loss"]) == (None, None, None)
+    assert row["AL_s_per_iter"] == 0.25
+    assert "noise" in row["not_measured"]
+    assert row["status"] == "ok"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
