@@ -84,6 +84,7 @@ def test_figures_of_a_run_on_two_gpus(study: Study) -> None:
     assert row["AMU_GB"] == 10.0
     assert row["AMU_scope"] == "device of rank 0"
     assert row["AMU_fraction"] == 0.125
+    assert (row["memory_peak_GB"], row["host_memory_peak_GB"]) == (12.0, 0.6)
     assert row["AL_s_per_iter"] == 0.25
     assert (row["AL_low"], row["AL_high"]) == (0.24, 0.26)
     assert row["tokens_per_s"] == 1024.0, "4 x 64 tokens in 0.25 s"
