@@ -44,6 +44,15 @@ from effllm.training.run import Setup, train
 _START = "start"
 """Below the scratch: the tensors of an adapter that did not start at zero."""
 
+_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
+_WHY_NULL = {
+    "adapter_bytes": "the model itself is trained",
+    "held_out_loss_before_stderr": "one held-out sample",
+    "held_out_loss_stderr": "one held-out sample",
+    "train_loss": _NO_CURVE,
+    "train_loss_last": _NO_CURVE,
+}
+
 
 class Finetuning:
     """What a job is about, each part read when it is asked for: ranks do not score, their launcher does not train."""
@@ -190,30 +199,29 @@ def build(job: Job) -> None:
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
     recipe = task.recipe
-    job.write_json(
-        "training.json",
-        {
-            **parameters,
-            "adapter_bytes": None if task.run.trains_whole_model else adapter_bytes(job.output / "adapter"),
-            "data": {"train": task.training.counts, "held_out": task.held_out.counts},
-            "held_out_loss": after.loss,
-            "held_out_loss_before": before.loss,
-            "held_out_loss_before_stderr": before.loss_stderr,
-            "held_out_loss_stderr": after.loss_stderr,
-            "held_out_samples": after.samples,
-            "held_out_tokens": after.tokens,
-            "learning_rate": task.run.learning_rate,
-            "micro_batch_size": recipe.micro_batch_size,
-            "packing": task.run.encoding.packing,
-            "sample_order_sha256": order_digest(steps),
-            "samples_per_step": recipe.global_batch_size,
-            "samples_seen": sum(map(len, steps)),
-            "seed": recipe.seed,
-            "steps": recipe.max_steps,
-            "train_loss": statistics.fmean(entry["loss"] for entry in curve) if curve else None,
-            "train_loss_last": curve[-1]["loss"] if curve else None,
-        },
-    )
+    figures = {
+        **parameters,
+        "adapter_bytes": None if task.run.trains_whole_model else adapter_bytes(job.output / "adapter"),
+        "data": {"train": task.training.counts, "held_out": task.held_out.counts},
+        "held_out_loss": after.loss,
+        "held_out_loss_before": before.loss,
+        "held_out_loss_before_stderr": before.loss_stderr,
+        "held_out_loss_stderr": after.loss_stderr,
+        "held_out_samples": after.samples,
+        "held_out_tokens": after.tokens,
+        "learning_rate": task.run.learning_rate,
+        "micro_batch_size": recipe.micro_batch_size,
+        "packing": task.run.encoding.packing,
+        "sample_order_sha256": order_digest(steps),
+        "samples_per_step": recipe.global_batch_size,
+        "samples_seen": sum(map(len, steps)),
+        "seed": recipe.seed,
+        "steps": recipe.max_steps,
+        "train_loss": statistics.fmean(entry["loss"] for entry in curve) if curve else None,
+        "train_loss_last": curve[-1]["loss"] if curve else None,
+    }
+    reasons = {key: why for key, why in _WHY_NULL.items() if figures[key] is None}
+    job.write_json("training.json", {**figures, "reasons": reasons})
 
 
 def setup(job: Job) -> Setup:
