@@ -13,6 +13,7 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/pretrain.smk"
 include: "rules/model.smk"
+include: "rules/finetune.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate.smk"
 include: "rules/profile.smk"
@@ -32,6 +33,7 @@ localrules:
 
 onstart:
     hold_workflow_lock()
+    tell_older_code()
 
 
 rule all:

@@ -30,6 +30,8 @@ STAGES: dict[str, Stage] = {
         Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),
         Stage("pretrain", "effllm.training.pretrain", 2),
         Stage("model", "effllm.models.import_model", 1, network=True),
+        Stage("finetune", "effllm.training.finetune", 1),
+        Stage("merge", "effllm.training.merge", 1),
         Stage("quantize", "effllm.quantization.quantize", 2),
         Stage("benchmark", "effllm.evaluation.benchmark", 2, network=True),
         Stage("evaluate", "effllm.evaluation.evaluate", 1),

@@ -48,10 +48,17 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
     study = copy.deepcopy(study)
     study["pretraining"] = {id: study["pretraining"][id] for id in ("llama-1m", "qwen2-1m")}
     for run in study["pretraining"].values():
-        run["architecture"].update(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
+        run["architecture"].update(hidden_size=64, intermediate_size=128, num_hidden_layers=2)
         run["optimizer"]["warmup_steps"] = 2
         run.update(max_steps=12, checkpoint_every_steps=4, sequence_length=64, log_every_steps=2)
     study["models"] = {id: study["models"][id] for id in ("llama-1m", "qwen2-1m")}
+    study["instructions"] = {id: study["instructions"][id] for id in ("stdlib-describe",)}
+    study["instructions"]["stdlib-describe"]["maximum_samples"] = 200
+    study["methods"]["freeze"]["frozen_layers"] = 1
+    study["finetuning"] = {id: study["finetuning"][id] for id in ("describe",)}
+    study["finetuning"]["describe"].update(
+        models=["llama-1m"], max_steps=12, log_every_steps=2, checkpoint_every_steps=4, held_out_samples=40
+    )
     study["precisions"] = {id: study["precisions"][id] for id in ("bfloat16", "int4")}
     study["precisions"]["int4"].update(group_size=32)
     study["precisions"]["int4"]["calibration"].update(samples=8, sequence_length=64)

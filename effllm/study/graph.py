@@ -12,9 +12,10 @@ from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
+from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
-from effllm.study.models import GptqPrecision, LocalModelSource, PretrainedSource
+from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
 from effllm.study.table_graph import defined_tables, table_nodes, table_spec
 
@@ -42,7 +43,19 @@ class Graph:
             "tokens": list(study.tokens),
             "instructions": list(study.instructions),
             "pretrain": list(study.pretraining),
-            "model": [id for id, model in study.models.items() if not isinstance(model.source, PretrainedSource)],
+            "model": [
+                id
+                for id, model in study.models.items()
+                if not isinstance(model.source, PretrainedSource | FinetunedSource)
+            ],
+            "finetune": [node for id, suite in study.finetuning.items() for node in suite.nodes(id)],
+            "merge": list(
+                dict.fromkeys(
+                    model.source.node
+                    for model in study.models.values()
+                    if isinstance(model.source, FinetunedSource) and self._is_adapter(model.source)
+                )
+            ),
             "quantize": variants,
             "benchmark": list(study.benchmarks),
             "evaluate": [f"{variant}.{benchmark}" for variant in variants for benchmark in study.benchmarks],
@@ -88,6 +101,15 @@ class Graph:
         if stage == "model":
             source = study.models[id].source
             return {"files": model_files(id, source.path)} if isinstance(source, LocalModelSource) else {}
+        if stage == "finetune":
+            model, suite, _ = id.rsplit(".", 2)
+            return {
+                "model": self.weights(model),
+                "instructions": self.manifest("instructions", study.finetuning[suite].instructions),
+            }
+        if stage == "merge":
+            model, _, _ = id.rsplit(".", 2)
+            return {"model": self.weights(model), "adapter": self.manifest("finetune", id)}
         if stage == "quantize":
             return self._quantize_parents(id)
         if stage == "benchmark":
@@ -101,6 +123,15 @@ class Graph:
                 "benchmark": self.manifest("benchmark", benchmark),
             }
         return {"model": self.manifest("quantize", id)}
+
+    def weights(self, model: str) -> str:
+        """Manifest of the artifact that holds a model's unquantized weights."""
+        source = self.study.models[model].source
+        if isinstance(source, PretrainedSource):
+            return self.manifest("pretrain", source.run)
+        if isinstance(source, FinetunedSource):
+            return self.manifest("merge" if self._is_adapter(source) else "finetune", source.node)
+        return self.manifest("model", model)
 
     def check_files(self) -> None:
         """Raise `UserError` for a local file that the study names and that does not exist."""
@@ -130,6 +161,11 @@ class Graph:
             return {"protocol": study.evaluation.plain()}
         if stage == "model":
             return study.models[id].source
+        if stage == "finetune":
+            model, suite, method = id.rsplit(".", 2)
+            return run_of(study.finetuning[suite], study.methods[method], model, method)
+        if stage == "merge":
+            return {}
         if stage == "benchmark":
             return {"benchmark": {k: v for k, v in study.benchmarks[id].plain().items() if k != "label"}}
         if stage == "tokenizer":
@@ -142,11 +178,12 @@ class Graph:
         }
         return study.inference if stage == "profile" else sections[stage][id]
 
+    def _is_adapter(self, source: FinetunedSource) -> bool:
+        return not trains_whole_model(self.study.methods[source.method])
+
     def _quantize_parents(self, id: str) -> dict[str, str | list[str]]:
         model, precision = id.rsplit(".", 1)
-        source = self.study.models[model].source
-        is_pretrained = isinstance(source, PretrainedSource)
-        weights = self.manifest("pretrain", source.run) if is_pretrained else self.manifest("model", model)
+        weights = self.weights(model)
         settings = self.study.precision_of(model, precision)
         if not isinstance(settings, GptqPrecision):
             return {"model": weights}

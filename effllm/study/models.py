@@ -30,6 +30,20 @@ class LocalModelSource(Section):
     path: str = Field(description="The directory.")
 
 
+class FinetunedSource(Section):
+    """A model that this study fine-tunes; an adapter is merged into its base model."""
+
+    kind: Literal["finetuned"]
+    suite: PlainId = Field(description="Id of the fine-tuning suite.")
+    model: Id = Field(description="Id of the base model, one of the suite's.")
+    method: PlainId = Field(description="Id of the method, one of the suite's.")
+
+    @property
+    def node(self) -> str:
+        """Id of the node that fine-tunes it."""
+        return f"{self.model}.{self.suite}.{self.method}"
+
+
 class RandomSource(Section):
     """Random weights of a stated shape: what they cost can be measured without a download, what they answer cannot.
 
@@ -51,14 +65,14 @@ class RandomSource(Section):
 
 
 ModelSource = Annotated[
-    PretrainedSource | HubModelSource | LocalModelSource | RandomSource, Field(discriminator="kind")
+    PretrainedSource | HubModelSource | LocalModelSource | FinetunedSource | RandomSource, Field(discriminator="kind")
 ]
 
 
 class Model(Section):
     """A model under test."""
 
-    source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local or random.")
+    source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local, finetuned or random.")
     label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,

@@ -6,8 +6,10 @@ from collections.abc import Collection
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
+from effllm.study.architectures import Architecture
 from effllm.study.base import Id, PlainId, Section
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.instructions import Instructions
 from effllm.study.measure import (
     Benchmark,
@@ -16,9 +18,10 @@ from effllm.study.measure import (
     HeldOutBenchmark,
     InferenceProtocol,
 )
-from effllm.study.models import GptqPrecision, Model, Precision, PretrainedSource, RandomSource
+from effllm.study.methods import Method
+from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
-from effllm.study.tables import PretrainingTable, QuantizationTable, Tables, check_seeds
+from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
 
@@ -41,6 +44,8 @@ class Study(Section):
     )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
+    methods: dict[PlainId, Method] = Field(default_factory=dict, description="Fine-tuning methods by id.")
+    finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
     precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
@@ -70,12 +75,18 @@ class Study(Section):
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)
                 self._check_kept(f"models.{id}.source.run", model.source.run)
+            if isinstance(model.source, FinetunedSource):
+                self._check_finetuned(f"models.{id}.source", model.source)
             for precision in model.precisions:
                 _require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
+        for id, suite in self.finetuning.items():
+            self._check_suite(f"finetuning.{id}", suite)
         for name, table in self.tables:
             if isinstance(table, PretrainingTable):
                 self._check_pretraining_table(f"tables.{name}", table)
+            if isinstance(table, FinetuningTable):
+                _require(f"tables.{name}.suite", table.suite, self.finetuning)
             if isinstance(table, QuantizationTable):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
@@ -86,6 +97,33 @@ class Study(Section):
         """The settings of a precision for one model: the study's own, with the model's differences applied."""
         settings = self.precisions[precision].model_dump() | self.models[model].precisions.get(precision, {})
         return _PrecisionOf.model_validate({"precision": settings}).precision
+
+    def architecture_of(self, model: str) -> Architecture | None:
+        """The shape of a model that the study makes, fine-tuned or not; None for one that it fetches."""
+        source = self.models[model].source
+        if isinstance(source, RandomSource):
+            return source.architecture
+        if isinstance(source, FinetunedSource):
+            return self.architecture_of(source.model)
+        return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
+
+    def _check_finetuned(self, where: str, source: FinetunedSource) -> None:
+        _require(f"{where}.suite", source.suite, self.finetuning)
+        suite = self.finetuning[source.suite]
+        _require(f"{where}.model", source.model, suite.models)
+        _require(f"{where}.method", source.method, suite.methods)
+
+    def _check_suite(self, where: str, suite: FinetuningSuite) -> None:
+        _require(f"{where}.instructions", suite.instructions, self.instructions)
+        for id in suite.methods:
+            _require(f"{where}.methods", id, self.methods)
+        for id in suite.models:
+            _require(f"{where}.models", id, self.models)
+            if isinstance(self.models[id].source, FinetunedSource):
+                raise ValueError(f"{where}.models: {id!r} is fine-tuned already; name its base model")
+            shape = self.architecture_of(id)
+            if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
+                raise ValueError(f"{where}: {misfit}")
 
     def _check_kept(self, where: str, run: str) -> None:
         tokens = self.pretraining[run].tokens
@@ -112,12 +150,8 @@ class Study(Section):
         if not isinstance(settings, GptqPrecision):
             return
         _require(f"precisions.{precision}.calibration.corpus", settings.calibration.corpus, self.corpora)
-        source = self.models[model].source
-        if isinstance(source, PretrainedSource):
-            shape, owner = self.pretraining[source.run].architecture, f"pretraining.{source.run}"
-        elif isinstance(source, RandomSource):
-            shape, owner = source.architecture, f"models.{model}.source"
-        else:
+        shape = self.architecture_of(model)
+        if shape is None:
             return
         if shape.saved_model_type not in GPTQ_MODEL_TYPES:
             raise ValueError(
@@ -128,7 +162,7 @@ class Study(Section):
             if settings.group_size > 0 and width % settings.group_size:
                 raise ValueError(
                     f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
-                    f"{owner}; choose a divisor, such as {_divisor(width)}, or -1"
+                    f"the model; choose a divisor, such as {_divisor(width)}, or -1"
                 )
 
     def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:

@@ -2,3 +2,6 @@
 
 # `model_type`s of the study's own architectures that gptqmodel quantizes.
 GPTQ_MODEL_TYPES = frozenset({"llama", "phi3", "qwen2"})
+
+# `model_type`s whose linear layers peft does not adapt all: some are read by fused kernels, past the adapter.
+PARTLY_ADAPTED_MODEL_TYPES = frozenset({"mamba"})

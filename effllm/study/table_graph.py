@@ -5,9 +5,9 @@ from typing import Any
 
 from effllm.errors import UserError
 from effllm.study.base import Section, sort_keys
-from effllm.study.models import PretrainedSource
+from effllm.study.models import FinetunedSource, PretrainedSource
 from effllm.study.study import Study
-from effllm.study.tables import InferenceTable, PretrainingTable, QuantizationTable
+from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTable, QuantizationTable
 
 VALIDITY = "validity"
 # Versions: raised by hand when a change of code alters a table.
@@ -16,6 +16,8 @@ TABLES = {
     "table4": 1,
     "table5": 1,
     "table6": 1,
+    "table7": 1,
+    "table8": 1,
     "table9": 1,
     "table16": 1,
     VALIDITY: 2,
@@ -40,6 +42,8 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
         return {"pretrain": [run for row in table.rows for run in row.runs]}
+    if isinstance(table, FinetuningTable):
+        return {"finetune": study.finetuning[table.suite].nodes(table.suite)}
     variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
     nodes = {"evaluate": [f"{variant}.{benchmark}" for variant in variants for benchmark in table.benchmarks]}
     return nodes | {"quantize": variants, "profile": variants} if isinstance(table, InferenceTable) else nodes
@@ -49,15 +53,28 @@ def _content(study: Study, name: str) -> dict[str, Any]:
     if name == VALIDITY:
         # Rules that compare artifacts with each other need the rows of their tables.
         precisions = {other: table.plain() for other, table in study.tables if isinstance(table, QuantizationTable)}
-        return {"config": {"precisions": precisions, "suites": {}}}
+        suites = {table.suite: _suite(study, table) for _, table in study.tables if isinstance(table, FinetuningTable)}
+        return {"config": {"precisions": precisions, "suites": suites}}
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
         return {"config": table.plain()}
+    if isinstance(table, FinetuningTable):
+        suite = study.finetuning[table.suite]
+        return {
+            "config": _suite(study, table),
+            "model_labels": {id: study.models[id].label or id for id in suite.models},
+            "method_labels": {id: study.methods[id].label or id for id in suite.methods},
+        }
     return {
         "config": table.plain(),
         "model_labels": {id: study.models[id].label or id for id in table.models},
         "benchmark_labels": {id: study.benchmarks[id].label or id for id in table.benchmarks},
     }
+
+
+def _suite(study: Study, table: FinetuningTable) -> dict[str, Any]:
+    suite = study.finetuning[table.suite]
+    return {"suite": table.suite, "models": suite.models, "methods": suite.methods}
 
 
 def _table(study: Study, name: str) -> Section:
@@ -68,14 +85,15 @@ def _table(study: Study, name: str) -> Section:
 
 
 def _all_nodes(study: Study) -> dict[str, list[str]]:
-    """The nodes of every table, and the training runs behind the models of the tables of precisions."""
+    """The nodes of every table, and the training runs behind its models."""
     nodes: dict[str, dict[str, None]] = {}
     for name, table in study.tables:
         if table is None:
             continue
         for stage, ids in table_nodes(study, name).items():
             nodes.setdefault(stage, {}).update(dict.fromkeys(ids))
-        for model in getattr(table, "models", []):
+        rows = study.finetuning[table.suite] if isinstance(table, FinetuningTable) else table
+        for model in getattr(rows, "models", []):
             for stage, id in _training_behind(study, model):
                 nodes.setdefault(stage, {})[id] = None
     return {stage: list(ids) for stage, ids in nodes.items()}
@@ -85,3 +103,6 @@ def _training_behind(study: Study, model: str) -> Iterator[tuple[str, str]]:
     source = study.models[model].source
     if isinstance(source, PretrainedSource):
         yield "pretrain", source.run
+    if isinstance(source, FinetunedSource):
+        yield "finetune", source.node
+        yield from _training_behind(study, source.model)

@@ -52,6 +52,12 @@ class InferenceTable(QuantizationTable):
     workload: PlainId = Field(description="Workload of the paper's columns; the others stand beside it.")
 
 
+class FinetuningTable(Section):
+    """A table with a row per base model and method of a suite."""
+
+    suite: PlainId = Field(description="Id of the fine-tuning suite.")
+
+
 class Tables(Section):
     """The tables of the study, by the paper's numbers."""
 
@@ -59,6 +65,8 @@ class Tables(Section):
     table4: PretrainingTable | None = Field(default=None, description="Positional encoding.")
     table5: PretrainingTable | None = Field(default=None, description="Mixture of experts.")
     table6: PretrainingTable | None = Field(default=None, description="Attention-free architectures.")
+    table7: FinetuningTable | None = Field(default=None, description="Fine-tuning on OpenO1-SFT.")
+    table8: FinetuningTable | None = Field(default=None, description="Fine-tuning on medical-o1-reasoning-SFT.")
     table9: InferenceTable | None = Field(default=None, description="Quantization.")
     table16: QuantizationTable | None = Field(default=None, description="Quantization by benchmark.")
 

@@ -10,8 +10,8 @@ from effllm.errors import UserError
 from effllm.study.training import Parallel, Recipe
 
 
-def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
-    """Arguments of one rank, checkpoints below `directory`.
+def training_arguments(recipe: Recipe, directory: Path, shuffle: bool = True) -> TrainingArguments:
+    """Arguments of one rank, checkpoints below `directory`; without `shuffle` samples come in the data set's order.
 
     Raises UserError for fsdp2 without CUDA: Accelerate would train whole copies there and say nothing.
     """
@@ -38,6 +38,7 @@ def training_arguments(recipe: Recipe, directory: Path) -> TrainingArguments:
         use_cpu=use_cpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
+        train_sampling_strategy="random" if shuffle else "sequential",
         logging_steps=recipe.log_every_steps,
         # The filter would replace a NaN by the last good loss, and the run would go on.
         logging_nan_inf_filter=False,

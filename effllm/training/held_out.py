@@ -14,8 +14,7 @@ from effllm.data.tokens import PackedTokens
 class HeldOut:
     """Mean negative log-likelihood in nats per token, its standard error, exp of it, and bits per UTF-8 byte.
 
-    The error is that of a ratio over windows as independent draws (Cochran, Sampling Techniques, 6.8); None for one
-    window.
+    The error takes windows as independent draws; None for one window.
     """
 
     loss: float
@@ -51,10 +50,11 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     total, scored = math.fsum(sums), sum(counts)
     loss = total / scored
     bits_per_byte = total / math.log(2) / stream.utf8_bytes
-    return HeldOut(loss, _standard_error(sums, counts), math.exp(loss), bits_per_byte, scored)
+    return HeldOut(loss, ratio_standard_error(sums, counts), math.exp(loss), bits_per_byte, scored)
 
 
-def _standard_error(sums: list[float], counts: list[int]) -> float | None:
+def ratio_standard_error(sums: list[float], counts: list[int]) -> float | None:
+    """Standard error of sum(sums) / sum(counts) (Cochran, Sampling Techniques, 6.8); None for one draw."""
     if len(sums) < 2:
         return None
     loss = math.fsum(sums) / sum(counts)

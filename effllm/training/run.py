@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from effllm.artifact import write_text
 from effllm.errors import CellFailure
@@ -34,10 +34,12 @@ TRAINED = "trained"
 class Setup:
     """What is trained.
 
-    model: float32 weights on the CPU, the same on every rank. dataset: map-style, in an order that the recipe's seed
-    shuffles. collate: samples to a batch. make_optimizer: None leaves AdamW over all trainable parameters.
+    model: weights on the CPU, the same on every rank. dataset: map-style. collate: samples to a batch.
+    make_optimizer: None leaves AdamW over all trainable parameters.
     forward_options: what every forward pass in training is told beside the batch.
     tokens_of_step, flops_of_step: tokens and model FLOPs of all ranks in the step after so many; None without formula.
+    shuffle: whether the recipe's seed shuffles the dataset; otherwise it is in the order of training.
+    take: called with every batch before the model sees it. callbacks: run before checkpoints are marked complete.
     """
 
     recipe: Recipe
@@ -47,6 +49,9 @@ class Setup:
     tokens_of_step: Callable[[int], int]
     flops_of_step: Callable[[int], float] | None
     make_optimizer: Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None = None
+    shuffle: bool = True
+    take: Callable[[dict[str, Any]], None] | None = None
+    callbacks: Sequence[TrainerCallback] = ()
     forward_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +68,11 @@ class _Trainer(Trainer):
         if self.optimizer is None:
             self.optimizer = self.setup.make_optimizer(self.model, self.args)
         return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> torch.Tensor:
+        if self.setup.take is not None:
+            self.setup.take(inputs)
+        return super().training_step(model, inputs, *arguments, **keywords)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         return super().compute_loss(model, {**inputs, **self.setup.forward_options}, *arguments, **keywords)
@@ -94,14 +104,14 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     recipe = setup.recipe
     if recipe.deterministic:
         be_deterministic()
-    arguments = training_arguments(recipe, job.scratch)
+    arguments = training_arguments(recipe, job.scratch, setup.shuffle)
     is_first = arguments.process_index == 0
     checkpoint = latest_complete(job.scratch, delete=is_first)
     steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint and is_first:
         print(f"progress: {job.id} going on from step {steps_before}", flush=True)
     device = str(arguments.device) if arguments.device.type == "cuda" else "cpu"
-    callbacks: list[Any] = [MarkComplete(), StopAtNaN()]
+    callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN()]
     if not is_first:
         return _run(setup, arguments, callbacks, checkpoint)
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:

@@ -53,7 +53,9 @@ class MultiHeadLatentAttention(nn.Module):
         key_rope = sequence.rotate(key_rope[:, None])
         if cache is not None:
             latent, key_rope = cache.update(latent, key_rope, self.layer_idx)
-        attend = self._absorbed if cache is not None and length == 1 else self._expanded
+        # An adapter in the place of the projection has no weight that could be absorbed.
+        absorbs = cache is not None and length == 1 and isinstance(self.kv_b_proj, nn.Linear)
+        attend = self._absorbed if absorbs else self._expanded
         context = attend(query_nope, query_rope, latent, key_rope, sequence)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 

@@ -1,4 +1,4 @@
-"""Pretraining runs of the cut-down study as a user starts them: each a program of its own."""
+"""Pretraining runs of the cut-down study as a user starts them, each a program of its own; fine-tuning methods."""
 
 import json
 import subprocess
@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import TypeAdapter
 
 from effllm.artifact import MANIFEST, Artifact
+from effllm.study.methods import Method
+from tests.unit.training.small_models import VOCABULARY
 
 
 class PretrainCommand:
@@ -59,3 +63,20 @@ def pretrain(builder: Any, tmp_path: Path) -> Callable[..., PretrainCommand]:
         return PretrainCommand(builder, tmp_path, name, changes)
 
     return prepare
+
+
+@pytest.fixture
+def method() -> Callable[..., Any]:
+    """Settings of a method: `method("lora", rank=4)`; low-rank ones have rank 4 and alpha 12 unless given."""
+
+    def make(kind: str, **settings: Any) -> Any:
+        low_rank = {"rank": 4, "alpha": 12} if kind not in ("freeze", "full") else {}
+        return TypeAdapter(Method).validate_python({"kind": kind} | low_rank | settings)
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """[2, 17] tokens without padding."""
+    return torch.randint(1, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,256 @@
+"""Stage `finetune`: a base model adapted to instructions by one method.
+
+in:  model (of stage pretrain or model), instructions
+out: adapter/ (peft's own format, and the tokenizer) or, where the model itself is trained, model/;
+     training.json (held-out loss before and after, what was trained, sizes, digest of the order of samples)
+     records/loss_curve.json, records/efficiency.json, records/consumed.jsonl (sample ids by step), records/telemetry/
+"""
+
+import gc
+import statistics
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
+from effllm.data.instructions.encoding import Encoded, encode
+from effllm.data.instructions.samples import read_samples
+from effllm.data.instructions.templates import set_template
+from effllm.errors import UserError
+from effllm.models import arithmetic
+from effllm.models.loading import load_causal_lm
+from effllm.models.saving import save_causal_lm
+from effllm.stage import Job, main
+from effllm.study.finetuning import FinetuningRun
+from effllm.study.training import Recipe
+from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
+from effllm.training.answer_loss import AnswerLoss, answer_loss
+from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
+from effllm.training.methods import tune
+from effllm.training.run import Setup, train
+
+_START = "start"
+"""Below the scratch: the tensors of an adapter that did not start at zero."""
+
+
+class Finetuning:
+    """What a job is about, each part read when it is asked for: ranks do not score, their launcher does not train."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.run = job.config(FinetuningRun)
+        self.base = job.inputs["model"]
+        _, self.suite, self.method = job.id.rsplit(".", 2)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's, with the chat template of the suite."""
+        tokenizer = AutoTokenizer.from_pretrained(self.base.directory / "model", trust_remote_code=False)
+        set_template(tokenizer, self.run.encoding, f"models.{self.base.manifest.id}")
+        return tokenizer
+
+    @property
+    def base_name(self) -> tuple[str, str | None]:
+        """What the base model is called: its repository on the hub and the commit, or its node."""
+        manifest = self.base.manifest
+        source = manifest.spec["config"]
+        if manifest.stage == "model" and source["kind"] == "hub":
+            return source["repo"], source["revision"]
+        return f"{manifest.stage}/{manifest.id}", None
+
+    @cached_property
+    def training(self) -> Encoded:
+        """The training samples as sequences."""
+        return self._encoded("train", self.run.encoding)
+
+    @cached_property
+    def held_out(self) -> Encoded:
+        """The held-out samples that are scored, each in a sequence of its own."""
+        encoded = self._encoded("held_out", self.run.encoding.model_copy(update={"packing": False}))
+        count = min(self.run.held_out_samples or len(encoded.sequences), len(encoded.sequences))
+        chosen = np.random.default_rng(self.run.seed).choice(len(encoded.sequences), count, replace=False)
+        return Encoded([encoded.sequences[index] for index in sorted(chosen)], encoded.counts)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the Trainer is told."""
+        try:
+            return self.run.recipe(len(self.training.sequences))
+        except ValueError as error:
+            raise UserError(f"finetuning.{self.suite}: {error}.") from None
+
+    def collate(self, packing: bool) -> Collate:
+        """Makes batches, padded with the padding token or, where there is none, the end-of-text token."""
+        pad = self.tokenizer.pad_token_id
+        return Collate(self.tokenizer.eos_token_id if pad is None else pad, packing)
+
+    def load_base(self) -> PreTrainedModel:
+        """The base model on the CPU, in float32 where it is trained itself, otherwise in the type of the arithmetic."""
+        dtype = torch.float32 if self.run.trains_whole_model else getattr(torch, self.run.dtype)
+        model = load_causal_lm(self.base.directory / "model", dtype=dtype)
+        model.config.use_cache = False
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions and self.run.encoding.sequence_length > positions:
+            raise UserError(
+                f"finetuning.{self.suite}.encoding.sequence_length: {self.run.encoding.sequence_length} exceeds the "
+                f"{positions} positions of {self.base.manifest.id}; lower it."
+            )
+        return model
+
+    def setup(self) -> Setup:
+        """The model as the method makes it ready, and the samples in the order of training."""
+        run, recipe = self.run, self.recipe
+        set_seed(run.seed)
+        tuned = tune(run.method, self.load_base(), f"methods.{self.method}")
+        for parameter in tuned.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, run.dtype))
+        if tuned.initial_adapter is not None:
+            write_start(tuned.initial_adapter, self.job.scratch / _START)
+        if run.encoding.packing:
+            require_separate_samples(tuned.model)
+        dataset = SequenceDataset(self.training.sequences)
+        order = sample_order(len(dataset), run.samples_per_step, recipe.max_steps, run.seed)
+        lengths = np.array([len(sequence) for sequence in dataset.sequences])[order].reshape(recipe.max_steps, -1)
+        record = RecordConsumed(dataset, self.job.scratch)
+
+        def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+            settings = recipe.optimizer
+            return torch.optim.AdamW(
+                tuned.parameter_groups(model, settings.learning_rate, settings.weight_decay),
+                lr=settings.learning_rate,
+                betas=(settings.beta1, settings.beta2),
+                eps=settings.epsilon,
+                fused=True,
+            )
+
+        return Setup(
+            recipe=recipe,
+            model=tuned.model,
+            dataset=Ordered(dataset, order),
+            collate=self.collate(run.encoding.packing),
+            tokens_of_step=lambda step: int(lengths[step].sum()),
+            flops_of_step=self._flops_of_step(tuned.model, lengths),
+            make_optimizer=make_optimizer,
+            shuffle=False,
+            take=record.take,
+            callbacks=(record,),
+        )
+
+    def score(self, model: nn.Module, when: str) -> AnswerLoss:
+        """Held-out loss of the model, on the first device."""
+        return answer_loss(
+            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            self.held_out.sequences,
+            self.collate(packing=False),
+            self.run.micro_batch_size,
+            self.run.dtype,
+            f"{self.job.id}, held-out loss {when}",
+        )
+
+    def _encoded(self, split: str, encoding: Any) -> Encoded:
+        samples = read_samples(self.job.inputs["instructions"].directory, split)
+        return encode(samples, self.tokenizer, encoding, f"{split} samples of {self.job.id}")
+
+    def _flops_of_step(self, model: nn.Module, lengths: np.ndarray) -> Any:
+        """Model FLOPs of full fine-tuning; what is fixed takes part in the backward pass or not, method by method."""
+        if self.run.method.kind != "full" or self.run.encoding.packing or not arithmetic.has_formulas(model.config):
+            return None
+        of_length = {length: arithmetic.training_flops(model.config, int(length)) for length in np.unique(lengths)}
+        return lambda step: sum(of_length[length] for length in lengths[step])
+
+
+def build(job: Job) -> None:
+    """Score, train or go on from the last complete checkpoint, score again, and write what was learned."""
+    task = Finetuning(job)
+    prepared: Setup | None = task.setup()
+    before = task.score(prepared.model, "before")
+    parameters = _sizes(prepared.model)
+    if task.run.parallel.strategy != "single":
+        # The ranks make their own, and need the memory.
+        prepared = None
+        gc.collect()
+    torch.cuda.empty_cache()
+    model, curve = train(job, task.recipe, lambda job: prepared or setup(job), load)
+    after = task.score(model, "after")
+    _save(task, model)
+    consumed = job.records / "consumed.jsonl"
+    ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
+    steps = ConsumedSamples.read(consumed)
+    recipe = task.recipe
+    job.write_json(
+        "training.json",
+        {
+            **parameters,
+            "adapter_bytes": None if task.run.trains_whole_model else adapter_bytes(job.output / "adapter"),
+            "data": {"train": task.training.counts, "held_out": task.held_out.counts},
+            "held_out_loss": after.loss,
+            "held_out_loss_before": before.loss,
+            "held_out_loss_before_stderr": before.loss_stderr,
+            "held_out_loss_stderr": after.loss_stderr,
+            "held_out_samples": after.samples,
+            "held_out_tokens": after.tokens,
+            "learning_rate": task.run.learning_rate,
+            "micro_batch_size": recipe.micro_batch_size,
+            "packing": task.run.encoding.packing,
+            "sample_order_sha256": order_digest(steps),
+            "samples_per_step": recipe.global_batch_size,
+            "samples_seen": sum(map(len, steps)),
+            "seed": recipe.seed,
+            "steps": recipe.max_steps,
+            "train_loss": statistics.fmean(entry["loss"] for entry in curve) if curve else None,
+            "train_loss_last": curve[-1]["loss"] if curve else None,
+        },
+    )
+
+
+def setup(job: Job) -> Setup:
+    """What a rank trains."""
+    return Finetuning(job).setup()
+
+
+def load(job: Job, directory: Path) -> nn.Module:
+    """What the ranks have saved, over the base model if it is an adapter."""
+    task = Finetuning(job)
+    if task.run.trains_whole_model:
+        return load_causal_lm(directory)
+    return load_adapter(task.load_base(), directory)
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    """Parameters of the base model and of what is trained; a tensor shared by several modules counts once."""
+    named = list(model.named_parameters())
+    return {
+        "parameters": sum(p.numel() for name, p in named if ".lora_" not in name),
+        "parameters_trainable": sum(p.numel() for _, p in named if p.requires_grad),
+    }
+
+
+def _save(task: Finetuning, model: nn.Module) -> None:
+    output = task.job.output
+    if task.run.trains_whole_model:
+        model.config.use_cache = True
+        # In the type that the base model was published in, which merged adapters have too.
+        published = AutoConfig.from_pretrained(task.base.directory / "model", trust_remote_code=False).dtype
+        save_causal_lm(model.to(published or torch.float32), output / "model")
+        task.tokenizer.save_pretrained(output / "model")
+        return
+    start = task.job.scratch / _START
+    save_adapter(model, output / "adapter", *task.base_name, start=start if start.exists() else None)
+    task.tokenizer.save_pretrained(output / "adapter")
+
+
+if __name__ == "__main__":
+    main("finetune", build)

@@ -1,0 +1,31 @@
+"""Stage `merge`: a base model with the adapter of a fine-tuning run merged into it.
+
+in:  model (of stage pretrain or model), adapter (of stage finetune)
+out: model/ (config, safetensors in the base model's types, the adapter's tokenizer)
+
+A stage of its own, so that a fine-tuned model can be put under test without training it again.
+"""
+
+from transformers import AutoTokenizer
+
+from effllm.errors import CellFailure
+from effllm.models.loading import load_causal_lm
+from effllm.models.saving import save_causal_lm
+from effllm.stage import Job, main
+from effllm.training.adapters import merge_adapter
+
+
+def build(job: Job) -> None:
+    """Merge on the CPU; raises CellFailure (nan) where a merged weight is no number."""
+    adapter = job.inputs["adapter"].directory / "adapter"
+    base = load_causal_lm(job.inputs["model"].directory / "model")
+    try:
+        merged = merge_adapter(base, adapter)
+    except ValueError as error:
+        raise CellFailure("nan", " ".join(str(error).split())) from None
+    save_causal_lm(merged, job.output / "model")
+    AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).save_pretrained(job.output / "model")
+
+
+if __name__ == "__main__":
+    main("merge", build)
