@@ -42,6 +42,11 @@ def shrunk(study: dict[str, Any]) -> dict[str, Any]:
         run.update(sequence_length=16, max_steps=5, log_every_steps=5)
     for model in study["models"].values():
         _shrink(model["source"]["architecture"])
+    study["instructions"]["random"]["source"].update(vocab_size=64, samples=80, prompt_tokens=4, answer_tokens=4)
+    study["finetuning"]["random"].update(max_steps=5, log_every_steps=5, encoding={"sequence_length": 8})
+    study["finetuning"]["random"]["methods"].remove("freeze")
+    for method in study["methods"].values():
+        method.update({"rank": 4} if "rank" in method else {})
     study["inference"].update(idle_s=0.1, minimum_window_s=0.05, repeats=2, cooldown_s=0.0, warmup_maximum=3)
     study["inference"].update(
         maximum_relative_interval=1000, workloads={"single": {"prompt_tokens": 8, "new_tokens": 4}}
@@ -95,6 +100,7 @@ def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repositor
         assert item["expected_s"] < item["limit_s"]
         assert "stage" in item or (repository / "benchmarks" / item["script"]).exists()
     rows = {("pretrain", run) for name in ("table3", "table4", "table5", "table6") for run in _runs(graph, name)}
+    rows |= {("finetune", node) for node in LOADED.finetuning["random"].nodes("random")}
     rows |= {("profile", f"{m}.{p}") for m in LOADED.tables.table9.models for p in LOADED.tables.table9.precisions}
     assert rows == set(nodes)
 
@@ -135,6 +141,25 @@ def test_a_row_of_table_3_says_that_its_tokens_were_random(plain: dict[str, Any]
     assert "PPL" in row["not_measured"].split(": random tokens")[0].split(" | ")[-1]
 
 
+@pytest.mark.parametrize("method", ["pissa", "full"])
+def test_fine_tuning_on_random_tokens_measures_and_keeps_nothing(
+    plain: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    study = shrunk(plain)
+    study["finetuning"]["random"]["methods"] = [method]
+    study["tables"] = {"table7": {"suite": "random"}}
+    builder = Builder(study, tmp_path)
+    artifact = builder.build("finetune", f"llama-3.2-1b.random.{method}")
+    assert set(artifact.manifest.payload) == {"training.json"}
+    (row,) = assemble("table7", builder.graph.table_spec("table7"), builder.graph.table_parents("table7")).to_dicts()
+    assert row["loss"] is row["held_out_loss"] is None
+    assert "loss, held_out_loss" in row["not_measured"].replace("PCU, ", "")
+    assert "random tokens" in row["not_measured"]
+    assert row["AL_s_per_iter"] > 0
+    assert (row["adapter_bytes"] is None) == (method == "full")
+    assert row["parameters_trainable"] > 0
+
+
 def test_an_evaluation_of_random_weights_is_unsupported(
     plain: dict[str, Any], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -169,6 +194,22 @@ def test_an_evaluation_of_random_weights_is_unsupported(
             "tokens.random.vocab_size",
         ),
         (lambda s: s["tokens"].update(random={"kind": "sythetic"}), "did you mean 'synthetic'"),
+        (
+            lambda s: s["models"].update(
+                x={"source": {"kind": "finetuned", "suite": "random", "model": "llama-3.2-1b", "method": "full"}}
+            ),
+            "models.x.source.suite: 'random' trains on the random tokens of 'random' and keeps no weights",
+        ),
+        (
+            lambda s: s["instructions"].update(
+                random={"source": {"kind": "embedded", "questions": "name"}, "held_out_fraction": 0.1}
+            ),
+            "finetuning.random.models: 'llama-3.2-1b' has random weights and no tokenizer",
+        ),
+        (
+            lambda s: s["instructions"].update(random={"source": {"kind": "embedded", "questions": "name"}}),
+            "held_out_fraction is missing",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(plain: dict[str, Any], change: Any, message: str) -> None:
