@@ -33,6 +33,7 @@ localrules:
 
 onstart:
     hold_workflow_lock()
+    tell_older_code()
 
 
 rule all:

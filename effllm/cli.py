@@ -6,9 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-from effllm.artifact import MANIFEST, Artifact, write_text
+from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.stage import SCRATCH
+from effllm.planning import plan, status, verify
 from effllm.stages import STAGES
 from effllm.study import Graph, Study, load_study
 
@@ -27,9 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("table", type=Path, help="results/table<N>.csv")
     command.add_argument("--all", action="store_true", help="every column, a block per row")
     command.set_defaults(run=lambda arguments: show(arguments.table, arguments.all))
-    command = commands.add_parser("verify", help="check every digest of every artifact")
-    command.add_argument("results", type=Path, nargs="?", default=Path("results"))
-    command.set_defaults(run=lambda arguments: verify(arguments.results))
+    for module in (plan, status, verify):
+        module.register(commands)
     command = commands.add_parser("devices", help="what this machine can measure, and what each figure means")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=lambda arguments: devices(arguments.json))
@@ -79,23 +78,6 @@ def show(path: Path, every_column: bool) -> int:
         raise UserError(f"{path} does not exist; build it first: snakemake --profile profiles/local {path}.")
     (print_blocks if every_column else print_table)(path)
     return 0
-
-
-def verify(results: Path) -> int:
-    """Read every payload of every artifact and compare its digest; 1 if any is damaged."""
-    if not results.is_dir():
-        raise UserError(f"{results} is not a directory; name the one that holds the artifacts.")
-    count = damaged = 0
-    for path in sorted(results.glob(f"*/*/{MANIFEST}")):
-        if path.parts[-3] == SCRATCH:
-            continue
-        count += 1
-        failures = list(Artifact.open(path).damage())
-        damaged += bool(failures)
-        for failure in failures:
-            print(failure)
-    print(f"{count} artifacts, {damaged} damaged{': delete their directories and run again' if damaged else ''}")
-    return 1 if damaged else 0
 
 
 def devices(as_json: bool) -> int:

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,8 @@ from effllm.stages import STAGES
 log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
 SCRATCH = ".scratch"
+KEY = "key"
+LEASE = "lease"
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,7 @@ def run(
             "take the spec from the workflow, or set its version."
         )
     artifacts, files, parents = _open_inputs(inputs)
-    # The key of the scratch: what was left by a run of another spec or other inputs must not be resumed from.
-    key = _key(spec, parents)
+    key = scratch_key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
     with _lease(scratch):
         finished = artifact.restore(output, spec, parents)
@@ -194,16 +195,17 @@ def _open_inputs(
     return artifacts, files, parents
 
 
-def _key(spec: dict[str, Any], parents: dict[str, Parent]) -> str:
+def scratch_key(spec: dict[str, Any], parents: Mapping[str, Parent]) -> str:
+    """What a scratch belongs to: a checkpoint counts only for the spec and the inputs that it was written for."""
     text = json.dumps([spec, {name: parent.sha256 for name, parent in parents.items()}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _reset_unless(scratch: Path, key: str) -> None:
-    marker = scratch / "key"
+    marker = scratch / KEY
     if not marker.exists() or marker.read_text() != key:
         for path in scratch.iterdir():
-            if path.name != "lease":
+            if path.name != LEASE:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         artifact.write_text(marker, key)
 
@@ -212,7 +214,7 @@ def _reset_unless(scratch: Path, key: str) -> None:
 def _lease(scratch: Path) -> Iterator[None]:
     """Hold the only right to write this artifact on this file system; the kernel frees it when the holder dies."""
     scratch.mkdir(parents=True, exist_ok=True)
-    with open(scratch / "lease", "a+") as stream:
+    with open(scratch / LEASE, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,12 +2,14 @@
 
 import fcntl
 import os
-import re
 from pathlib import Path
 
 from effllm.errors import UserError
+from effllm.planning.state import older_code_line
 from effllm.study import Graph, load_study, parse_study
+from effllm.study.pattern import id_pattern
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 RESULTS = "results"
 DEFAULT_STUDY = "config/tiny.yaml"
@@ -43,7 +45,7 @@ GRAPH = read_graph()
 
 def any_of(names):
     """A wildcard constraint that admits these names alone, so that a typo in a target is an error at once."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+    return id_pattern(names)
 
 
 def only(stage):
@@ -74,6 +76,12 @@ def table_spec(wildcards):
 def all_cores(wildcards):
     """Every core of the run, so that a measured job shares the machine with no other."""
     return workflow.cores or 1
+
+
+def tell_older_code():
+    """One line at the start of a run: how many artifacts stand although the code of their stage has changed."""
+    if not workflow.remote_exec:
+        logger.info(older_code_line(GRAPH))
 
 
 def hold_workflow_lock():

@@ -1,8 +1,8 @@
 """From a study's architecture to a Transformers configuration and a randomly initialised model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedConfig
 
 from effllm.errors import UserError
 from effllm.study.architectures import (
@@ -12,6 +12,9 @@ from effllm.study.architectures import (
     LlamaArchitecture,
     MambaArchitecture,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def model_config(shape: Architecture, vocab_size: int, **tokens: int | None) -> PreTrainedConfig:
@@ -27,7 +30,6 @@ def model_config(shape: Architecture, vocab_size: int, **tokens: int | None) -> 
             )
         vocab_size = shape.vocab_size
     if isinstance(shape, DecoderArchitecture):
-        # Registers the decoder with Transformers' Auto classes.
         from effllm.models.decoder import EffConfig
 
         return EffConfig(vocab_size=vocab_size, **shape.settings(), **tokens)
@@ -42,8 +44,14 @@ def model_config(shape: Architecture, vocab_size: int, **tokens: int | None) -> 
     )
 
 
-def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig, seed: int) -> "PreTrainedModel":
     """A float32 model of this configuration, its weights drawn with `seed`."""
+    # A configuration alone, which a plan of a study needs, costs a third of the import of models.
+    from transformers import AutoModelForCausalLM, set_seed
+
+    # The Auto classes know the decoder's model from here on.
+    import effllm.models.decoder.model  # noqa: F401
+
     set_seed(seed)
     return AutoModelForCausalLM.from_config(config)
 
@@ -60,5 +68,6 @@ def _family_settings(shape: Architecture) -> dict[str, Any]:
         keys = "intermediate_size num_attention_heads max_position_embeddings"
         return {key: getattr(shape, key) for key in keys.split()}
     if isinstance(shape, MambaArchitecture):
-        return {}
+        # Without CUDA kernels Transformers scans token by token; this scan is parallel.
+        return {"use_mambapy": True}
     return {"intermediate_size": shape.intermediate_size, "context_length": shape.max_position_embeddings}

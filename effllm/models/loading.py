@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 # Registers the decoder: its variants that Transformers does not know are saved in its own format.
-import effllm.models.decoder  # noqa: F401
+import effllm.models.decoder.model  # noqa: F401
 from effllm.errors import CellFailure
 
 _MOST_NAMES = 3

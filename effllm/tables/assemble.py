@@ -19,6 +19,7 @@ from effllm.tables.benchmarks import table16
 from effllm.tables.finetuning import finetuning_table
 from effllm.tables.pretraining import pretraining_table
 from effllm.tables.quantization import table9
+from effllm.tables.record import record_of, write_record
 from effllm.tables.validity import COLUMNS, validity
 
 ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]] = {
@@ -42,6 +43,7 @@ def write_table(
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     write_csv(frame, Path(output))
+    write_record(Path(output), record_of(spec, lists))
     Path(log).write_text(f"{frame.height} rows, {frame.width} columns\n")
 
 

@@ -1,14 +1,22 @@
 """Runs of the real workflow on the cut-down study."""
 
 import copy
+import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from effllm.artifact import Manifest, Parent, digest_file
+from effllm.planning.nodes import TABLE, nodes_behind, targets_of
+from effllm.study import Graph, parse_study
+from effllm.tables.record import write_record
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down, run_snakemake
 
 LOCAL = ["--profile", "profiles/local", "--cores", "2"]
@@ -43,11 +51,77 @@ class Workdir:
 
     def planned(self, *targets: str) -> set[str]:
         """What a dry run would build, as `<stage>/<id>` or `<table>.csv`."""
-        output = self.snakemake(*(targets or ("all",)), options=["--summary"]).stdout
-        rows = [line.split("\t") for line in output.splitlines() if line.startswith("results/")]
-        assert rows, "a summary lists every node"
-        pending = [row[0] for row in rows if row[-1] == "update pending"]
-        return {name.removeprefix("results/").removesuffix("/manifest.json") for name in pending}
+        return pending(self.snakemake(*(targets or ("all",)), options=["--summary"]).stdout)
+
+    def planned_after(self, changes: Sequence["Change"]) -> list[set[str]]:
+        """The same after each of several changes of the study or of the command line."""
+        lines = []
+        for number, change in enumerate(changes):
+            study = copy.deepcopy(self.study)
+            change.edit(study)
+            file = self.path / f"study-{number}.yaml"
+            file.write_text(change.comment + yaml.safe_dump(study, sort_keys=change.sorts_keys))
+            options = [*(change.profile or LOCAL), *change.options, "--summary", "--config", f"study={file}"]
+            lines.append(["--directory", str(self.path), *options, "--", "all"])
+        return [pending(output) for output in run_many(lines)]
+
+
+@dataclass(frozen=True)
+class Change:
+    """An edit of the study, or of how it is run."""
+
+    edit: Callable[[dict[str, Any]], object] = lambda study: None
+    comment: str = ""
+    sorts_keys: bool = False
+    profile: Sequence[str] = ()
+    options: Sequence[str] = ()
+
+
+def pending(summary: str) -> set[str]:
+    """Nodes that a summary of Snakemake's says would be built."""
+    rows = [line.split("\t") for line in summary.splitlines() if line.startswith("results/")]
+    assert rows, f"a summary lists every node:\n{summary}"
+    names = [row[0] for row in rows if row[-1] == "update pending"]
+    return {name.removeprefix("results/").removesuffix("/manifest.json") for name in names}
+
+
+def run_many(lines: Sequence[Sequence[str]], repository: Path = REPOSITORY) -> list[str]:
+    """Outputs of Snakemake command lines over the workflow of a checkout; each must succeed."""
+    command = [sys.executable, "-m", "tests.workflow.command_lines"]
+    requests = [["--snakefile", str(repository / "Snakefile"), *line] for line in lines]
+    environment = os.environ | {"PYTHONPATH": f"{repository}{os.pathsep}{REPOSITORY}"}
+    result = subprocess.run(
+        command, input=json.dumps(requests), capture_output=True, text=True, cwd=repository, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout)
+    for code, output in answers:
+        assert code == 0, output
+    return [output for _, output in answers]
+
+
+def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
+    """A directory in which Snakemake believes every table of the study to be built: manifests without payloads."""
+    workdir = Workdir(path, study)
+    graph = Graph(parse_study(study, "test"), "results")
+    digests: dict[str, str] = {}
+    nodes = nodes_behind(graph, targets_of(graph))
+    for name, node in nodes.items():
+        file = path / node.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if node.stage == TABLE:
+            file.write_text("built\n")
+            inputs = {parent: digests[parent] for parent in node.parents}
+            write_record(file, {"spec": graph.table_spec(node.id), "inputs": inputs})
+            continue
+        parents = {key: Parent(*items[0].split("/", 1), digests[items[0]]) for key, items in node.inputs.items()}
+        manifest = Manifest(node.stage, node.id, graph.spec(node.stage, node.id), "ok", None, {}, parents)
+        file.write_text(manifest.to_json())
+        digests[name] = digest_file(file).sha256
+    run_many(
+        [["--directory", str(path), *workdir.arguments("all", options=["--touch", "--forceall", "--quiet", "all"])]]
+    )
+    return workdir
 
 
 @pytest.fixture
@@ -64,19 +138,9 @@ def finished(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return workdir
 
 
-@pytest.fixture
-def edited(finished: Workdir) -> Callable[..., set[str]]:
-    """Plan a run after an edit of the study, and put the study back."""
-
-    def plan(edit: Callable[[dict[str, Any]], None]) -> set[str]:
-        original = finished.study
-        finished.study = copy.deepcopy(original)
-        try:
-            edit(finished.study)
-            finished.write()
-            return finished.planned()
-        finally:
-            finished.study = original
-            finished.write()
-
-    return plan
+@pytest.fixture(scope="module")
+def paper(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """The paper's study with a stand-in for every result."""
+    text = yaml.safe_load((repository / "config" / "paper.yaml").read_text())
+    # YAML's anchors make several runs one object: a change to one would be a change to all.
+    return stand_in(tmp_path_factory.mktemp("paper"), json.loads(json.dumps(text)))

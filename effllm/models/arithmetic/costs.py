@@ -12,15 +12,17 @@ Conventions
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from effllm.models.arithmetic.decoders import describe_decoder, describe_gpt_neox, describe_llama
 from effllm.models.arithmetic.description import Description
 from effllm.models.arithmetic.recurrent import describe_mamba, describe_rwkv
 
-_DESCRIBE: dict[str, Callable[[PreTrainedConfig], Description]] = {
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+_DESCRIBE: dict[str, Callable[["PreTrainedConfig"], Description]] = {
     "effllm": describe_decoder,
     "llama": describe_llama,
     "mistral": describe_llama,
@@ -44,12 +46,12 @@ class ParameterCount:
     embedding: int
 
 
-def has_formulas(config: PreTrainedConfig) -> bool:
+def has_formulas(config: "PreTrainedConfig") -> bool:
     """Whether the terms of this architecture are written down here."""
     return config.model_type in _DESCRIBE
 
 
-def describe(config: PreTrainedConfig) -> Description:
+def describe(config: "PreTrainedConfig") -> Description:
     """The model's terms; raises ValueError for an architecture whose terms are not written down here."""
     if config.model_type not in _DESCRIBE:
         raise ValueError(
@@ -59,7 +61,7 @@ def describe(config: PreTrainedConfig) -> Description:
     return _DESCRIBE[config.model_type](config)
 
 
-def parameter_count(config: PreTrainedConfig) -> ParameterCount:
+def parameter_count(config: "PreTrainedConfig") -> ParameterCount:
     """Parameters of the model, as `sum(p.numel() for p in model.parameters())` would count them."""
     model = describe(config)
     outside = model.embedding_parameters + model.head_parameters + model.other_parameters
@@ -70,25 +72,25 @@ def parameter_count(config: PreTrainedConfig) -> ParameterCount:
     )
 
 
-def forward_flops(config: PreTrainedConfig, sequence_length: int) -> int:
+def forward_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
     """FLOPs of the forward pass over one sequence, with logits at every position."""
     model = describe(config)
     mixing = model.num_layers * model.layer.mixer.forward_flops(sequence_length)
     return 2 * _matmul_parameters(model) * sequence_length + mixing
 
 
-def training_flops(config: PreTrainedConfig, sequence_length: int) -> int:
+def training_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
     """FLOPs of forward and backward over one sequence, every parameter trained."""
     return 3 * forward_flops(config, sequence_length)
 
 
-def decoding_flops(config: PreTrainedConfig, context_length: int) -> int:
+def decoding_flops(config: "PreTrainedConfig", context_length: int) -> int:
     """FLOPs of generating one token with a cache, when it sees `context_length` tokens, itself among them."""
     model = describe(config)
     return 2 * _matmul_parameters(model) + model.num_layers * model.layer.mixer.decoding_flops(context_length)
 
 
-def cache_bytes(config: PreTrainedConfig, context_length: int, dtype: torch.dtype) -> int:
+def cache_bytes(config: "PreTrainedConfig", context_length: int, dtype: "torch.dtype") -> int:
     """Bytes of cache or recurrent state of one sequence after `context_length` tokens, all in `dtype`.
 
     RWKV and Mamba keep parts of their states in float32 whatever the model's type.
@@ -97,7 +99,7 @@ def cache_bytes(config: PreTrainedConfig, context_length: int, dtype: torch.dtyp
     return model.num_layers * model.layer.mixer.cache_elements(context_length) * dtype.itemsize
 
 
-def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, context_length: int) -> float:
+def cache_bytes_per_token(config: "PreTrainedConfig", dtype: "torch.dtype", context_length: int) -> float:
     """Bytes by which one more token makes the cache grow near `context_length` tokens; 0 for a recurrent state.
 
     Averaged over a thousand tokens, since NSA adds a compressed entry once per stride only.
@@ -107,18 +109,18 @@ def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, context_
     return grown / span
 
 
-def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+def weight_bytes(config: "PreTrainedConfig", dtype: "torch.dtype") -> int:
     """Bytes of the weights in `dtype`."""
     return parameter_count(config).total * dtype.itemsize
 
 
-def optimizer_bytes(config: PreTrainedConfig) -> int:
+def optimizer_bytes(config: "PreTrainedConfig") -> int:
     """Bytes of AdamW's two float32 moments of every parameter."""
     return 2 * 4 * parameter_count(config).total
 
 
 def activation_bytes(
-    config: PreTrainedConfig, batch_size: int, sequence_length: int, dtype: torch.dtype, checkpointing: bool = False
+    config: "PreTrainedConfig", batch_size: int, sequence_length: int, dtype: "torch.dtype", checkpointing: bool = False
 ) -> int:
     """Bytes that the forward pass keeps for the backward pass in eager PyTorch with a fused attention kernel.
 

@@ -1,6 +1,6 @@
 """Descriptions of attention decoders: this package's, Llama, Mistral, Qwen2, Phi3 and GPT-NeoX."""
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from effllm.models.arithmetic.description import (
     DenseAttention,
@@ -10,10 +10,14 @@ from effllm.models.arithmetic.description import (
     SparseAttention,
     Weights,
 )
-from effllm.models.decoder.config import EffConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from effllm.models.decoder.config import EffConfig
 
 
-def describe_decoder(config: EffConfig) -> Description:
+def describe_decoder(config: "EffConfig") -> Description:
     """This package's decoder, every attention, position and feed-forward."""
     hidden = config.hidden_size
     attention = {"mla": _latent, "nsa": _sparse}.get(config.attention, _grouped)(config)
@@ -32,7 +36,7 @@ def describe_decoder(config: EffConfig) -> Description:
     return _model(config, layer, positions=positions, final_norm=hidden)
 
 
-def describe_llama(config: PreTrainedConfig) -> Description:
+def describe_llama(config: "PreTrainedConfig") -> Description:
     """Llama, Mistral, Qwen2 and Phi3: RMSNorm, SwiGLU, grouped-query attention, biases where the family has them."""
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
@@ -58,7 +62,7 @@ def describe_llama(config: PreTrainedConfig) -> Description:
     return _model(config, layer, final_norm=hidden)
 
 
-def describe_gpt_neox(config: PreTrainedConfig) -> Description:
+def describe_gpt_neox(config: "PreTrainedConfig") -> Description:
     """GPT-NeoX: LayerNorm with bias, biases everywhere, GELU, attention and feed-forward in parallel."""
     hidden, inner = config.hidden_size, config.intermediate_size
     matmul = 4 * hidden**2 + 2 * hidden * inner
@@ -76,7 +80,7 @@ def describe_gpt_neox(config: PreTrainedConfig) -> Description:
     return _model(config, layer, final_norm=2 * hidden)
 
 
-def _model(config: PreTrainedConfig, layer: Layer, final_norm: int, positions: int = 0) -> Description:
+def _model(config: "PreTrainedConfig", layer: Layer, final_norm: int, positions: int = 0) -> Description:
     table = config.vocab_size * config.hidden_size
     return Description(
         hidden_size=config.hidden_size,
@@ -94,7 +98,7 @@ def _projections(hidden: int, width: int, shared: int) -> int:
     return 2 * hidden * width + 2 * hidden * shared
 
 
-def _grouped(config: EffConfig) -> Layer:
+def _grouped(config: "EffConfig") -> Layer:
     width = config.num_attention_heads * config.head_dim
     shared = config.num_key_value_heads * config.head_dim
     weights = _projections(config.hidden_size, width, shared)
@@ -104,7 +108,7 @@ def _grouped(config: EffConfig) -> Layer:
     return Layer(total, total, weights, 3 * width + 2 * shared, mixer)
 
 
-def _latent(config: EffConfig) -> Layer:
+def _latent(config: "EffConfig") -> Layer:
     hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
     key_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
     weights = hidden * heads * key_dim + hidden * (rank + config.qk_rope_head_dim)
@@ -124,7 +128,7 @@ def _latent(config: EffConfig) -> Layer:
     return Layer(weights + rank, weights + rank, weights, saved, mixer)
 
 
-def _sparse(config: EffConfig) -> Layer:
+def _sparse(config: "EffConfig") -> Layer:
     hidden, dim = config.hidden_size, config.head_dim
     width, shared = config.num_attention_heads * dim, config.num_key_value_heads * dim
     weights = 2 * hidden * width + 2 * hidden * 3 * shared + hidden * 3 * config.num_attention_heads
@@ -154,7 +158,7 @@ def _swiglu(hidden: int, width: int) -> Weights:
     return Weights(weights, weights, weights, 4 * width)
 
 
-def _mixture(config: EffConfig) -> Weights:
+def _mixture(config: "EffConfig") -> Weights:
     hidden, chosen = config.hidden_size, config.num_experts_per_tok
     expert = 3 * hidden * config.moe_intermediate_size
     router = hidden * config.num_experts

@@ -1,11 +1,14 @@
 """Descriptions of the attention-free models: Mamba and RWKV."""
 
-from transformers import MambaConfig, RwkvConfig
+from typing import TYPE_CHECKING
 
 from effllm.models.arithmetic.description import Description, Layer, RecurrentState
 
+if TYPE_CHECKING:
+    from transformers import MambaConfig, RwkvConfig
 
-def describe_mamba(config: MambaConfig) -> Description:
+
+def describe_mamba(config: "MambaConfig") -> Description:
     """Mamba: in, x, dt and out projections; the scan's products with h are elementwise but its readout y = C h is one.
 
     The state is h, [inner, state], and the convolution's last inputs, [inner, kernel].
@@ -27,7 +30,7 @@ def describe_mamba(config: MambaConfig) -> Description:
     return _model(config, layer, other=hidden)
 
 
-def describe_rwkv(config: RwkvConfig) -> Description:
+def describe_rwkv(config: "RwkvConfig") -> Description:
     """RWKV-4: four square projections of time mixing, three of channel mixing; WKV itself is elementwise.
 
     The state is five vectors per layer: the last input of both mixings, and WKV's numerator, denominator and maximum.
@@ -48,7 +51,7 @@ def describe_rwkv(config: RwkvConfig) -> Description:
     return _model(config, layer, other=4 * hidden)
 
 
-def _model(config: MambaConfig | RwkvConfig, layer: Layer, other: int) -> Description:
+def _model(config: "MambaConfig | RwkvConfig", layer: Layer, other: int) -> Description:
     table = config.vocab_size * config.hidden_size
     return Description(
         hidden_size=config.hidden_size,

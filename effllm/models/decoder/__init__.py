@@ -1,11 +1,23 @@
-"""The decoder whose attention, position and feed-forward can be exchanged, known to Transformers' Auto classes."""
+"""The decoder whose attention, position and feed-forward can be exchanged, known to Transformers' Auto classes.
 
-from transformers import AutoConfig, AutoModelForCausalLM
+Its configuration is known once this package is imported, which is cheap; the model, which is not, once it is named
+(`EffForCausalLM`) or `effllm.models.decoder.model` is imported.
+"""
+
+from typing import Any
+
+from transformers import AutoConfig
 
 from effllm.models.decoder.config import EffConfig
-from effllm.models.decoder.model import EffForCausalLM
 
 __all__ = ["EffConfig", "EffForCausalLM"]
 
 AutoConfig.register(EffConfig.model_type, EffConfig)
-AutoModelForCausalLM.register(EffConfig, EffForCausalLM)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "EffForCausalLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from effllm.models.decoder.model import EffForCausalLM
+
+    return EffForCausalLM

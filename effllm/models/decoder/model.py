@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -246,3 +246,6 @@ def _left_padding(attention_mask: Tensor) -> Tensor:
     if bool((mask.diff(dim=-1) == 1).sum(dim=-1).add(mask[:, 0]).gt(1).any()):
         raise ValueError("attention nsa takes padding at the ends only: attention_mask has zeros between ones")
     return mask.argmax(dim=-1)
+
+
+AutoModelForCausalLM.register(EffConfig, EffForCausalLM)

@@ -1,0 +1,209 @@
+"""What earlier builds took, as rates for the nodes that are to do: from provenance, records and payloads."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from effllm.artifact import MANIFEST, PROVENANCE, Artifact
+from effllm.errors import UserError
+from effllm.planning.costs import Cost, Subject, cost_of
+from effllm.planning.shapes import Unknown, read_config
+from effllm.planning.state import provenance
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that artifacts were built on; bytes of its memory where they say."""
+
+    name: str
+    memory_b: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One earlier build.
+
+    device: None where nothing tells it. work_s: device-seconds that grow with the cost's work; overhead_s: wall seconds
+    that do not (starting, loading, scoring held-out text). power_w, memory_b: of one device while it worked.
+    """
+
+    name: str
+    stage: str
+    cost: Cost
+    device: Device | None
+    work_s: float
+    overhead_s: float
+    power_w: float | None
+    memory_b: float | None
+    disk_b: int
+
+
+class Earlier:
+    """The samples below a results directory, by stage, read when a stage is first asked for."""
+
+    def __init__(self, results: str):
+        self._results = Path(results)
+        self._samples: dict[str, list[Sample]] = {}
+        self._hosts: dict[str, Device] | None = None
+
+    def of(self, stage: str) -> Sequence[Sample]:
+        """Every whole earlier build of a stage."""
+        if stage not in self._samples:
+            self._samples[stage] = list(self._read(stage))
+        return self._samples[stage]
+
+    def nearest(self, stage: str, cost: Cost, device: str | None) -> Sample | None:
+        """The build of the same kind whose work is nearest; on `device`, if the stage holds one."""
+        fitting = [
+            sample
+            for sample in self.of(stage)
+            if sample.cost.kind == cost.kind
+            and (cost.devices == 0 or (sample.device is not None and sample.device.name == device))
+            and (cost.work is None) == (sample.cost.work is None)
+        ]
+        if cost.work is None:
+            return fitting[0] if fitting else None
+        return min(fitting, key=lambda sample: abs(math.log(sample.cost.work / cost.work)), default=None)
+
+    def power_w(self, stage: str, device: str | None) -> Sample | None:
+        """A build of the stage on the device during which power was measured."""
+        found = (
+            s for s in self.of(stage) if s.power_w is not None and s.device is not None and s.device.name == device
+        )
+        return next(found, None)
+
+    def devices(self, stages: Sequence[str]) -> list[Device]:
+        """Devices of the builds of these stages, each once, the most used first."""
+        seen: dict[str, list[Device]] = {}
+        for stage in stages:
+            for sample in self.of(stage):
+                if sample.cost.devices and sample.device is not None:
+                    seen.setdefault(sample.device.name, []).append(sample.device)
+        ordered = sorted(seen.values(), key=len, reverse=True)
+        return [max(devices, key=lambda device: device.memory_b or 0.0) for devices in ordered]
+
+    def _read(self, stage: str) -> Iterator[Sample]:
+        for path in sorted(self._results.glob(f"{stage}/*/{MANIFEST}")):
+            try:
+                artifact = Artifact.open(path)
+                history = provenance(artifact)
+                if artifact.manifest.status != "ok" or "wall_s" not in history:
+                    continue
+                sample = _sample(artifact, history)
+                if sample.device is None and sample.cost.devices:
+                    sample = replace(sample, device=self._device_of_host(history["host"]["name"]))
+                yield sample
+            except (UserError, KeyError, TypeError):
+                # An artifact of another format says nothing about time; `effllm verify` names damaged ones.
+                continue
+
+    def _device_of_host(self, host: str) -> Device | None:
+        """The device that the builds with telemetry on this host had, if they all had the same one."""
+        if self._hosts is None:
+            seen: dict[str, dict[str, Device]] = {}
+            for path in sorted(self._results.glob(f"[!.]*/*/{MANIFEST}")):
+                history = _json(path.with_name(PROVENANCE))
+                device = _device(path.parent, history) if history else None
+                if device:
+                    seen.setdefault(history["host"]["name"], {})[device.name] = device
+            self._hosts = {name: next(iter(found.values())) for name, found in seen.items() if len(found) == 1}
+        return self._hosts.get(host)
+
+
+def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
+    manifest = artifact.manifest
+    cost = cost_of(manifest.stage, _subject(artifact))
+    wall_s = history["wall_s"]
+    telemetry, measured_s, devices = _measured(artifact)
+    # Without a record of the part that grows with the work, all of the time is taken to.
+    work_s = wall_s if measured_s is None else min(measured_s, wall_s)
+    memory_gb = telemetry.get("memory_process_peak_gb") or telemetry.get("memory_device_peak_gb")
+    disk_b = sum(digest.size for digest in manifest.payload.values())
+    disk_b += sum(record["size"] for record in history.get("records", {}).values())
+    return Sample(
+        name=f"{manifest.stage}/{manifest.id}",
+        stage=manifest.stage,
+        cost=cost,
+        device=_device(artifact.directory, history),
+        work_s=work_s * devices,
+        overhead_s=wall_s - work_s,
+        power_w=telemetry.get("power_avg_w"),
+        memory_b=None if memory_gb is None else memory_gb * GB,
+        disk_b=disk_b,
+    )
+
+
+def _measured(artifact: Artifact) -> tuple[dict[str, Any], float | None, int]:
+    """Telemetry of the work, its wall seconds if it is a known part of the build, and the devices it ran on."""
+    efficiency = _json(artifact.directory / "records" / "efficiency.json")
+    if efficiency:
+        per_step_s = efficiency["latency_s_per_iteration"]
+        steps = artifact.manifest.spec["config"].get("max_steps")
+        # A resumed run's wall time covers its last part only.
+        if per_step_s is None or steps is None:
+            return efficiency.get("telemetry") or {}, None, efficiency.get("world_size", 1)
+        return efficiency["telemetry"], per_step_s * steps, efficiency.get("world_size", 1)
+    evaluation = _json(artifact.directory / "evaluation.json")
+    if evaluation:
+        return evaluation["telemetry"], evaluation["cost"]["wall_seconds"], 1
+    profile = _json(artifact.directory / "profile.json")
+    if profile:
+        phases = [phase for workload in profile["workloads"].values() for phase in workload["telemetry"].values()]
+        return max(phases, key=lambda phase: phase["duration_s"]), None, 1
+    return {}, None, 1
+
+
+def _device(directory: Path, history: dict[str, Any]) -> Device | None:
+    """The device of a build: as its figures say, as its telemetry's instrument says, or the processor."""
+    for name in ("records/efficiency.json", "profile.json"):
+        info = _json(directory / name).get("device")
+        if info:
+            return Device(info["name"], info["memory_total_gb"] * GB if info.get("memory_total_gb") else None)
+    windows = _json(directory / "records" / "telemetry" / "windows.json")
+    facts = windows.get("sources", {}).get("nvml", {}).get("facts", {})
+    if "name" in facts:
+        return Device(facts["name"], facts.get("memory_total_b"))
+    if windows.get("device") == "cpu":
+        return Device(history["host"]["cpu"])
+    return None
+
+
+def _subject(artifact: Artifact) -> Subject:
+    """The artifact as cost functions see a node: with the slice of the study that it was built from."""
+    manifest = artifact.manifest
+    results = artifact.directory.parent.parent
+
+    def parent_config(name: str) -> dict[str, Any] | None:
+        if name not in manifest.parents:
+            return None
+        parent = manifest.parents[name]
+        path = results / parent.stage / parent.id / MANIFEST
+        # The parent may have been rebuilt since, to another specification: then it says nothing about this build.
+        found = Artifact.open(path)
+        return found.manifest.spec["config"] if found.sha256 == parent.sha256 else None
+
+    def shape():
+        own = artifact.directory / "model"
+        if own.is_dir():
+            return read_config(own)
+        if "model" not in manifest.parents:
+            raise Unknown(f"{manifest.stage}/{manifest.id} has no model")
+        parent = manifest.parents["model"]
+        return read_config(results / parent.stage / parent.id / "model")
+
+    def parent_id(name: str) -> str | None:
+        return manifest.parents[name].id if name in manifest.parents else None
+
+    return Subject(manifest.id, manifest.spec["config"], shape, parent_config, parent_id)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,204 @@
+"""Time, energy, disk and memory of one node: measured rates first, then arithmetic under stated assumptions."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from effllm.planning.costs import Cost, Subject, cost_of
+from effllm.planning.earlier import Earlier
+from effllm.planning.nodes import Node
+from effllm.planning.shapes import Shapes
+from effllm.planning.state import State
+from effllm.study import Graph
+from effllm.telemetry.peaks import peak_flops_per_s
+
+Basis = Literal["measured", "computed", "assumed"]
+_ORDER: tuple[Basis, ...] = ("measured", "computed", "assumed")
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the user vouches for; None assumes nothing. Each is an option of the command and stands in its output.
+
+    mfu: share of the device's peak that training reaches. power_w: of one device at work. vocab_size: of tokenizers
+    that are not there yet.
+    """
+
+    mfu: float | None = None
+    power_w: float | None = None
+    vocab_size: int | None = None
+
+
+NOTHING_ASSUMED = Assumptions()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its origin; `value` None with the reason in `source`.
+
+    basis: `measured`, by rates of earlier builds; `computed`, from the study and the model's arithmetic; `assumed`,
+    computed with an assumption.
+    """
+
+    value: float | None
+    basis: Basis | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One node that is to do. Figures that do not apply (time on devices of a stage of the CPU) are None.
+
+    wall_s: seconds from start to end. device_s: wall_s times devices. disk_b: bytes published; scratch_b: bytes beside
+    them while it runs. memory_b: bytes on one device at the peak; memory_least_b: what it cannot do without.
+    """
+
+    name: str
+    stage: str
+    why: str
+    devices: int
+    wall_s: Figure
+    device_s: Figure | None
+    energy_j: Figure | None
+    disk_b: Figure
+    scratch_b: Figure | None
+    memory_b: Figure | None
+    memory_least_b: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+class Estimator:
+    """Estimates nodes of a study on one kind of device; `device` None leaves what depends on it unknown."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        states: Mapping[str, State],
+        shapes: Shapes,
+        earlier: Earlier,
+        device: str | None,
+        assumptions: Assumptions,
+    ):
+        self._graph, self._states, self._shapes, self._earlier = graph, states, shapes, earlier
+        self._device, self._assumptions = device, assumptions
+
+    def estimate(self, state: State) -> Estimate:
+        """One node that does not stand."""
+        node = state.node
+        cost = cost_of(node.stage, self._subject(node))
+        sample = self._earlier.nearest(node.stage, cost, self._device)
+        wall_s = self._wall(node, cost, sample)
+        device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
+        # Of the same work: an earlier build of this very node, or its twin.
+        twin = sample if sample and sample.cost == cost else None
+        memory_b = self._memory(cost, twin) if cost.devices else None
+        return Estimate(
+            name=node.name,
+            stage=node.stage,
+            why=state.changes[0].sentence(),
+            devices=cost.devices,
+            wall_s=wall_s,
+            device_s=device_s,
+            energy_j=self._energy(node, device_s) if device_s else None,
+            disk_b=self._disk(node, cost, sample),
+            scratch_b=_computed(cost, "scratch_b") if cost.devices else None,
+            memory_b=memory_b,
+            memory_least_b=cost.memory_least_b if cost.memory_least_b is not None else memory_b and memory_b.value,
+        )
+
+    def _subject(self, node: Node) -> Subject:
+        def parent(name: str) -> Node | None:
+            items = node.inputs.get(name, ())
+            return self._states[items[0]].node if items and items[0] in self._states else None
+
+        def config_of(name: str) -> Mapping[str, Any] | None:
+            found = parent(name)
+            return self._graph.spec(found.stage, found.id)["config"] if found else None
+
+        def id_of(name: str) -> str | None:
+            found = parent(name)
+            return found.id if found else None
+
+        config = self._graph.spec(node.stage, node.id)["config"]
+        return Subject(node.id, config, lambda: self._shapes.of(node), config_of, id_of)
+
+    def _wall(self, node: Node, cost: Cost, sample: Any) -> Figure:
+        if sample and cost.work is not None:
+            # Perfect scaling over devices: the rate is per device.
+            work_s = sample.work_s * cost.work / sample.cost.work / max(cost.devices, 1)
+            return Figure(sample.overhead_s + work_s, "measured", f"rate of {sample.name}")
+        if sample:
+            return Figure(sample.overhead_s + sample.work_s / max(sample.cost.devices, 1), "measured", sample.name)
+        if cost.protocol_s is not None:
+            return Figure(
+                cost.protocol_s, "computed", "windows and rests of the protocol; loading and warm-up not counted"
+            )
+        if cost.flops is not None:
+            return self._wall_of_flops(node, cost)
+        on_device = f" on {self._device}" if cost.devices and self._device else ""
+        return Figure(
+            None, None, cost.reasons.get("work") or f"no {node.stage} of this kind was measured yet{on_device}"
+        )
+
+    def _wall_of_flops(self, node: Node, cost: Cost) -> Figure:
+        dtype = self._graph.spec(node.stage, node.id)["config"].get("dtype", "bfloat16")
+        if self._device is None:
+            return Figure(None, None, "no device is named: give --device")
+        peak = peak_flops_per_s(self._device, dtype)
+        if peak is None:
+            return Figure(None, None, f"the peak of {self._device!r} in {dtype} is not in the table of peaks")
+        mfu = self._assumptions.mfu
+        if mfu is None:
+            least_h = cost.flops / peak / 3600
+            return Figure(
+                None,
+                None,
+                f"no {node.stage} was measured on {self._device}: give --assume-mfu (at the peak {least_h:,.1f} h)",
+            )
+        return Figure(cost.flops / (peak * mfu * cost.devices), "assumed", f"{cost.flops:.3g} FLOP at MFU {mfu:g}")
+
+    def _energy(self, node: Node, device_s: Figure) -> Figure:
+        if device_s.value is None:
+            return device_s
+        sample = self._earlier.power_w(node.stage, self._device)
+        if sample:
+            power = Figure(sample.power_w, "measured", f"power of {sample.name}")
+        elif self._assumptions.power_w is not None:
+            power = Figure(self._assumptions.power_w, "assumed", f"{self._assumptions.power_w:g} W per device")
+        else:
+            on_device = f" on {self._device}" if self._device else ""
+            why = f"no {node.stage} with a power figure was measured{on_device}: give --assume-power-w"
+            return Figure(None, None, why)
+        basis = weakest([power.basis, device_s.basis])
+        return Figure(device_s.value * power.value, basis, f"{power.source}; time: {device_s.source}")
+
+    def _disk(self, node: Node, cost: Cost, sample: Any) -> Figure:
+        if cost.disk_b is not None:
+            return Figure(cost.disk_b, "computed", "bytes of the weights")
+        if sample:
+            return Figure(float(sample.disk_b), "measured", sample.name)
+        return Figure(None, None, cost.reasons.get("disk_b") or f"no {node.stage} of this kind was built yet")
+
+    def _memory(self, cost: Cost, twin: Any) -> Figure:
+        if twin and twin.memory_b is not None:
+            return Figure(twin.memory_b, "measured", twin.name)
+        return _computed(cost, "memory_b")
+
+
+def _computed(cost: Cost, key: str) -> Figure:
+    value = getattr(cost, key)
+    if value is not None:
+        return Figure(value, "computed", "counted from tensors")
+    return Figure(None, None, cost.reasons.get(key, "no formula here gives it"))
+
+
+def _times(figure: Figure, factor: float) -> Figure:
+    return figure if figure.value is None else Figure(figure.value * factor, figure.basis, figure.source)
+
+
+def weakest(bases: Iterable[Basis]) -> Basis:
+    """The basis of a figure that is made from several: measured only if all are."""
+    return max(bases, key=_ORDER.index)

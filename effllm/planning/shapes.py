@@ -1,0 +1,130 @@
+"""Shapes of models before they exist: from the study, from a built artifact, or from the hub's config.json."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effllm.planning.nodes import Node
+from effllm.planning.state import State
+from effllm.study import Graph
+from effllm.study.data import HubTokenizer
+from effllm.study.models import HubModelSource, LocalModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
+
+
+class Unknown(Exception):
+    """A figure that is not known; the message says why, and how to make it known."""
+
+
+class Shapes:
+    """Configurations of the study's models.
+
+    vocab_size: assumed for tokenizers whose size is not known; None makes what depends on it unknown.
+    fetch: ask the hub for config.json and tokenizer.json (kilobytes to megabytes) of what is not in its cache.
+    """
+
+    def __init__(self, graph: Graph, states: Mapping[str, State], vocab_size: int | None, fetch: bool):
+        self._graph = graph
+        self._states = states
+        self._vocab_size = vocab_size
+        self._fetch = fetch
+        self._known: dict[str, PreTrainedConfig | Unknown] = {}
+
+    def of(self, node: Node) -> "PreTrainedConfig":
+        """The configuration of the model that a node makes or uses; raises `Unknown`."""
+        if node.name not in self._known:
+            try:
+                self._known[node.name] = self._find(node)
+            except Unknown as error:
+                self._known[node.name] = error
+        found = self._known[node.name]
+        if isinstance(found, Unknown):
+            raise found
+        return found
+
+    def _find(self, node: Node) -> "PreTrainedConfig":
+        if node.stage == "pretrain":
+            from effllm.models.families import model_config
+
+            run = self._graph.study.pretraining[node.id]
+            tokenizer = self._graph.study.tokens[run.tokens].tokenizer
+            vocab_size = run.architecture.vocab_size or self.vocabulary(tokenizer)
+            ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+            return model_config(run.architecture, vocab_size, **ids)
+        if node.stage == "model":
+            return self._imported(node)
+        for parent in node.parents:
+            if parent.partition("/")[0] in MODEL_STAGES:
+                return self.of(self._states[parent].node)
+        raise Unknown(f"{node.name} has no model")
+
+    def vocabulary(self, tokenizer: str) -> int:
+        """Entries of a tokenizer; raises `Unknown`."""
+        settings = self._graph.study.tokenizers[tokenizer]
+        if not isinstance(settings, HubTokenizer):
+            return settings.vocab_size
+        manifest = self._graph.manifest("tokenizer", tokenizer)
+        path = Path(manifest).parent / "tokenizer" / _TOKENIZER
+        if not path.is_file():
+            path = self._of_hub(settings.repo, settings.revision, _TOKENIZER)
+        if path is not None:
+            from tokenizers import Tokenizer
+
+            return Tokenizer.from_file(str(path)).get_vocab_size()
+        if self._vocab_size is not None:
+            return self._vocab_size
+        raise Unknown(
+            f"the vocabulary of {settings.repo} is not known: build it (snakemake {manifest}), or give --fetch or "
+            "--assume-vocab-size"
+        )
+
+    def _imported(self, node: Node) -> "PreTrainedConfig":
+        source = self._graph.study.models[node.id].source
+        state = self._states.get(node.name)
+        if state and state.stands and state.artifact.manifest.status == "ok":
+            return read_config(state.artifact.directory / "model")
+        if isinstance(source, LocalModelSource):
+            return read_config(Path(source.path))
+        assert isinstance(source, HubModelSource)
+        path = self._of_hub(source.repo, source.revision, _CONFIG)
+        if path is None:
+            raise Unknown(
+                f"the shape of {source.repo} is not known here: build it (snakemake {node.path}), or give --fetch"
+            )
+        return read_config(path.parent)
+
+    def _of_hub(self, repo: str, revision: str, name: str) -> Path | None:
+        """A small file of a repository, from the hub's cache or, if asked to, from the hub."""
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        if not self._fetch:
+            return None
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+            raise Unknown(f"{name} of {repo} cannot be fetched ({type(error).__name__})") from None
+
+
+# Stages whose artifacts are models; the others use the model of a parent.
+MODEL_STAGES = ("pretrain", "finetune", "model", "quantize")
+
+
+def read_config(directory: Path) -> "PreTrainedConfig":
+    """The configuration in a model's directory; raises `Unknown` if it cannot be read."""
+    from transformers import AutoConfig
+
+    import effllm.models.decoder  # noqa: F401  (known to the Auto classes from here on)
+
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise Unknown(f"{directory / _CONFIG} is not readable ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,235 @@
+"""Whether a node stands, and if not, why: the workflow's own rules of rerunning, without Snakemake.
+
+A node stands when its manifest exists with the spec of today and with the digests that its inputs have now, and every
+input stands. One that was deleted is built again only for a node that is to run, or if it is wanted itself: artifacts
+may be deleted to save space. No payload is read.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, digest_file
+from effllm.errors import UserError
+from effllm.planning.nodes import TABLE, Node
+from effllm.provenance import code_fingerprint
+from effllm.stages import STAGES
+from effllm.study import Graph
+from effllm.tables.record import read_record
+
+# Up to this size Snakemake compares inputs by checksum and not by time alone.
+_COMPARED_BY_CONTENT_B = 1_000_000
+
+
+@dataclass(frozen=True)
+class Change:
+    """Why a node does not stand.
+
+    kind: `missing`; `config` or `version`, with `key`, `old` and `new`; `parent`, with the input's name in `key`;
+    `waits`, for a parent that runs first; `damaged`, for a manifest that cannot be read.
+    """
+
+    kind: Literal["missing", "config", "version", "parent", "waits", "damaged"]
+    key: str | None = None
+    old: Any = None
+    new: Any = None
+    text: str | None = None
+
+    def sentence(self) -> str:
+        """For people."""
+        if self.text:
+            return self.text
+        return f"{self.key}: {json.dumps(self.old)} -> {json.dumps(self.new)}"
+
+
+@dataclass(frozen=True)
+class State:
+    """A node beside what exists of it, and why it runs; no `changes`: it does not."""
+
+    node: Node
+    artifact: Artifact | None
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def stands(self) -> bool:
+        """Nothing is to do."""
+        return not self.changes
+
+    @property
+    def is_absent(self) -> bool:
+        """It is not there, and nothing needs it."""
+        return self.artifact is None and self.stands and self.node.stage != TABLE
+
+    @property
+    def exists(self) -> bool:
+        """Something was built, of today's study or of an older one."""
+        return not self.is_absent and not any(change.kind in ("missing", "damaged") for change in self.changes)
+
+
+def states_of(graph: Graph, nodes: Mapping[str, Node], wanted: Collection[str]) -> dict[str, State]:
+    """The state of every node. `nodes` hold every parent, parents first; `wanted` names the targets among them."""
+    found: dict[str, State] = {}
+    for name, node in nodes.items():
+        found[name] = _table_state(graph, node, found) if node.stage == TABLE else _state(graph, node, found)
+    runs = _running(nodes, found, wanted)
+    return {name: _settled(state, runs, found) for name, state in found.items()}
+
+
+def _running(nodes: Mapping[str, Node], found: Mapping[str, State], wanted: Collection[str]) -> set[str]:
+    """Names of the nodes that run: those with a reason, what follows from them, and what they lack."""
+    children: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, node in nodes.items():
+        for parent in node.parents:
+            children[parent].append(name)
+    queue = [name for name, state in found.items() if state.changes and (name in wanted or not _is_missing(state))]
+    runs = set(queue)
+    while queue:
+        name = queue.pop()
+        lacking = [parent for parent in nodes[name].parents if _is_missing(found[parent])]
+        for other in (*children[name], *lacking):
+            if other not in runs:
+                runs.add(other)
+                queue.append(other)
+    return runs
+
+
+def _settled(state: State, runs: Collection[str], found: Mapping[str, State]) -> State:
+    if state.node.name not in runs:
+        return replace(state, changes=[])
+    waits = [parent for parent in state.node.parents if parent in runs]
+    if state.changes or not waits:
+        return state
+    others = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
+    return replace(state, changes=[Change("waits", text=f"{waits[0]}{others} first")])
+
+
+def _is_missing(state: State) -> bool:
+    return any(change.kind == "missing" for change in state.changes)
+
+
+def built_by_older_code(artifact: Artifact) -> bool:
+    """Whether the sources of the artifact's stage have changed since it was built."""
+    fingerprint = provenance(artifact).get("code_fingerprint")
+    return fingerprint is not None and fingerprint != _fingerprint_today(artifact.manifest.stage)
+
+
+def provenance(artifact: Artifact) -> dict[str, Any]:
+    """How the artifact came to be; empty where that was lost."""
+    try:
+        return json.loads((artifact.directory / PROVENANCE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def older_code_line(graph: Graph) -> str:
+    """One sentence: how many of the study's artifacts were built by older code of their stage. Reads no payload."""
+    older: dict[str, int] = {}
+    count = 0
+    for stage in STAGES:
+        for id in graph.ids(stage):
+            path = Path(graph.manifest(stage, id)).parent / PROVENANCE
+            try:
+                fingerprint = json.loads(path.read_text()).get("code_fingerprint")
+            except (OSError, ValueError):
+                continue
+            count += 1
+            if fingerprint is not None and fingerprint != _fingerprint_today(stage):
+                older[stage] = older.get(stage, 0) + 1
+    if not older:
+        return f"{count} artifacts of the study exist, none built by older code of its stage."
+    by_stage = ", ".join(f"{stage} {number}" for stage, number in older.items())
+    return (
+        f"{sum(older.values())} of {count} artifacts of the study were built by older code of their stage "
+        f"({by_stage}); they stand until its version is raised: effllm status."
+    )
+
+
+@cache
+def _fingerprint_today(stage: str) -> str:
+    return code_fingerprint(STAGES[stage].module)
+
+
+def _state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
+    path = Path(node.path)
+    if not path.is_file():
+        # Snakemake deletes a manifest before it reruns a node; the payload is still there.
+        is_interrupted = path.with_name(PUBLISHED).is_file()
+        return State(
+            node, None, [Change("missing", text="its rerun did not end" if is_interrupted else "not built yet")]
+        )
+    try:
+        artifact = Artifact.open(path)
+    except UserError as error:
+        return State(node, None, [Change("damaged", text=str(error))])
+    spec = graph.spec(node.stage, node.id)
+    changes = list(_differences(artifact.manifest.spec, spec))
+    changes += _changed_inputs(node, artifact, states)
+    return State(node, artifact, changes)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    for key, before, after in _walk("", old, new):
+        yield Change("version" if key == "version" else "config", key, before, after)
+
+
+def _walk(where: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _walk(f"{where}.{key}" if where else key, old.get(key), new.get(key))
+    elif old != new or type(old) is not type(new):
+        yield where.removeprefix("config."), old, new
+
+
+def _changed_inputs(node: Node, artifact: Artifact, states: Mapping[str, State]) -> Iterator[Change]:
+    recorded = artifact.manifest.parents
+    for key, items in node.inputs.items():
+        for index, item in enumerate(items):
+            parent = states.get(item)
+            if parent is None:
+                yield from _changed_file(f"{key}[{index}]", item, artifact)
+                continue
+            before = f"{recorded[key].stage}/{recorded[key].id}" if key in recorded else None
+            if before != item:
+                yield Change("parent", key, before, item, f"{key}: {before} -> {item}")
+            elif parent.artifact is not None and recorded[key].sha256 != parent.artifact.sha256:
+                yield Change("parent", key, before, item, f"{item} was rebuilt since")
+    names = {key for key, items in node.inputs.items()}
+    for key in sorted(recorded):
+        if key.partition("[")[0] not in names:
+            yield Change(
+                "parent", key, f"{recorded[key].stage}/{recorded[key].id}", None, f"{key} is no input any more"
+            )
+
+
+def _changed_file(key: str, path: str, artifact: Artifact) -> Iterator[Change]:
+    recorded = artifact.manifest.parents.get(key)
+    if recorded is None or recorded.id != Path(path).name:
+        yield Change("parent", key, recorded.id if recorded else None, path, f"{path} is a new input")
+        return
+    found = Path(path).stat()
+    if found.st_mtime <= (artifact.directory / MANIFEST).stat().st_mtime:
+        return
+    if found.st_size > _COMPARED_BY_CONTENT_B or digest_file(Path(path)).sha256 != recorded.sha256:
+        yield Change("parent", key, path, path, f"{path} is newer than the artifact")
+
+
+def _table_state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
+    path = Path(node.path)
+    if not path.is_file():
+        return State(node, None, [Change("missing", text="not assembled yet")])
+    record = read_record(path)
+    if record is None:
+        return State(node, None, [Change("parent", text="no record tells what it was assembled from")])
+    changes = list(_differences(record["spec"], graph.table_spec(node.id)))
+    before, now = record["inputs"], {parent: states[parent].artifact for parent in node.parents}
+    if before.keys() != now.keys():
+        added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+        changes.append(Change("parent", text=f"{added} artifacts are new in it, {gone} are not in it any more"))
+    else:
+        rebuilt = [name for name, artifact in now.items() if artifact and before[name] != artifact.sha256]
+        if rebuilt:
+            changes.append(Change("parent", text=f"{len(rebuilt)} of its artifacts were rebuilt since"))
+    return State(node, None, changes)

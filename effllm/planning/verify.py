@@ -1,0 +1,77 @@
+"""`effllm verify`: every digest of every payload, and of the records that provenance.json lists."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact, digest_file
+from effllm.errors import UserError
+from effllm.planning.state import provenance
+from effllm.progress import progress
+
+_THREADS = 4
+
+
+def register(commands: Any) -> None:
+    """Add the command to a parser's subcommands."""
+    command = commands.add_parser("verify", help="check every digest of every artifact")
+    command.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read every payload and every record; 1 if any is damaged."""
+    found = verify(arguments.results)
+    damaged = {name: sentences for name, sentences in found.items() if sentences}
+    if arguments.json:
+        content = {"artifacts": len(found), "damaged": damaged}
+        print(json.dumps(content, indent=1))
+        return 1 if damaged else 0
+    for sentences in damaged.values():
+        print("\n".join(sentences))
+    print(f"{len(found)} artifacts, {len(damaged)} damaged")
+    if damaged:
+        print("Delete their directories and name them to be built again: snakemake --profile profiles/... --", end=" ")
+        print(*(f"{arguments.results}/{name}/{MANIFEST}" for name in damaged))
+    return 1 if damaged else 0
+
+
+def verify(results: Path) -> dict[str, list[str]]:
+    """What is wrong with each artifact below `results`, by its name; an empty list for one that is whole."""
+    if not results.is_dir():
+        raise UserError(f"{results} is not a directory; name the one that holds the artifacts.")
+    manifests = sorted(results.glob(f"[!.]*/*/{MANIFEST}"))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        damages = pool.map(lambda path: list(damage_of(path)), manifests)
+        counted = progress(damages, len(manifests), unit="artifacts", label="verifying")
+        return {f"{path.parts[-3]}/{path.parts[-2]}": found for path, found in zip(manifests, counted, strict=True)}
+
+
+def damage_of(manifest: Path) -> Iterator[str]:
+    """One sentence per file that is missing, altered or of nobody's list, and for an unreadable manifest."""
+    try:
+        artifact = Artifact.open(manifest)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from artifact.damage()
+    records = provenance(artifact).get("records")
+    if records is None:
+        yield f"{manifest.with_name(PROVENANCE)} is missing or not readable"
+        records = {}
+    for name, digest in sorted(records.items()):
+        path = artifact.directory / name
+        if not path.is_file():
+            yield f"{path} is listed in {PROVENANCE} but does not exist"
+        elif digest_file(path).sha256 != digest["sha256"]:
+            yield f"{path} does not match the sha256 in {PROVENANCE}"
+    listed = {*artifact.manifest.payload, *records, MANIFEST, PUBLISHED, PROVENANCE}
+    for path in sorted(artifact.directory.rglob("*")):
+        name = path.relative_to(artifact.directory).as_posix()
+        is_record_without_list = not records and name.startswith(f"{RECORDS}/")
+        if path.is_file() and name not in listed and not is_record_without_list:
+            yield f"{path} is in no list of the artifact"

@@ -1,0 +1,94 @@
+"""Tables 3 to 6 of the embedded study, one size of each row, from nothing to their cells."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from effllm.artifact import Artifact
+from effllm.study import parse_study
+from tests.conftest import run_snakemake
+
+TABLES = ("table3", "table4", "table5", "table6")
+TARGETS = [f"results/{table}.csv" for table in TABLES] + ["results/validity.csv"]
+PAPER_COLUMNS = {
+    "table3": ["method", "parameters", "micro_batch", "context", "PPL", "AMU_GB", "AL_s_per_iter"],
+    "table5": ["method", "parameters", "top_k", "micro_batch", "context", "PPL", "AMU_GB", "AL_s_per_iter"],
+}
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
+    """The tiny study's Tables 3 to 6, their smallest size, trained for a third of the steps."""
+    tables = {}
+    for name in TABLES:
+        rows = tiny_text["tables"][name]["rows"]
+        smallest = min(row["parameters"] for row in rows if "x" not in row["parameters"])
+        tables[name] = {"rows": [row for row in rows if row["parameters"].partition("x")[0] <= smallest]}
+    runs = {run for table in tables.values() for row in table["rows"] for run in row["runs"]}
+    pretraining = {
+        id: {**tiny_text["pretraining"][id], "max_steps": STEPS, "checkpoint_every_steps": 20} for id in runs
+    }
+    empty = {"models": {}, "benchmarks": {}, "precisions": {}}
+    return {**tiny_text, **empty, "pretraining": pretraining, "tables": tables}
+
+
+@pytest.fixture(scope="module")
+def directory(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the workflow has built these tables from nothing."""
+    directory = tmp_path_factory.mktemp("architectures")
+    (directory / "study.yaml").write_text(yaml.safe_dump(study))
+    run_snakemake(directory, *_arguments(directory))
+    return directory
+
+
+def _arguments(directory: Path) -> list[str]:
+    return ["--profile", "profiles/local", "--config", f"study={directory / 'study.yaml'}", "--", *TARGETS]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_is_there_trained_and_measured(directory: Path, study: dict[str, Any], table: str) -> None:
+    frame = pl.read_csv(directory / "results" / f"{table}.csv")
+    rows = study["tables"][table]["rows"]
+    assert frame.select("method", "parameters").rows() == [(row["method"], row["parameters"]) for row in rows]
+    assert frame.columns[: len(PAPER_COLUMNS.get(table, []))] == PAPER_COLUMNS.get(table, [])
+    for row in frame.iter_rows(named=True):
+        assert row["status"] == "ok", row
+        assert row["PPL_low"] < row["PPL"] < row["PPL_high"] < 2048
+        assert row["GPU_hours"] == pytest.approx(row["AL_s_per_iter"] * STEPS / 3600, rel=1e-4)
+        assert row["TT_tokens_per_param_s"] == pytest.approx(row["tokens_per_s"] / row["parameters_total"], rel=1e-4)
+        assert row["AMU_GB"] > 0.1
+        assert row["AEC_W"] is None or row["AEC_W"] > 0
+        assert row["AEC_W"] is not None or "AEC_W" in row["not_measured"]
+
+
+def test_a_run_that_stands_in_two_tables_is_trained_once(directory: Path, study: dict[str, Any]) -> None:
+    parsed = parse_study(study, "study")
+    listed = [run for name in TABLES for row in getattr(parsed.tables, name).rows for run in row.runs]
+    assert len(listed) > len(set(listed))
+    built = {path.parent.name for path in (directory / "results" / "pretrain").glob("*/manifest.json")}
+    assert built == set(listed)
+
+
+def test_the_plausibility_rules_read_every_run(directory: Path) -> None:
+    errors = pl.read_csv(directory / "results" / "validity.csv").filter(pl.col("severity") == "error")
+    assert errors.rows() == []
+
+
+def test_checkpoints_are_in_the_formats_that_transformers_knows(directory: Path) -> None:
+    formats = {
+        path.parent.name: Artifact.open(path).json("model/config.json")["model_type"]
+        for path in (directory / "results" / "pretrain").glob("*/manifest.json")
+    }
+    assert {formats[f"{attention}-0.3m"] for attention in ("gqa", "mqa")} == {"qwen2"}
+    assert formats["mla-0.3m"] == "deepseek_v3"
+    assert formats["moe-0.3mx8"] == "qwen2_moe"
+    assert formats["nsa-0.3m"] == formats["none-0.6m"] == "effllm"
+
+
+def test_a_second_run_executes_nothing(directory: Path) -> None:
+    output = run_snakemake(directory, *_arguments(directory))
+    assert "Nothing to be done" in output.stdout + output.stderr
