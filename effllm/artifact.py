@@ -117,6 +117,13 @@ class Artifact:
         if failure:
             raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
 
+    def damaged_records(self) -> Iterator[str]:
+        """Yield one sentence per record that is missing, truncated or altered."""
+        for name, digest in sorted(self.json(PROVENANCE).get("records", {}).items()):
+            failure = self._difference(name, FileDigest(**digest), "provenance")
+            if failure:
+                yield failure
+
     def damage(self) -> Iterator[str]:
         """Yield one sentence per payload file that is missing, truncated or altered."""
         for name in sorted(self.manifest.payload):

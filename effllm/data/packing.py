@@ -1,4 +1,8 @@
-"""The stage that encodes a corpus into memory-mapped token files (`effllm.data.tokens` has their layout)."""
+"""The stage that encodes a corpus into memory-mapped token files (`effllm.data.tokens` has their layout).
+
+in:  corpus and tokenizer; nothing for a synthetic stream
+out: tokens.json and the token files
+"""
 
 import os
 from contextlib import ExitStack
@@ -7,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from effllm.data.shards import read_batches
+from effllm.data.synthetic import write_stream
 from effllm.data.tokenizer import load as load_tokenizer
-from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, tokens_file
+from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
 from effllm.progress import Progress
 from effllm.stage import Job, main
+from effllm.study.data import SyntheticStream, TokenStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +31,11 @@ _BATCH_DOCUMENTS = 256
 
 
 def build(job: Job) -> None:
-    """Encode both splits of the corpus artifact with the tokenizer artifact."""
+    """Encode both splits of the corpus artifact with the tokenizer artifact, or draw a synthetic stream."""
+    stream = TypeAdapter(TokenStream).validate_python(job.spec["config"])
+    if isinstance(stream, SyntheticStream):
+        write_stream(job, stream)
+        return
     corpus = job.inputs["corpus"]
     tokenizer = load_tokenizer(job.inputs["tokenizer"].directory)
     if tokenizer.eos_token_id is None:
@@ -35,7 +46,7 @@ def build(job: Job) -> None:
     splits = corpus.json("corpus.json")["splits"]
     # Some tokenizers on the hub skip ids, so their number of tokens does not bound the ids.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    dtype = np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+    dtype = id_dtype(vocab_size)
     job.write_json(
         INDEX,
         {

@@ -5,7 +5,8 @@ A directory of them holds, for each split,
     <split>.bin              token ids, little-endian uint16 or uint32; each document ends with the end-of-text token
     <split>.boundaries.bin   the end of each document as an offset into the ids, little-endian int64
 
-and `tokens.json`: dtype, eos_token_id, vocab_size, and by split tokens, documents and utf8_bytes.
+and `tokens.json`: dtype, eos_token_id, vocab_size, and by split tokens, documents and utf8_bytes. A synthetic stream
+has no text, so that eos_token_id and utf8_bytes are null, and `unscored` says why nothing behind it can be scored.
 """
 
 import json
@@ -20,6 +21,11 @@ from effllm.errors import UserError
 
 INDEX = "tokens.json"
 BOUNDARY_DTYPE = np.dtype("<i8")
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest type on disk that holds ids below `vocab_size`."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 def tokens_file(directory: Path, split: str) -> Path:
@@ -39,9 +45,11 @@ class PackedTokens:
         part = index["splits"][split]
         self.directory = directory
         self.split = split
-        self.eos_token_id: int = index["eos_token_id"]
+        self.eos_token_id: int | None = index["eos_token_id"]
         self.vocab_size: int = index["vocab_size"]
-        self.utf8_bytes: int = part["utf8_bytes"]
+        self.unscored: str | None = index.get("unscored")
+        """Why a loss on these tokens means nothing; None where it does."""
+        self.utf8_bytes: int | None = part["utf8_bytes"]
         """Bytes of the split's text, end-of-text tokens not counted: what bits per byte are divided by."""
         self.ids = _map(tokens_file(directory, split), np.dtype(index["dtype"]), part["tokens"])
         """All token ids, read-only memory map (tokens,)."""

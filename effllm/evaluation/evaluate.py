@@ -46,10 +46,13 @@ def build(job: Job) -> None:
     """Write evaluation.json.
 
     `CellFailure`: "nan" where the model gives no numbers, "oom" where it does not fit, "unsupported" where its
-    context is too short for the task.
+    context is too short for the task or its weights are random.
     """
     protocol = job.config(Config).protocol
     benchmark = job.inputs["benchmark"].json("benchmark.json")
+    unscored = job.inputs["model"].json("quantization.json").get("unscored")
+    if unscored:
+        raise CellFailure("unsupported", unscored)
     folder = job.scratch / "tasks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

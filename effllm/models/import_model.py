@@ -1,7 +1,7 @@
-"""Stage `model`: a model that the study does not train, from the hub or from a local directory.
+"""Stage `model`: a model that the study does not train, from the hub, from a local directory, or of random weights.
 
-in:  nothing (hub), or the files of the directory
-out: model/ (config, safetensors, tokenizer)
+in:  nothing (hub, random), or the files of the directory
+out: model/ (config, safetensors, tokenizer); for random weights no tokenizer, and model.json that says so
 """
 
 import shutil
@@ -11,13 +11,20 @@ from pydantic import TypeAdapter
 from effllm.errors import UserError
 from effllm.stage import Job, main
 from effllm.study.graph import MODEL_FILES
-from effllm.study.models import HubModelSource, LocalModelSource
+from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 
 def build(job: Job) -> None:
     """Put the files of the model in place; weights in safetensors only."""
-    source = TypeAdapter(HubModelSource | LocalModelSource).validate_python(job.spec["config"])
+    source = TypeAdapter(HubModelSource | LocalModelSource | RandomSource).validate_python(job.spec["config"])
     target = job.output / "model"
+    if isinstance(source, RandomSource):
+        # torch takes seconds to import, and the other sources need none of it.
+        from effllm.models.random_weights import RANDOM_WEIGHTS, SUMMARY, write_random_model
+
+        write_random_model(source, target)
+        job.write_json(SUMMARY, {"source": source.plain(), "unscored": RANDOM_WEIGHTS})
+        return
     if isinstance(source, LocalModelSource):
         target.mkdir()
         for path in job.files.values():

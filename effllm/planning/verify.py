@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact, digest_file
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact
 from effllm.errors import UserError
 from effllm.planning.state import provenance
 from effllm.progress import progress
@@ -63,12 +63,8 @@ def damage_of(manifest: Path) -> Iterator[str]:
     if records is None:
         yield f"{manifest.with_name(PROVENANCE)} is missing or not readable"
         records = {}
-    for name, digest in sorted(records.items()):
-        path = artifact.directory / name
-        if not path.is_file():
-            yield f"{path} is listed in {PROVENANCE} but does not exist"
-        elif digest_file(path).sha256 != digest["sha256"]:
-            yield f"{path} does not match the sha256 in {PROVENANCE}"
+    else:
+        yield from artifact.damaged_records()
     listed = {*artifact.manifest.payload, *records, MANIFEST, PUBLISHED, PROVENANCE}
     for path in sorted(artifact.directory.rglob("*")):
         name = path.relative_to(artifact.directory).as_posix()

@@ -1,12 +1,14 @@
 """Stage `quantize`: a model in one precision.
 
 in:  model; for GPTQ also corpus, the calibration text
-out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantization.json (settings, bytes of weights)
+out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantization.json (settings, bytes of weights,
+     and `unscored` for random weights)
 """
 
 from pydantic import TypeAdapter
 from transformers import AutoTokenizer
 
+from effllm.models.random_weights import why_unscored
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import quantize_gptq
 from effllm.quantization.weights import weight_bytes
@@ -23,15 +25,15 @@ def build(job: Job) -> None:
         cast(source, target, settings)
     else:
         quantize_gptq(source, target, settings, job.inputs["corpus"].directory, job.records)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
-    job.write_json(
-        "quantization.json",
-        {
-            "nominal_bits": settings.nominal_bits,
-            "precision": settings.plain(),
-            "weights": weight_bytes(target),
-        },
-    )
+    if (source / "tokenizer_config.json").exists():
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+    content = {
+        "nominal_bits": settings.nominal_bits,
+        "precision": settings.plain(),
+        "weights": weight_bytes(target),
+    }
+    unscored = why_unscored(job.inputs["model"])
+    job.write_json("quantization.json", content | ({"unscored": unscored} if unscored else {}))
 
 
 if __name__ == "__main__":

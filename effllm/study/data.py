@@ -1,10 +1,10 @@
 """Corpora, tokenizers and token streams."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from effllm.study.base import Count, Fraction, Id, PositiveInt, Revision, Section
+from effllm.study.base import Count, Fraction, Id, PositiveFloat, PositiveInt, Revision, Section
 
 
 class HubCorpusSource(Section):
@@ -85,8 +85,35 @@ class HubTokenizer(Section):
 Tokenizer = Annotated[TrainedTokenizer | HubTokenizer, Field(discriminator="kind")]
 
 
-class TokenStream(Section):
+class EncodedStream(Section):
     """A corpus encoded by a tokenizer into memory-mapped files."""
 
+    # Left out of the spec: it is what a stream is that names no kind.
+    kind: Literal["encoded"] = Field(default="encoded", exclude=True)
     corpus: Id = Field(description="Id of the corpus.")
     tokenizer: Id = Field(description="Id of the tokenizer.")
+
+
+class SyntheticStream(Section):
+    """Random token ids, without a corpus and a tokenizer: they measure what a shape costs, not what it learns.
+
+    Held-out loss and scores behind such a stream are null with the reason "random tokens".
+    """
+
+    kind: Literal["synthetic"]
+    vocab_size: Annotated[int, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
+    tokens: PositiveInt = Field(description="Number of tokens.")
+    distribution: Literal["uniform", "zipf"] = Field(
+        default="uniform", description="uniform: every id alike. zipf: id k with a weight of (k + 1)^-exponent."
+    )
+    exponent: PositiveFloat = Field(default=1.0, description="Exponent of zipf.")
+    seed: Count = Field(default=0, description="Seed of the ids.")
+
+
+def _encoded_unless_told(value: Any) -> Any:
+    return {"kind": "encoded", **value} if isinstance(value, dict) else value
+
+
+TokenStream = Annotated[
+    Annotated[EncodedStream | SyntheticStream, Field(discriminator="kind")], BeforeValidator(_encoded_unless_told)
+]

@@ -11,7 +11,7 @@ from typing import Any
 from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
-from effllm.study.data import FilesCorpusSource, TrainedTokenizer
+from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
 from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
@@ -85,16 +85,19 @@ class Graph:
             return {"corpus": self.manifest("corpus", tokenizer.corpus)} if is_trained else {}
         if stage == "tokens":
             stream = study.tokens[id]
+            if isinstance(stream, SyntheticStream):
+                return {}
             return {
                 "corpus": self.manifest("corpus", stream.corpus),
                 "tokenizer": self.manifest("tokenizer", stream.tokenizer),
             }
         if stage == "pretrain":
             tokens = study.pretraining[id].tokens
-            return {
-                "tokens": self.manifest("tokens", tokens),
-                "tokenizer": self.manifest("tokenizer", study.tokens[tokens].tokenizer),
-            }
+            stream = study.tokens[tokens]
+            parents = {"tokens": self.manifest("tokens", tokens)}
+            if isinstance(stream, SyntheticStream):
+                return parents
+            return parents | {"tokenizer": self.manifest("tokenizer", stream.tokenizer)}
         if stage == "model":
             source = study.models[id].source
             return {"files": model_files(id, source.path)} if isinstance(source, LocalModelSource) else {}

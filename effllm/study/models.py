@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from effllm.study.architectures import Architecture
 from effllm.study.base import Count, Fraction, Id, PlainId, PositiveInt, Revision, Section
 
 
@@ -43,15 +44,35 @@ class FinetunedSource(Section):
         return f"{self.model}.{self.suite}.{self.method}"
 
 
+class RandomSource(Section):
+    """Random weights of a stated shape: what they cost can be measured without a download, what they answer cannot.
+
+    Scores of such a model are null with the reason "random weights".
+    """
+
+    kind: Literal["random"]
+    architecture: Architecture = Field(description="Shape of the model, by its model_type, with its vocab_size.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type of the weights.")
+    seed: Count = Field(default=0, description="Seed of the weights.")
+
+    @model_validator(mode="after")
+    def _has_a_vocabulary(self) -> "RandomSource":
+        if self.architecture.vocab_size is None:
+            raise ValueError(
+                "architecture.vocab_size is missing: random weights have no tokenizer to take it from; add it"
+            )
+        return self
+
+
 ModelSource = Annotated[
-    PretrainedSource | HubModelSource | LocalModelSource | FinetunedSource, Field(discriminator="kind")
+    PretrainedSource | HubModelSource | LocalModelSource | FinetunedSource | RandomSource, Field(discriminator="kind")
 ]
 
 
 class Model(Section):
     """A model under test."""
 
-    source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local or finetuned.")
+    source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local, finetuned or random.")
     label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.architectures import Architecture
 from effllm.study.base import Id, PlainId, Section
-from effllm.study.data import Corpus, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.instructions import Instructions
 from effllm.study.measure import (
@@ -19,7 +19,7 @@ from effllm.study.measure import (
     InferenceProtocol,
 )
 from effllm.study.methods import Method
-from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource
+from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource, RandomSource
 from effllm.study.support import GPTQ_MODEL_TYPES
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
@@ -58,6 +58,8 @@ class Study(Section):
             if isinstance(tokenizer, TrainedTokenizer):
                 _require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
         for id, stream in self.tokens.items():
+            if isinstance(stream, SyntheticStream):
+                continue
             _require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
             _require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
         for id, run in self.pretraining.items():
@@ -72,6 +74,7 @@ class Study(Section):
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)
+                self._check_kept(f"models.{id}.source.run", model.source.run)
             if isinstance(model.source, FinetunedSource):
                 self._check_finetuned(f"models.{id}.source", model.source)
             for precision in model.precisions:
@@ -96,8 +99,10 @@ class Study(Section):
         return _PrecisionOf.model_validate({"precision": settings}).precision
 
     def architecture_of(self, model: str) -> Architecture | None:
-        """The shape of a model that the study trains, fine-tuned or not; None for one that it fetches."""
+        """The shape of a model that the study makes, fine-tuned or not; None for one that it fetches."""
         source = self.models[model].source
+        if isinstance(source, RandomSource):
+            return source.architecture
         if isinstance(source, FinetunedSource):
             return self.architecture_of(source.model)
         return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
@@ -119,6 +124,14 @@ class Study(Section):
             shape = self.architecture_of(id)
             if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
                 raise ValueError(f"{where}: {misfit}")
+
+    def _check_kept(self, where: str, run: str) -> None:
+        tokens = self.pretraining[run].tokens
+        if isinstance(self.tokens[tokens], SyntheticStream):
+            raise ValueError(
+                f"{where}: {run!r} trains on the random tokens of {tokens!r} and keeps no weights; use a source of "
+                "kind random with its architecture"
+            )
 
     def _check_settings(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
@@ -170,6 +183,11 @@ class Study(Section):
             if repeated:
                 raise ValueError(f"{where}.{key}: {', '.join(sorted(repeated))} is listed twice; list it once")
         for model in table.models:
+            if table.benchmarks and isinstance(self.models[model].source, RandomSource):
+                raise ValueError(
+                    f"{where}.benchmarks: a score of {model!r}, which has random weights, means nothing; give the "
+                    "table no benchmarks, or take the model out of it"
+                )
             for precision in table.precisions:
                 self._check_fit(model, precision)
         if table.baseline not in table.precisions:

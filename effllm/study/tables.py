@@ -40,8 +40,8 @@ class QuantizationTable(Section):
     precisions: Annotated[list[PlainId], Field(min_length=1)] = Field(
         description="Precision ids, in the order of the rows."
     )
-    benchmarks: Annotated[list[PlainId], Field(min_length=1)] = Field(
-        description="Benchmark ids, in the order of the columns."
+    benchmarks: list[PlainId] = Field(
+        description="Benchmark ids, in the order of the columns; empty where only efficiency is measured."
     )
     baseline: PlainId = Field(description="Precision against which compression is measured.")
 

@@ -81,7 +81,9 @@ class Recipe(Section):
         description="Deterministic kernels only: a resumed run on one device ends with the same weights bit for bit. "
         "They cost time on a GPU.",
     )
-    checkpoint_every_steps: PositiveInt = Field(description="Steps between checkpoints to resume from.")
+    checkpoint_every_steps: PositiveInt | None = Field(
+        description="Steps between checkpoints to resume from; null writes none, and a stopped run starts over."
+    )
     log_every_steps: PositiveInt = Field(default=10, description="Steps between points of the loss curve.")
     seed: Count = Field(default=0, description="Seed of the initial weights and of the order of sequences.")
 
@@ -99,7 +101,7 @@ class Recipe(Section):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}{ranks}: change one of them"
             )
-        if self.checkpoint_every_steps % self.log_every_steps:
+        if self.checkpoint_every_steps and self.checkpoint_every_steps % self.log_every_steps:
             raise ValueError(
                 f"checkpoint_every_steps {self.checkpoint_every_steps} is not a multiple of log_every_steps "
                 f"{self.log_every_steps}: the loss curve of a resumed run would differ; change one of them"

@@ -52,6 +52,7 @@ class _Variant:
     def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result]]):
         self.quantize = results["quantize"][id]
         self.profile = results["profile"][id]
+        # A table without benchmarks has no evaluations.
         self.scores = {benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks}
 
     @property
@@ -59,7 +60,14 @@ class _Variant:
         precision = self.quantize.manifest.spec["config"]["precision"]
         return precision.get("bits", 16)
 
+    @property
+    def unscored(self) -> str | None:
+        """Why no score of these weights would mean anything; None where one would."""
+        return self.quantize.content.get("unscored") if self.quantize.content else None
+
     def performance(self) -> Performance:
+        if self.unscored and not self.scores:
+            return Performance(None, None, self.unscored)
         return average_performance(self.scores)
 
     def workloads(self) -> list[str]:
@@ -163,6 +171,8 @@ def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
     failed = [id for id, result in variant.scores.items() if result.content is None]
     if failed:
         return None, f"{', '.join(failed)} was not scored"
+    if not variant.scores:
+        return None, variant.unscored or "the table has no benchmark"
     return math.fsum(result.content["cost"]["latency_mean_ms"] for result in variant.scores.values()), None
 
 

@@ -24,9 +24,11 @@ class Training:
         self.window = Window(summary, why)
 
     def quality(self, key: str, why_null: str | None = None) -> Cell:
-        """A figure of training.json; `why_null` says what it means if it is null there."""
+        """A figure of training.json, which says why it is null; `why_null` where it does not."""
         content = self.result.content
-        return (content[key], why_null) if content is not None else (None, self.result.absent)
+        if content is None:
+            return None, self.result.absent
+        return content[key], content["reasons"].get(key, why_null)
 
     def efficiency(self, key: str) -> Cell:
         """A figure of records/efficiency.json, which has a reason for each null."""

@@ -1,17 +1,21 @@
 """Stage `pretrain`: a model trained from random weights on a token stream.
 
-in:  tokens, tokenizer
+in:  tokens, tokenizer (none with synthetic tokens)
 out: model/ (config, safetensors, tokenizer), training.json (held-out perplexity, parameters, tokens seen)
      records/loss_curve.json, records/efficiency.json, records/telemetry/
+
+A run on synthetic tokens measures and keeps no model: what it has learned is worth no more than random weights.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from effllm.data.tokens import PackedTokens
+from effllm.data.tokens import PackedTokens, Sequences
 from effllm.models import arithmetic
+from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.models.saving import save_causal_lm
@@ -20,29 +24,29 @@ from effllm.study.training import PretrainingRun
 from effllm.training.held_out import held_out_loss
 from effllm.training.run import Setup, train
 
+_SCORES = tuple(f"held_out_{figure}" for figure in ("bits_per_byte", "loss", "loss_stderr", "perplexity", "tokens"))
+
 
 def build(job: Job) -> None:
     """Train, or go on from the last complete checkpoint in the scratch, and score the held-out text."""
     run = job.config(PretrainingRun)
     model, _ = train(job, run, setup, load)
-    held_out = held_out_loss(
-        model, PackedTokens.open(job.inputs["tokens"].directory, "held_out"), run.sequence_length, run.micro_batch_size
-    )
-    model.config.use_cache = True
-    save_causal_lm(model, job.output / "model")
-    _tokenizer(job).save_pretrained(job.output / "model")
+    unscored = _train_tokens(job).unscored
+    if unscored is None:
+        scores = _score(job, run, model)
+        model.config.use_cache = True
+        save_causal_lm(model, job.output / "model")
+        _tokenizer(job).save_pretrained(job.output / "model")
+    else:
+        scores = {**dict.fromkeys(_SCORES), "reasons": dict.fromkeys(_SCORES, unscored)}
     count = arithmetic.parameter_count(model.config)
     job.write_json(
         "training.json",
         {
+            **scores,
             "cache_bytes_per_token": arithmetic.cache_bytes_per_token(
                 model.config, torch.bfloat16, run.sequence_length
             ),
-            "held_out_bits_per_byte": held_out.bits_per_byte,
-            "held_out_loss": held_out.loss,
-            "held_out_loss_stderr": held_out.loss_stderr,
-            "held_out_perplexity": held_out.perplexity,
-            "held_out_tokens": held_out.tokens,
             "parameters": count.total,
             "parameters_active": count.active,
             "parameters_without_embeddings": count.total - count.embedding,
@@ -56,18 +60,17 @@ def build(job: Job) -> None:
 def setup(job: Job) -> Setup:
     """The model at its random weights, and the training part of the token stream."""
     run = job.config(PretrainingRun)
-    tokenizer = _tokenizer(job)
-    config = model_config(
-        run.architecture,
-        len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tokens = _train_tokens(job)
+    config = _config(job, run, tokens)
+    # Weights that nobody keeps need not be the same everywhere, and a CPU takes minutes to draw billions of them.
+    on_device = tokens.unscored and run.parallel.strategy == "single" and torch.cuda.is_available()
+    with torch.device("cuda" if on_device else "cpu"):
+        model = random_model(config, run.seed)
     flops = run.global_batch_size * arithmetic.training_flops(config, run.sequence_length)
     return Setup(
         recipe=run,
-        model=random_model(config, run.seed),
+        model=model,
+        forward_options={"skip_logits": True} if isinstance(model, EffForCausalLM) else {},
         dataset=_sequences(job, run),
         collate=collate,
         tokens_of_step=lambda _: _tokens_per_step(run),
@@ -86,12 +89,36 @@ def collate(sequences: list) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def _tokenizer(job: Job):
+def _score(job: Job, run: PretrainingRun, model: PreTrainedModel) -> dict[str, Any]:
+    stream = PackedTokens.open(job.inputs["tokens"].directory, "held_out")
+    held_out = held_out_loss(model, stream, run.sequence_length, run.micro_batch_size)
+    scores = {key: getattr(held_out, key.removeprefix("held_out_")) for key in _SCORES}
+    return {**scores, "reasons": {key: "one window of text" for key, value in scores.items() if value is None}}
+
+
+def _config(job: Job, run: PretrainingRun, tokens: PackedTokens) -> PreTrainedConfig:
+    if tokens.unscored:
+        return model_config(run.architecture, tokens.vocab_size)
+    tokenizer = _tokenizer(job)
+    return model_config(
+        run.architecture,
+        len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _train_tokens(job: Job) -> PackedTokens:
+    return PackedTokens.open(job.inputs["tokens"].directory, "train")
+
+
+def _tokenizer(job: Job) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(job.inputs["tokenizer"].directory / "tokenizer", trust_remote_code=False)
 
 
-def _sequences(job: Job, run: PretrainingRun):
-    return PackedTokens.open(job.inputs["tokens"].directory, "train").sequences(run.sequence_length)
+def _sequences(job: Job, run: PretrainingRun) -> Sequences:
+    return _train_tokens(job).sequences(run.sequence_length)
 
 
 def _tokens_per_step(run: PretrainingRun) -> int:

@@ -5,8 +5,8 @@ run happens in the stage's own process; otherwise torchrun starts the ranks, eac
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from effllm.telemetry import Telemetry, device_info
 from effllm.training.arguments import training_arguments
 from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
+from effllm.training.determinism import be_deterministic
 from effllm.training.measure import MeasureSteps
 
 SAMPLE_PERIOD_S = 1.0
@@ -35,6 +36,7 @@ class Setup:
 
     model: weights on the CPU, the same on every rank. dataset: map-style. collate: samples to a batch.
     make_optimizer: None leaves AdamW over all trainable parameters.
+    forward_options: what every forward pass in training is told beside the batch.
     tokens_of_step, flops_of_step: tokens and model FLOPs of all ranks in the step after so many; None without formula.
     shuffle: whether the recipe's seed shuffles the dataset; otherwise it is in the order of training.
     take: called with every batch before the model sees it. callbacks: run before checkpoints are marked complete.
@@ -50,6 +52,7 @@ class Setup:
     shuffle: bool = True
     take: Callable[[dict[str, Any]], None] | None = None
     callbacks: Sequence[TrainerCallback] = ()
+    forward_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Trainer(Trainer):
@@ -70,6 +73,9 @@ class _Trainer(Trainer):
         if self.setup.take is not None:
             self.setup.take(inputs)
         return super().training_step(model, inputs, *arguments, **keywords)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+        return super().compute_loss(model, {**inputs, **self.setup.forward_options}, *arguments, **keywords)
 
 
 def train(
@@ -96,6 +102,8 @@ def train(
 def run_rank(job: Job, setup: Setup) -> Trainer:
     """The part of one rank, which is all of it on one device; the first rank writes the records."""
     recipe = setup.recipe
+    if recipe.deterministic:
+        be_deterministic()
     arguments = training_arguments(recipe, job.scratch, setup.shuffle)
     is_first = arguments.process_index == 0
     checkpoint = latest_complete(job.scratch, delete=is_first)

@@ -7,6 +7,7 @@ import pytest
 
 from effllm.artifact import MANIFEST, Artifact, Manifest, publish
 from effllm.errors import CellFailure, UserError
+from effllm.planning.verify import verify
 
 
 def _publish(root: Path, content: str, **changes: object) -> Artifact:
@@ -82,3 +83,14 @@ def test_a_record_altered_behind_its_provenance_is_named_with_its_remedy(tmp_pat
         artifact.verify_record("records/seconds.txt")
     with pytest.raises(UserError, match=r"provenance\.json lists no records/minutes\.txt"):
         artifact.verify_record("records/minutes.txt")
+
+
+def test_verify_finds_damaged_payloads_and_records(tmp_path: Path) -> None:
+    artifact = _publish(tmp_path, "text")
+    (name,) = verify(tmp_path / "results")
+    assert verify(tmp_path / "results") == {name: []}
+    for file in ("payload.txt", "records/seconds.txt"):
+        (artifact.directory / file).write_text("altered")
+    payload, record = verify(tmp_path / "results")[name]
+    assert "payload.txt has 7 bytes where its manifest says 4" in payload
+    assert "seconds.txt has 7 bytes where its provenance says 1" in record

@@ -64,9 +64,11 @@ def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path
 
 @pytest.mark.parametrize("profile", ["gh200", "h200"])
 def test_the_papers_study_dry_runs_without_gpu_network_or_slurm(tmp_path: Path, profile: str) -> None:
-    output = run_snakemake(tmp_path, "--profile", f"profiles/{profile}", "-n", "results/table9.csv")
+    tables = [f"results/table{number}.csv" for number in (3, 4, 5, 6, 9)]
+    output = run_snakemake(tmp_path, "--profile", f"profiles/{profile}", "-n", *tables)
     counts = {line.split()[0]: line.split()[-1] for line in output.stdout.splitlines() if len(line.split()) == 2}
     expected = {"model": "9", "quantize": "27", "evaluate": "162", "profile": "27", "benchmark": "6"}
+    expected |= {"pretrain": "30", "table": "5"}
     assert {rule: counts.get(rule) for rule in expected} == expected
 
 

@@ -7,32 +7,42 @@ from torch.nn import functional as F
 IGNORED = -100
 
 
+# Float32 probabilities that are in memory at once, in numbers: 1 GiB.
+_CHUNK_ELEMENTS = 1 << 28
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Sum over the rows of -log softmax(logits)[target], its gradient softmax - onehot made in the forward pass.
 
     One pass of exponentials instead of two, and one tensor of the logits' own type, which becomes their gradient, in
     place of float32 logits, log-probabilities and gradient: at 150,000 words the largest tensors of a training step.
-    Scaling it in place uses it up, so that a second backward pass through the same graph is an error.
+    Rows go through in chunks, so that float32 exists for some of them at a time. Scaling the gradient in place uses it
+    up, so that a second backward pass through the same graph is an error.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        probabilities = logits.softmax(dim=-1, dtype=dtype)
         used = targets != IGNORED
-        index = targets.where(used, 0)[:, None]
-        # log sum exp = max - log p[argmax], where p[argmax] is at least 1 / words; log p[target] may underflow.
-        highest, place = logits.max(dim=-1, keepdim=True)
-        log_sum = highest.to(dtype) - probabilities.gather(1, place).log()
-        loss = (log_sum - logits.gather(1, index).to(dtype))[:, 0].where(used, 0)
-        gradient = probabilities.scatter_add_(1, index, torch.full_like(log_sum, -1.0))
-        ctx.save_for_backward(gradient.mul_(used[:, None]).to(logits.dtype))
-        return loss.sum()
+        indices = targets.where(used, 0)[:, None]
+        gradient = torch.empty_like(logits)
+        losses = []
+        rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+        parts = zip(logits.split(rows), indices.split(rows), gradient.split(rows), strict=True)
+        for scores, index, part in parts:
+            probabilities = scores.softmax(dim=-1, dtype=dtype)
+            # log sum exp = max - log p[argmax], where p[argmax] is at least 1 / words; log p[target] may underflow.
+            highest, place = scores.max(dim=-1, keepdim=True)
+            log_sum = highest.to(dtype) - probabilities.gather(1, place).log()
+            losses.append(log_sum - scores.gather(1, index).to(dtype))
+            part.copy_(probabilities.scatter_add_(1, index, torch.full_like(log_sum, -1.0)))
+        ctx.save_for_backward(gradient, used)
+        return torch.cat(losses)[:, 0].where(used, 0).sum()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad_output), None
+        gradient, used = ctx.saved_tensors
+        return gradient.mul_((grad_output * used)[:, None]), None
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -150,8 +150,10 @@ class EffModel(EffPreTrainedModel):
             )
         padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
         mask = None
-        if config.attention != "nsa" and config.position != "relative":
-            # Given position ids without a mask may mark packed documents, which only this mask can keep apart.
+        is_causal_only = cache is None and attention_mask is None and position_ids is None
+        if config.attention != "nsa" and config.position != "relative" and not is_causal_only:
+            # Given position ids without a mask may mark packed documents, which only this mask can keep apart. Where
+            # causality is all there is, Transformers before 5.23 writes T x T of it out while torch compiles.
             mask = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
         if position_ids is None:
             position_ids = torch.arange(first, first + length, device=hidden.device)[None]
@@ -194,6 +196,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
         return_dict: bool | None = None,
         **kwargs: object,
     ) -> MoeCausalLMOutputWithPast | tuple:
@@ -201,7 +204,8 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
 
         Labels are shifted here. With experts the loss includes router_aux_loss_coef times the load-balancing loss;
         where `num_items_in_batch` says that the batch is one of several that are accumulated, that loss has this
-        batch's share of the tokens as its weight.
+        batch's share of the tokens as its weight. `skip_logits` leaves the logits out of the result: Accelerate would
+        copy them to float32, gigabytes at 150,000 words.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -227,7 +231,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
         result = MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=auxiliary,
-            logits=logits,
+            logits=None if skip_logits else logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             router_logits=outputs.router_logits if output_router_logits else None,

@@ -129,8 +129,10 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_balancing_loss_once(
 
 @pytest.mark.parametrize("items", [None, 50])
 @pytest.mark.parametrize("scale", [1.0, 200.0])
-def test_the_loss_and_its_gradient_are_those_of_cross_entropy(items, scale):
-    """Also where probabilities underflow, and where labels are left out."""
+@pytest.mark.parametrize("rows_per_chunk", [5, 1000])
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy(items, scale, rows_per_chunk, monkeypatch):
+    """Also where probabilities underflow, where labels are left out, and where rows go through in several chunks."""
+    monkeypatch.setattr("effllm.models.decoder.loss._CHUNK_ELEMENTS", rows_per_chunk * 50)
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 9, 50, generator=generator, dtype=torch.double) * scale).requires_grad_()
     labels = torch.randint(0, 50, (2, 9), generator=generator)

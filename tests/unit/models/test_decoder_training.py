@@ -40,6 +40,39 @@ def test_a_training_step_compiles_without_graph_breaks(attention, feed_forward, 
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("attention", ["gqa", "mla"])
+def test_no_causal_mask_is_written_out_in_training_compiled_or_not(attention, build, tokens, monkeypatch):
+    """A mask would keep SDPA off its flash kernel, and takes T x T bytes."""
+    masks = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def attention_with_mask(*arguments, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return original(*arguments, attn_mask=attn_mask, **options)
+
+    def graph(module, inputs):
+        calls = [node for node in module.graph.nodes if node.target is original]
+        masks.extend(node.kwargs.get("attn_mask") for node in calls)
+        return module.forward
+
+    model = build(attention=attention).train()
+    torch._dynamo.reset()
+    torch.compile(model, backend=graph, fullgraph=True)(tokens, labels=tokens, use_cache=False)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention_with_mask)
+    model(tokens, labels=tokens, use_cache=False)
+    assert masks == [None] * 2 * model.config.num_hidden_layers
+
+
+def test_products_under_autocast_share_one_cast_of_their_input(build, tokens):
+    model = build().train()
+    norm = model.model.layers[0].input_layernorm
+    hidden = torch.randn(2, 3, model.config.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        shared = norm(hidden)
+    assert shared.dtype == torch.bfloat16
+    torch.testing.assert_close(shared, norm(hidden).bfloat16(), rtol=0, atol=0)
+
+
 def train(model: EffForCausalLM, tokens: torch.Tensor, directory, batch: int, accumulate: int) -> list[torch.Tensor]:
     arguments = TrainingArguments(
         output_dir=str(directory),

@@ -1,12 +1,13 @@
 """Tables of a study: what their rows may hold, and which nodes they read."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from effllm.errors import UserError
-from effllm.study import Graph, parse_study
+from effllm.study import Graph, load_study, parse_study
 
 
 def _row(*runs: str, method: str = "GQA") -> dict[str, Any]:
@@ -103,3 +104,36 @@ def test_validity_covers_every_table_each_node_once(seeds: dict[str, Any]) -> No
         "profile": 9,
     }
     assert all(len(set(paths)) == len(paths) for paths in parents.values())
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+def test_shipped_studies_have_the_papers_rows(repository: Path, name: str) -> None:
+    tables = load_study(repository / "config" / f"{name}.yaml").tables
+    methods = {number: [row.method for row in getattr(tables, f"table{number}").rows] for number in (3, 4, 5, 6)}
+    assert methods[3] == ["MQA", "GQA", "MLA", "NSA"] * 3
+    assert methods[4] == ["RoPE", "Absolute", "Learnable Absolute", "Relative", "None"]
+    assert methods[5] == ["Dense", "Dense", "MoE", "MoE"]
+    families = ("Qwen2.5 (Transformer)", "Mamba", "Pythia", "RWKV")
+    assert methods[6] == [family for family in families for _ in range(3)]
+
+
+def test_an_unknown_suite_is_named(tiny: dict[str, Any]) -> None:
+    tiny["tables"]["table7"] = {"suite": "describes"}
+    _refused(tiny, "tables.table7.suite: 'describes' does not exist; did you mean 'describe'?")
+
+
+def test_a_table_of_methods_reads_every_method_of_every_model(tiny: dict[str, Any]) -> None:
+    tiny["tables"] = {"table8": {"suite": "name"}}
+    suite = tiny["finetuning"]["name"]
+    nodes = [f"{model}.name.{method}" for model in suite["models"] for method in suite["methods"]]
+    graph = Graph(parse_study(tiny, "test"))
+    assert graph.table_parents("table8") == {"finetune": [f"results/finetune/{node}/manifest.json" for node in nodes]}
+    assert set(nodes) <= set(graph.ids("finetune"))
+
+
+def test_validity_reads_the_fine_tuning_behind_a_quantized_model_and_its_base(tiny: dict[str, Any]) -> None:
+    table = tiny["tables"]["table16"] | {"models": ["llama-1m.dora"]}
+    tiny["tables"] = {"table16": table}
+    parents = Graph(parse_study(tiny, "test")).table_parents("validity")
+    assert parents["finetune"] == ["results/finetune/llama-1m.describe.dora/manifest.json"]
+    assert parents["pretrain"] == ["results/pretrain/llama-1m/manifest.json"]

@@ -1,0 +1,325 @@
+"""Run the most valuable parts of a study on a machine that is lent for minutes, without Snakemake.
+
+    python benchmarks/device.py run --plan benchmarks/device_plan.yaml --results DIR --budget-s 540 --export OUT.tar.gz
+    python benchmarks/device.py tables --study config/h200.yaml --results DIR --output DIR
+
+run     takes the plan from the top: nodes of the study (their parents first) and scripts of this directory, each a
+        process of its own with a limit of time. An artifact is there as soon as its stage ends; what failed or ran out
+        of time is recorded, and the next goes on. What does not fit into the rest of the budget is left for a later
+        call over the same DIR, which skips what is done. After each item the small files are packed into OUT.
+tables  assembles the study's tables from DIR, also on another machine; a cell that was not reached is a row with the
+        status `timeout` and the reason.
+
+A plan is YAML: `study`, and `items`, each {stage, id} or {script, arguments}, with `expected_s` (begin only if so much
+time is left) and `limit_s` (end it after that).
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from effllm.artifact import MANIFEST, Manifest, publish, write_text
+from effllm.errors import CellFailure, UserError
+from effllm.launch import stage_environment
+from effllm.stage import SCRATCH
+from effllm.stages import STAGES
+from effllm.study import Graph, load_study
+
+RECORD = "device.json"
+EXPORT_LIMIT_BYTES = 15 << 20
+# Larger files are weights, checkpoints and long series of samples.
+EXPORTED_FILE_BYTES = 1 << 20
+# Between the end of an item and the end of the call: packing, and a process that takes its time to die.
+RESERVE_S = 10.0
+FINAL = ("done", "failed", "timeout")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of the plan."""
+
+    expected_s: float
+    limit_s: float
+    stage: str | None = None
+    id: str | None = None
+    script: str | None = None
+    name: str | None = None
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The name under which its outcome is recorded."""
+        return f"{self.stage}/{self.id}" if self.stage else f"script/{self.name or Path(str(self.script)).stem}"
+
+
+class Run:
+    """One call: the study's graph, the recorded outcomes, and the time that is left."""
+
+    def __init__(self, study: Path, plan: list[Item], results: Path, budget_s: float, export: Path | None):
+        self.graph = Graph(load_study(study), str(results))
+        self.plan, self.results, self.export = plan, results, export
+        self.end = time.monotonic() + budget_s
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.record: dict[str, Any] = read_record(results)
+
+    def left_s(self) -> float:
+        """Seconds until the last item must have ended."""
+        return self.end - RESERVE_S - time.monotonic()
+
+    def all(self, only: tuple[str, ...]) -> None:
+        """Every item that is not finished and fits, in the plan's order; `only` those whose keys begin so."""
+        items = [item for item in self.plan if item.key.startswith(only)]
+        for item in items:
+            if self.record.get(item.key, {}).get("status") in FINAL:
+                continue
+            if self.left_s() < item.expected_s:
+                self._say(f"{item.key}: left for a later call, {self.left_s():.0f} s are too few")
+                continue
+            self._one(item)
+        finished = [item for item in items if self.record.get(item.key, {}).get("status") in FINAL]
+        self._say(f"{len(finished)} of {len(items)} items are finished")
+        self._pack()
+
+    def _one(self, item: Item) -> None:
+        started = time.monotonic()
+        # What was cut by the end of the call, and not by its own limit, is tried again.
+        is_cut = self.left_s() < item.limit_s
+        deadline = started + min(item.limit_s, self.left_s())
+        self._say(f"{item.key}: begins, {self.left_s():.0f} s left")
+        try:
+            if item.stage:
+                status, reason = self._node(item.stage, str(item.id), deadline)
+            else:
+                status, reason = self._script(item, deadline)
+        except UserError as error:
+            status, reason = "failed", str(error)
+        if status == "timeout" and is_cut:
+            status = "cut"
+        seconds = time.monotonic() - started
+        self.record[item.key] = {"status": status, "reason": reason, "seconds": round(seconds, 1)}
+        write_text(self.results / RECORD, json.dumps(self.record, indent=1, sort_keys=True) + "\n")
+        self._say(f"{item.key}: {status} after {seconds:.0f} s{f' ({reason})' if reason else ''}")
+        self._prune()
+        self._pack()
+
+    def _node(self, stage: str, id: str, deadline: float) -> tuple[str, str | None]:
+        """Build a node's missing parents and the node; its status, and why if it is not done."""
+        for parent_stage, parent_id in self._parents(stage, id):
+            if not self._stands(parent_stage, parent_id):
+                status, reason = self._node(parent_stage, parent_id, deadline)
+                if status != "done":
+                    return status, f"{parent_stage}/{parent_id}: {reason}"
+        if self._stands(stage, id):
+            return "done", None
+        output = self.results / stage / id
+        spec = self.results / SCRATCH / stage / f"{id}.spec.json"
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        write_text(spec, json.dumps(self.graph.spec(stage, id), indent=1, sort_keys=True))
+        argv = [sys.executable, "-m", STAGES[stage].module, "--spec", str(spec), "--output", str(output)]
+        for name, paths in self.graph.parents(stage, id).items():
+            for path in [paths] if isinstance(paths, str) else paths:
+                argv += ["--input", f"{name}={path}"]
+        environment = stage_environment(stage, len(os.sched_getaffinity(0)))
+        status, reason = _process(argv, self._log(stage, id), environment, deadline)
+        if status != "done":
+            shutil.rmtree(self.results / SCRATCH / stage / id, ignore_errors=True)
+            return status, reason
+        manifest = Manifest.read(output / MANIFEST)
+        return "done", None if manifest.status == "ok" else f"{manifest.status}: {manifest.reason}"
+
+    def _script(self, item: Item, deadline: float) -> tuple[str, str | None]:
+        name = item.key.partition("/")[2]
+        output = self.results / "scripts" / f"{name}.json"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        script = Path(__file__).parent / str(item.script)
+        argv = [sys.executable, str(script), *item.arguments, "--output", str(output)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        return _process(argv, self._log("scripts", name), environment, deadline)
+
+    def _stands(self, stage: str, id: str) -> bool:
+        path = self.results / stage / id / MANIFEST
+        return path.is_file() and Manifest.read(path).spec == self.graph.spec(stage, id)
+
+    def _log(self, stage: str, id: str) -> Path:
+        path = self.results / "logs" / stage / f"{id}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _prune(self) -> None:
+        """Delete weights that no item of the plan will read again: disks of such machines are small."""
+        needed: set[tuple[str, str]] = set()
+        for item in self.plan:
+            if item.stage and self.record.get(item.key, {}).get("status") not in FINAL:
+                needed |= self._ancestors(item.stage, str(item.id))
+        for model in self.results.glob("*/*/model"):
+            if model.parts[-3:-1] not in needed:
+                shutil.rmtree(model)
+
+    def _ancestors(self, stage: str, id: str) -> set[tuple[str, str]]:
+        parents = self._parents(stage, id)
+        return {*parents, *(ancestor for parent in parents for ancestor in self._ancestors(*parent))}
+
+    def _parents(self, stage: str, id: str) -> list[tuple[str, str]]:
+        """Stage and id of the artifacts that a node is built from."""
+        lists = [[paths] if isinstance(paths, str) else paths for paths in self.graph.parents(stage, id).values()]
+        return [Path(path).parts[-3:-1] for paths in lists for path in paths if path.endswith(MANIFEST)]
+
+    def _pack(self) -> None:
+        if self.export:
+            pack(self.results, self.export)
+
+    def _say(self, text: str) -> None:
+        print(f"[{self.left_s():5.0f} s left] {text}", flush=True)
+
+
+def _process(argv: list[str], log: Path, environment: dict[str, str], deadline: float) -> tuple[str, str | None]:
+    """Run to the end or to the deadline, with everything it started; its output goes to `log`."""
+    with open(log, "wb") as stream:
+        child = subprocess.Popen(argv, stdout=stream, stderr=stream, env=environment, start_new_session=True)
+        try:
+            code = child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return "timeout", f"ended after its time was up; last line: {_last_line(log)}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return ("done", None) if code == 0 else ("failed", f"code {code}: {_last_line(log)}")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "none"
+
+
+def machine(commit: str | None) -> str:
+    """What this call ran on, as JSON."""
+    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    devices = (
+        subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True) if shutil.which("nvidia-smi") else None
+    )
+    content = {
+        "argv": sys.argv,
+        "commit": commit,
+        "cpus": len(os.sched_getaffinity(0)),
+        "nvidia_smi": devices.stdout.splitlines() if devices else None,
+        "packages": packages,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def read_record(results: Path) -> dict[str, Any]:
+    """What earlier calls have recorded, by item."""
+    path = results / RECORD
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def pack(results: Path, export: Path) -> None:
+    """Every small file below `results` in one archive, manifests first; the largest are left out if it gets too big."""
+    files = [path for path in results.rglob("*") if path.is_file() and SCRATCH not in path.parts]
+    files = [path for path in files if path.stat().st_size <= EXPORTED_FILE_BYTES]
+    files.sort(key=lambda path: path.stat().st_size)
+    while True:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for path in files:
+                archive.add(path, arcname=str(Path("results") / path.relative_to(results)))
+        if buffer.tell() <= EXPORT_LIMIT_BYTES:
+            break
+        files = files[: len(files) * 9 // 10]
+    export.parent.mkdir(parents=True, exist_ok=True)
+    temporary = export.with_name(f".{export.name}")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(export)
+
+
+def read_plan(path: Path) -> tuple[Path, list[Item]]:
+    """The plan's study and items."""
+    content = yaml.safe_load(path.read_text())
+    return Path(content["study"]), [Item(**entry) for entry in content["items"]]
+
+
+def write_tables(study: Path, results: Path, output: Path) -> None:
+    """Every table of the study as CSV."""
+    from effllm.tables.assemble import assemble, write_csv
+
+    graph = Graph(load_study(study), str(results))
+    record = read_record(results)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in graph.tables():
+        parents = graph.table_parents(name)
+        for stage, manifests in parents.items():
+            for path in manifests:
+                if not Path(path).exists():
+                    _publish_missing(graph, stage, Path(path).parent, record)
+        write_csv(assemble(name, graph.table_spec(name), parents), output / f"{name}.csv")
+        print(f"{output / f'{name}.csv'}: {sum(map(len, parents.values()))} artifacts")
+
+
+def _publish_missing(graph: Graph, stage: str, directory: Path, record: dict[str, Any]) -> None:
+    """An artifact that says that its cell was not measured."""
+    id = directory.name
+    outcome = record.get(f"{stage}/{id}", {})
+    reason = f"not measured: {outcome.get('reason') or 'the time on the machine was up before its turn'}"
+    staging = directory.parent / f".{id}.missing"
+    staging.mkdir(parents=True)
+    publish(
+        staging,
+        directory,
+        stage=stage,
+        id=id,
+        spec=graph.spec(stage, id),
+        parents={},
+        provenance={},
+        failure=CellFailure("timeout", reason),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--plan", type=Path, required=True)
+    runs.add_argument("--results", type=Path, required=True)
+    runs.add_argument("--budget-s", type=float, required=True)
+    runs.add_argument("--export", type=Path)
+    runs.add_argument("--commit", help="of the code, where it travels without its repository")
+    runs.add_argument(
+        "--only", nargs="+", default=[""], metavar="KEY", help="items whose key begins so, such as script/ or pretrain/"
+    )
+    runs.add_argument("--retry", nargs="+", default=[], metavar="KEY", help="try these again, whatever came of them")
+    tables = commands.add_parser("tables")
+    tables.add_argument("--study", type=Path, required=True)
+    tables.add_argument("--results", type=Path, required=True)
+    tables.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "tables":
+        write_tables(arguments.study, arguments.results, arguments.output)
+        return
+    study, plan = read_plan(arguments.plan)
+    run = Run(study, plan, arguments.results, arguments.budget_s, arguments.export)
+    for key in arguments.retry:
+        run.record.pop(key, None)
+    write_text(arguments.results / f"machine-{time.strftime('%H%M%S')}.json", machine(arguments.commit))
+    run.all(tuple(arguments.only))
+
+
+if __name__ == "__main__":
+    main()

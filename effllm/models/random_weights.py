@@ -1,0 +1,26 @@
+"""Models of random weights, and how what is made from them still says so."""
+
+from pathlib import Path
+
+import torch
+
+from effllm.artifact import Artifact
+from effllm.models.families import model_config, random_model
+from effllm.models.saving import save_causal_lm
+from effllm.study.models import RandomSource
+
+RANDOM_WEIGHTS = "random weights"
+"""Why no score of such a model means anything."""
+SUMMARY = "model.json"
+
+
+def write_random_model(source: RandomSource, target: Path) -> None:
+    """Draw the weights, on the GPU if there is one, where other numbers come out of the same seed; no tokenizer."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = random_model(model_config(source.architecture, source.architecture.vocab_size), source.seed)
+    save_causal_lm(model.to(getattr(torch, source.dtype)), target)
+
+
+def why_unscored(model: Artifact) -> str | None:
+    """Why nothing made from this artifact of stage `model` or `pretrain` can be scored; None where it can."""
+    return model.json(SUMMARY)["unscored"] if SUMMARY in model.manifest.payload else None
