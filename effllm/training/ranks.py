@@ -103,6 +103,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave() -> None:
+    """End this process without the interpreter's exit: threads of gloo and DeepSpeed abort it there now and then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main() -> None:
     """One rank."""
     _die_with_parent()
@@ -118,6 +125,8 @@ def main() -> None:
     try:
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))
+        torch.distributed.barrier()
+        _leave()
     except CellFailure as failure:
         write_failure(job, rank, failure)
         sys.exit(1)
