@@ -115,7 +115,7 @@ class Shapes:
 
 
 # Stages whose artifacts are models; the others use the model of a parent.
-MODEL_STAGES = ("pretrain", "finetune", "model", "quantize")
+MODEL_STAGES = ("pretrain", "finetune", "merge", "model", "quantize")
 
 
 def read_config(directory: Path) -> "PreTrainedConfig":

@@ -9,6 +9,7 @@ A run on synthetic instructions measures and keeps no weights: its losses are nu
 """
 
 import gc
+import json
 import statistics
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from effllm.artifact import write_text
 from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
 from effllm.data.instructions.encoding import Encoded, encode
 from effllm.data.instructions.samples import read_samples
@@ -55,7 +57,8 @@ _LOSSES = (
     "train_loss_last",
 )
 _START = "start"
-"""Below the scratch: the tensors of an adapter that did not start at zero."""
+_SIZES = "sizes.json"
+"""Below the scratch, written by whoever trains: the tensors of an adapter that did not start at zero, and counts."""
 
 _NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
 _WHY_NULL = {
@@ -157,6 +160,7 @@ class Finetuning:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
         if tuned.initial_adapter is not None:
             write_start(tuned.initial_adapter, self.job.scratch / _START)
+        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(tuned.model)))
         if run.encoding.packing:
             require_separate_samples(tuned.model)
         dataset = SequenceDataset(self.training.sequences)
@@ -211,25 +215,23 @@ class Finetuning:
 
 
 def build(job: Job) -> None:
-    """Score, train or go on from the last complete checkpoint, score again, and write what was learned."""
+    """Train, or go on from the last complete checkpoint, score the model before and after, and write what was learned.
+
+    The base model is scored last: before the ranks start, this process must not touch their devices.
+    """
     task = Finetuning(job)
-    prepared: Setup | None = task.setup()
-    before = None if task.unscored else task.score(prepared.model, "before")
-    parameters = _sizes(prepared.model)
-    if task.run.parallel.strategy != "single":
-        # The ranks make their own, and need the memory.
-        prepared = None
-        gc.collect()
-    torch.cuda.empty_cache()
-    model, curve = train(job, task.recipe, lambda job: prepared or setup(job), load)
+    model, curve = train(job, task.recipe, lambda _: task.setup(), load)
     after = None if task.unscored else task.score(model, "after")
     adapter = _save(task, model)
+    del model
+    gc.collect()
+    before = None if task.unscored else task.score(task.load_base(), "before")
     consumed = job.records / "consumed.jsonl"
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
     recipe = task.recipe
     figures = {
-        **parameters,
+        **json.loads((job.scratch / _SIZES).read_text()),
         **_losses(before, after, curve),
         "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
         "data": {"train": task.training.counts, "held_out": None if task.unscored else task.held_out.counts},
