@@ -92,6 +92,13 @@ def _job(path: Path) -> Job:
     )
 
 
+def _leave() -> None:
+    """End this process without the interpreter's exit: threads of gloo and DeepSpeed abort it there now and then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main() -> None:
     """One rank."""
     torchrun.die_with_parent()
@@ -109,6 +116,8 @@ def main() -> None:
     try:
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))
+        torch.distributed.barrier()
+        _leave()
     except CellFailure as failure:
         write_failure(job, rank, failure)
         sys.exit(1)
