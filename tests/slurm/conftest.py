@@ -181,8 +181,10 @@ class Workflow:
 
     def local(self, *targets: str, threads: int = 2) -> None:
         """Build targets on this machine, with the threads that a job of the cluster has here: at most its cores."""
-        set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in ("pretrain", "quantize", "evaluate"))]
-        place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", "2"]
+        stages = ("pretrain", "quantize", "evaluate", "profile")
+        set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in stages)]
+        # Two jobs at a time, as there.
+        place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", str(2 * threads)]
         command = [*SNAKEMAKE, *place, *set_threads, "--config", f"study={self.study}", "--", *targets]
         result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
         assert not result.returncode, result.stdout + result.stderr
