@@ -1,7 +1,6 @@
 """The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
 
 import functools
-import shutil
 from pathlib import Path
 
 from effllm.cluster.queue import await_jobs_of, require_slurm
@@ -67,14 +66,15 @@ def enter_run():
     is_run = workflow.executor_plugin is not None and not workflow.dryrun
     if not is_run or not workflow.is_main_process:
         return
+    on_slurm = workflow.executor_plugin.name == "slurm"
     try:
-        if workflow.executor_plugin.name == "slurm":
+        if on_slurm:
             require_slurm()
         lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
         lock.acquire(wait=False)
         # Held for the life of the process: the lease ends with it.
         workflow.globals["_workflow_lock"] = lock
-        if shutil.which("squeue"):
+        if on_slurm:
             await_jobs_of(Path.cwd())
     except UserError as error:
         # Snakemake would wrap any other exception of an input function, and print a traceback.

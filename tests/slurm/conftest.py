@@ -126,9 +126,9 @@ class Cluster:
         """Bring a node back."""
         run(str(CLUSTER), "node", str(self.state), host.removeprefix("gh"))
         run("scontrol", "update", f"nodename={host}", "state=resume")
-        until(
-            lambda: run("sinfo", "--noheader", f"--nodes={host}", "--format=%t").split()[0] == "idle", f"{host} is up"
-        )
+        # "comp": up, with the lost job's end still to be confirmed.
+        up = ("idle", "comp", "mix")
+        until(lambda: run("sinfo", "--noheader", f"--nodes={host}", "--format=%t").startswith(up), f"{host} is up")
 
 
 @pytest.fixture(scope="session")
@@ -181,8 +181,10 @@ class Workflow:
 
     def local(self, *targets: str, threads: int = 2) -> None:
         """Build targets on this machine, with the threads that a job of the cluster has here: at most its cores."""
-        set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in ("pretrain", "quantize", "evaluate"))]
-        place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", "2"]
+        stages = ("pretrain", "quantize", "evaluate", "profile")
+        set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in stages)]
+        # Two jobs at a time, as there.
+        place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", str(2 * threads)]
         command = [*SNAKEMAKE, *place, *set_threads, "--config", f"study={self.study}", "--", *targets]
         result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
         assert not result.returncode, result.stdout + result.stderr

@@ -78,9 +78,9 @@ def test_jobs_get_the_gpus_cores_memory_and_time_of_their_stage(records: dict[st
     assert granted("pretrain/llama-1m") == ("1", "72", "9000M", 60)
     assert granted("quantize/llama-1m.bfloat16") == ("1", "72", "9000M", 30)
     assert granted("quantize/llama-1m.int4") == ("1", "72", "9000M", 60)
-    assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "9000M", 60)
+    assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "8000M", 60)
     # The whole node, of which only the memory is shared out.
-    assert granted("profile/llama-1m.int4") == ("4", "288", "9000M", 30)
+    assert granted("profile/llama-1m.int4") == ("4", "288", "8000M", 40)
 
 
 def test_artifacts_name_the_job_that_built_them(workflow: Workflow, records: dict[str, Record]) -> None:

@@ -1,5 +1,6 @@
 """Several ranks train what one trains, and a rank that fails ends the run with one verdict."""
 
+import re
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from effllm.errors import EXIT_INTERRUPTED
 from effllm.study.training import Parallel
 from effllm.training.arguments import deepspeed_config
 
@@ -85,6 +87,24 @@ def test_a_killed_run_of_two_ranks_leaves_none_behind_and_goes_on(pretrain: Call
     killed.run()
     assert killed.record("efficiency.json")["resumed_at_step"] >= 4
     assert killed.losses() == pytest.approx(whole.losses(), rel=TOLERANCE)
+
+
+def test_ranks_that_are_told_to_stop_save_the_same_step_and_end(pretrain: Callable[..., Any]) -> None:
+    """The signal reaches the stage alone, which is not a rank itself."""
+    settings = {"max_steps": 5000, "checkpoint_every_steps": 5000, "log_every_steps": 1, "micro_batch_size": 2}
+    stopped = pretrain("stopped", **settings, parallel={"strategy": "ddp", "devices": 2})
+    process = subprocess.Popen(stopped.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "'loss'" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_INTERRUPTED, output
+    # torchrun says more, above it.
+    last = output.splitlines()[-1]
+    said = re.match(r"error: stopped was told to stop and has saved step (\d+) of 5000: run again to go on", last)
+    assert said, output
+    assert (stopped.work / f"checkpoint-{said.group(1)}" / "complete").exists()
 
 
 def test_a_lost_run_of_two_ranks_is_a_cell_with_status_nan(pretrain: Callable[..., Any]) -> None:
