@@ -152,8 +152,13 @@ class Run:
         return _process(argv, self._log("scripts", name), environment, deadline)
 
     def _stands(self, stage: str, id: str) -> bool:
-        path = self.results / stage / id / MANIFEST
-        return path.is_file() and Manifest.read(path).spec == self.graph.spec(stage, id)
+        """Whether the artifact is there, of this study, and whole: an earlier call's archive has small files only."""
+        directory = self.results / stage / id
+        if not (directory / MANIFEST).is_file():
+            return False
+        manifest = Manifest.read(directory / MANIFEST)
+        is_whole = all((directory / name).is_file() for name in manifest.payload)
+        return is_whole and manifest.spec == self.graph.spec(stage, id)
 
     def _log(self, stage: str, id: str) -> Path:
         path = self.results / "logs" / stage / f"{id}.log"
@@ -304,7 +309,7 @@ def main() -> None:
     runs.add_argument(
         "--only", nargs="+", default=[""], metavar="KEY", help="items whose key begins so, such as script/ or pretrain/"
     )
-    runs.add_argument("--retry", nargs="+", default=[], metavar="KEY", help="try these again, whatever came of them")
+    runs.add_argument("--retry", nargs="+", default=[], metavar="KEY", help="try items whose key begins so again")
     tables = commands.add_parser("tables")
     tables.add_argument("--study", type=Path, required=True)
     tables.add_argument("--results", type=Path, required=True)
@@ -315,8 +320,7 @@ def main() -> None:
         return
     study, plan = read_plan(arguments.plan)
     run = Run(study, plan, arguments.results, arguments.budget_s, arguments.export)
-    for key in arguments.retry:
-        run.record.pop(key, None)
+    run.record = {key: outcome for key, outcome in run.record.items() if not key.startswith(tuple(arguments.retry))}
     write_text(arguments.results / f"machine-{time.strftime('%H%M%S')}.json", machine(arguments.commit))
     run.all(tuple(arguments.only))
 

@@ -59,7 +59,9 @@ class _Protocol(Section):
         default=True,
         description="Deterministic kernels only: a resumed run on one device ends with the same weights bit for bit.",
     )
-    checkpoint_every_steps: PositiveInt = Field(description="Steps between checkpoints to resume from.")
+    checkpoint_every_steps: PositiveInt | None = Field(
+        description="Steps between checkpoints to resume from; null writes none, and a stopped run starts over."
+    )
     log_every_steps: PositiveInt = Field(default=10, description="Steps between points of the loss curve.")
     held_out_samples: PositiveInt | None = Field(
         default=None, description="Held-out samples that are scored before and after; null scores all."
@@ -71,7 +73,7 @@ class _Protocol(Section):
         if (self.epochs is None) == (self.max_steps is None):
             given = "both are given" if self.epochs else "neither is given"
             raise ValueError(f"epochs, max_steps: {given}; give one of them")
-        if self.checkpoint_every_steps % self.log_every_steps:
+        if self.checkpoint_every_steps and self.checkpoint_every_steps % self.log_every_steps:
             raise ValueError(
                 f"checkpoint_every_steps {self.checkpoint_every_steps} is not a multiple of log_every_steps "
                 f"{self.log_every_steps}: the loss curve of a resumed run would differ; change one of them"

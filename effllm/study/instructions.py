@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Fraction, PositiveInt, Revision, Section
+from effllm.study.base import Count, Fraction, PositiveInt, Revision, Section
 
 
 class ChatColumns(Section):
@@ -82,23 +82,52 @@ class EmbeddedInstructionSource(Section):
     )
 
 
+class SyntheticInstructionSource(Section):
+    """Samples of random token ids, all of one length, without text and tokenizer: they measure what methods cost.
+
+    Losses behind them are null with the reason "random tokens".
+    """
+
+    kind: Literal["synthetic"]
+    vocab_size: Annotated[int, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
+    samples: PositiveInt = Field(description="Number of training samples; there are no held-out ones.")
+    prompt_tokens: PositiveInt = Field(description="Tokens of each prompt, on which there is no loss.")
+    answer_tokens: PositiveInt = Field(description="Tokens of each answer.")
+    seed: Count = Field(default=0, description="Seed of the ids.")
+
+
 InstructionSource = Annotated[
-    HubInstructionSource | FilesInstructionSource | EmbeddedInstructionSource, Field(discriminator="kind")
+    HubInstructionSource | FilesInstructionSource | EmbeddedInstructionSource | SyntheticInstructionSource,
+    Field(discriminator="kind"),
 ]
 
 
 class Instructions(Section):
     """A set of conversations, split into a training and a held-out part."""
 
-    source: InstructionSource = Field(description="Where the conversations come from: hub, files or embedded.")
+    source: InstructionSource = Field(
+        description="Where the conversations come from: hub, files, embedded, or synthetic ones that are random."
+    )
     maximum_samples: PositiveInt | None = Field(
         default=None,
         description="Stop after this many training samples, in the source's order; null takes everything.",
     )
-    held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
+    held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
+        default=None,
         description="Share of samples held out, chosen by a hash of the prompt alone: whatever the source and the "
-        "answer, a prompt is on the same side of the split."
+        "answer, a prompt is on the same side of the split. Synthetic samples have none.",
     )
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the samples are random tokens."""
+        return isinstance(self.source, SyntheticInstructionSource)
+
+    @model_validator(mode="after")
+    def _holds_out(self) -> "Instructions":
+        if self.held_out_fraction is None and not self.is_synthetic:
+            raise ValueError("held_out_fraction is missing: add the share of samples that is held out, such as 0.05")
+        return self
 
 
 class Encoding(Section):

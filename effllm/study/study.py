@@ -112,15 +112,27 @@ class Study(Section):
         suite = self.finetuning[source.suite]
         _require(f"{where}.model", source.model, suite.models)
         _require(f"{where}.method", source.method, suite.methods)
+        _require(f"finetuning.{source.suite}.instructions", suite.instructions, self.instructions)
+        if self.instructions[suite.instructions].is_synthetic:
+            raise ValueError(
+                f"{where}.suite: {source.suite!r} trains on the random tokens of {suite.instructions!r} and keeps no "
+                "weights; test its base model"
+            )
 
     def _check_suite(self, where: str, suite: FinetuningSuite) -> None:
         _require(f"{where}.instructions", suite.instructions, self.instructions)
+        is_synthetic = self.instructions[suite.instructions].is_synthetic
         for id in suite.methods:
             _require(f"{where}.methods", id, self.methods)
         for id in suite.models:
             _require(f"{where}.models", id, self.models)
             if isinstance(self.models[id].source, FinetunedSource):
                 raise ValueError(f"{where}.models: {id!r} is fine-tuned already; name its base model")
+            if isinstance(self.models[id].source, RandomSource) and not is_synthetic:
+                raise ValueError(
+                    f"{where}.models: {id!r} has random weights and no tokenizer to read {suite.instructions!r} with; "
+                    "give the suite synthetic instructions, or take the model out of it"
+                )
             shape = self.architecture_of(id)
             if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
                 raise ValueError(f"{where}: {misfit}")

@@ -17,7 +17,7 @@ def training_arguments(recipe: Recipe, directory: Path, shuffle: bool = True) ->
     """
     optimizer = recipe.optimizer
     use_cpu = not torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=recipe.micro_batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -51,6 +51,10 @@ def training_arguments(recipe: Recipe, directory: Path, shuffle: bool = True) ->
         disable_tqdm=True,
         **_parallel_arguments(recipe, use_cpu),
     )
+    if recipe.parallel.strategy == "single" and arguments.n_gpu > 1:
+        # The Trainer would copy the model to every GPU that it sees, and multiply the batch.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _parallel_arguments(recipe: Recipe, use_cpu: bool) -> dict[str, Any]:

@@ -4,6 +4,8 @@ in:  model (of stage pretrain or model), instructions
 out: adapter/ (peft's own format, and the tokenizer) or, where the model itself is trained, model/;
      training.json (held-out loss before and after, what was trained, sizes, digest of the order of samples)
      records/loss_curve.json, records/efficiency.json, records/consumed.jsonl (sample ids by step), records/telemetry/
+
+A run on synthetic instructions measures and keeps no weights: its losses are null with the reason.
 """
 
 import gc
@@ -29,6 +31,7 @@ from effllm.artifact import write_text
 from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
 from effllm.data.instructions.encoding import Encoded, encode
 from effllm.data.instructions.samples import read_samples
+from effllm.data.instructions.synthetic import INDEX, read_synthetic
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models import arithmetic
@@ -43,9 +46,28 @@ from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank
 from effllm.training.methods import tune
 from effllm.training.run import Setup, train
 
+_LOSSES = (
+    "held_out_loss",
+    "held_out_loss_before",
+    "held_out_loss_before_stderr",
+    "held_out_loss_stderr",
+    "held_out_samples",
+    "held_out_tokens",
+    "train_loss",
+    "train_loss_last",
+)
 _START = "start"
 _SIZES = "sizes.json"
 """Below the scratch, written by whoever trains: the tensors of an adapter that did not start at zero, and counts."""
+
+_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
+_WHY_NULL = {
+    "adapter_bytes": "the model itself is trained",
+    "held_out_loss_before_stderr": "one held-out sample",
+    "held_out_loss_stderr": "one held-out sample",
+    "train_loss": _NO_CURVE,
+    "train_loss_last": _NO_CURVE,
+}
 
 
 class Finetuning:
@@ -74,8 +96,17 @@ class Finetuning:
         return f"{manifest.stage}/{manifest.id}", None
 
     @cached_property
+    def unscored(self) -> str | None:
+        """Why a loss on these instructions means nothing; None where it does."""
+        return self.job.inputs["instructions"].json(INDEX).get("unscored")
+
+    @cached_property
     def training(self) -> Encoded:
         """The training samples as sequences."""
+        if self.unscored:
+            instructions = self.job.inputs["instructions"]
+            prompt_tokens = instructions.json(INDEX)["prompt_tokens"]
+            return read_synthetic(instructions.directory, prompt_tokens, self.run.encoding.sequence_length)
         return self._encoded("train", self.run.encoding)
 
     @cached_property
@@ -96,6 +127,9 @@ class Finetuning:
 
     def collate(self, packing: bool) -> Collate:
         """Makes batches, padded with the padding token or, where there is none, the end-of-text token."""
+        if self.unscored:
+            # All samples are of one length.
+            return Collate(0, packing)
         pad = self.tokenizer.pad_token_id
         return Collate(self.tokenizer.eos_token_id if pad is None else pad, packing)
 
@@ -116,7 +150,11 @@ class Finetuning:
         """The model as the method makes it ready, and the samples in the order of training."""
         run, recipe = self.run, self.recipe
         set_seed(run.seed)
-        tuned = tune(run.method, self.load_base(), f"methods.{self.method}")
+        model = self.load_base()
+        if run.parallel.strategy == "single" and torch.cuda.is_available():
+            # Methods that decompose the weights take minutes on a CPU.
+            model = model.to("cuda")
+        tuned = tune(run.method, model, f"methods.{self.method}")
         for parameter in tuned.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
@@ -183,39 +221,33 @@ def build(job: Job) -> None:
     """
     task = Finetuning(job)
     model, curve = train(job, task.recipe, lambda _: task.setup(), load)
-    after = task.score(model, "after")
-    _save(task, model)
+    after = None if task.unscored else task.score(model, "after")
+    adapter = _save(task, model)
     del model
     gc.collect()
-    before = task.score(task.load_base(), "before")
+    before = None if task.unscored else task.score(task.load_base(), "before")
     consumed = job.records / "consumed.jsonl"
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
     recipe = task.recipe
-    job.write_json(
-        "training.json",
-        {
-            **json.loads((job.scratch / _SIZES).read_text()),
-            "adapter_bytes": None if task.run.trains_whole_model else adapter_bytes(job.output / "adapter"),
-            "data": {"train": task.training.counts, "held_out": task.held_out.counts},
-            "held_out_loss": after.loss,
-            "held_out_loss_before": before.loss,
-            "held_out_loss_before_stderr": before.loss_stderr,
-            "held_out_loss_stderr": after.loss_stderr,
-            "held_out_samples": after.samples,
-            "held_out_tokens": after.tokens,
-            "learning_rate": task.run.learning_rate,
-            "micro_batch_size": recipe.micro_batch_size,
-            "packing": task.run.encoding.packing,
-            "sample_order_sha256": order_digest(steps),
-            "samples_per_step": recipe.global_batch_size,
-            "samples_seen": sum(map(len, steps)),
-            "seed": recipe.seed,
-            "steps": recipe.max_steps,
-            "train_loss": statistics.fmean(entry["loss"] for entry in curve) if curve else None,
-            "train_loss_last": curve[-1]["loss"] if curve else None,
-        },
-    )
+    figures = {
+        **json.loads((job.scratch / _SIZES).read_text()),
+        **_losses(before, after, curve),
+        "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
+        "data": {"train": task.training.counts, "held_out": None if task.unscored else task.held_out.counts},
+        "learning_rate": task.run.learning_rate,
+        "micro_batch_size": recipe.micro_batch_size,
+        "packing": task.run.encoding.packing,
+        "sample_order_sha256": order_digest(steps),
+        "samples_per_step": recipe.global_batch_size,
+        "samples_seen": sum(map(len, steps)),
+        "seed": recipe.seed,
+        "steps": recipe.max_steps,
+    }
+    reasons = {key: why for key, why in _WHY_NULL.items() if figures[key] is None}
+    if task.unscored:
+        reasons |= dict.fromkeys(_LOSSES, task.unscored)
+    job.write_json("training.json", {**figures, "reasons": reasons})
 
 
 def setup(job: Job) -> Setup:
@@ -240,18 +272,43 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _save(task: Finetuning, model: nn.Module) -> None:
+def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """What was learned, by held-out samples and in training; None where nothing was scored."""
+    if before is None or after is None:
+        return dict.fromkeys(_LOSSES)
+    values = (
+        after.loss,
+        before.loss,
+        before.loss_stderr,
+        after.loss_stderr,
+        after.samples,
+        after.tokens,
+        statistics.fmean(entry["loss"] for entry in curve) if curve else None,
+        curve[-1]["loss"] if curve else None,
+    )
+    return dict(zip(_LOSSES, values, strict=True))
+
+
+def _save(task: Finetuning, model: nn.Module) -> Path | None:
+    """Keep what was trained; the directory of the adapter, if it is one."""
     output = task.job.output
+    if task.unscored:
+        if task.run.trains_whole_model:
+            return None
+        # Its size is a figure of the method, its weights are worth nothing.
+        output = task.job.scratch / "unkept"
     if task.run.trains_whole_model:
         model.config.use_cache = True
         # In the type that the base model was published in, which merged adapters have too.
         published = AutoConfig.from_pretrained(task.base.directory / "model", trust_remote_code=False).dtype
         save_causal_lm(model.to(published or torch.float32), output / "model")
         task.tokenizer.save_pretrained(output / "model")
-        return
+        return None
     start = task.job.scratch / _START
     save_adapter(model, output / "adapter", *task.base_name, start=start if start.exists() else None)
-    task.tokenizer.save_pretrained(output / "adapter")
+    if not task.unscored:
+        task.tokenizer.save_pretrained(output / "adapter")
+    return output / "adapter"
 
 
 if __name__ == "__main__":

@@ -24,16 +24,20 @@ import xxhash
 from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
 from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
 from effllm.data.instructions.sources import RowSource, open_source
+from effllm.data.instructions.synthetic import write_synthetic
 from effllm.data.sampling import SPLIT_SALT
 from effllm.errors import UserError
 from effllm.progress import progress
 from effllm.stage import Job, main
-from effllm.study.instructions import Instructions
+from effllm.study.instructions import Instructions, SyntheticInstructionSource
 
 
 def build(job: Job) -> None:
     """Prepare the instruction data that `job.spec` describes."""
     config = job.config(Instructions)
+    if isinstance(config.source, SyntheticInstructionSource):
+        write_synthetic(job, config.source)
+        return
     source = open_source(config.source, job.files)
     job.write_json("instructions.json", prepare(source, config, job.output))
 

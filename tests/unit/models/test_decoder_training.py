@@ -63,6 +63,13 @@ def test_no_causal_mask_is_written_out_in_training_compiled_or_not(attention, bu
     assert masks == [None] * 2 * model.config.num_hidden_layers
 
 
+def test_the_loss_comes_without_logits_where_nobody_wants_them(build, tokens):
+    model = build().train()
+    whole, bare = model(tokens, labels=tokens), model(tokens, labels=tokens, skip_logits=True)
+    assert bare.logits is None
+    torch.testing.assert_close(bare.loss, whole.loss, rtol=0, atol=0)
+
+
 def test_products_under_autocast_share_one_cast_of_their_input(build, tokens):
     model = build().train()
     norm = model.model.layers[0].input_layernorm

@@ -68,7 +68,7 @@ def test_seed_of_the_corpus_changes_the_corpus_only(tiny: dict[str, Any]) -> Non
     assert _changed(tiny, after) == {"corpus/python-docs"}
 
 
-@pytest.mark.parametrize("name", ["tiny", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "paper", "h200"])
 def test_shipped_studies_are_valid_by_type_and_by_schema(repository: Path, name: str) -> None:
     path = repository / "config" / f"{name}.yaml"
     study = load_study(path)

@@ -1,0 +1,259 @@
+"""config/h200.yaml: real shapes on random tokens and weights, within one GPU's memory, and never a score."""
+
+import copy
+import csv
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from effllm.artifact import MANIFEST
+from effllm.errors import UserError
+from effllm.models import arithmetic
+from effllm.models.families import model_config
+from effllm.study import Graph, load_study, parse_study
+from effllm.study.training import PretrainingRun
+from effllm.tables.assemble import assemble
+from tests.conftest import REPOSITORY
+from tests.unit.conftest import Builder
+
+STUDY = REPOSITORY / "config" / "h200.yaml"
+# The smaller of the two cards, less what its driver and CUDA's context take.
+DEVICE_BYTES = 80e9
+LOADED = load_study(STUDY)
+
+
+@pytest.fixture
+def plain() -> dict[str, Any]:
+    """The study, to change."""
+    return json.loads(json.dumps(yaml.safe_load(STUDY.read_text())))
+
+
+def shrunk(study: dict[str, Any]) -> dict[str, Any]:
+    """The same nodes at the size of a test."""
+    study = copy.deepcopy(study)
+    study["tokens"]["random"].update(vocab_size=64, tokens=4000)
+    for run in study["pretraining"].values():
+        _shrink(run["architecture"])
+        run.update(sequence_length=16, max_steps=5, log_every_steps=5)
+    for model in study["models"].values():
+        _shrink(model["source"]["architecture"])
+    study["instructions"]["random"]["source"].update(vocab_size=64, samples=80, prompt_tokens=4, answer_tokens=4)
+    study["finetuning"]["random"].update(max_steps=5, log_every_steps=5, encoding={"sequence_length": 8})
+    study["finetuning"]["random"]["methods"].remove("freeze")
+    for method in study["methods"].values():
+        method.update({"rank": 4} if "rank" in method else {})
+    study["inference"].update(idle_s=0.1, minimum_window_s=0.05, repeats=2, cooldown_s=0.0, warmup_maximum=3)
+    study["inference"].update(
+        maximum_relative_interval=1000, workloads={"single": {"prompt_tokens": 8, "new_tokens": 4}}
+    )
+    return study
+
+
+def _shrink(shape: dict[str, Any]) -> None:
+    smaller = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64, "intermediate_size": 48}
+    smaller |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    shape.update({key: value for key, value in smaller.items() if key in shape})
+
+
+def training_bytes(run: PretrainingRun) -> float:
+    """Weights, gradients and Adam's moments in float32, autocast's copies, activations and the loss."""
+    config = model_config(run.architecture, run.architecture.vocab_size)
+    parameters = arithmetic.parameter_count(config).total
+    activations = arithmetic.activation_bytes(
+        config, run.micro_batch_size, run.sequence_length, torch.bfloat16, run.activation_checkpointing
+    )
+    logits = run.micro_batch_size * run.sequence_length * config.vocab_size
+    # The decoder's loss holds logits and gradient in bfloat16; Transformers' own holds float32 copies of the logits: as
+    # they are, cast by Accelerate, their log-probabilities and their gradient.
+    loss = 2 * logits if run.architecture.model_type == "effllm" else 4 * 4 * logits
+    return (4 + 4 + 8 + 2) * parameters + activations + loss
+
+
+@pytest.mark.parametrize("id", list(LOADED.pretraining))
+def test_every_run_fits_into_eighty_gigabytes(id: str) -> None:
+    assert training_bytes(LOADED.pretraining[id]) < DEVICE_BYTES
+
+
+@pytest.mark.parametrize("id", list(LOADED.models))
+def test_every_model_fits_with_its_cache(id: str) -> None:
+    shape = LOADED.models[id].source.architecture
+    config = model_config(shape, shape.vocab_size)
+    context = {workload.prompt_tokens + workload.new_tokens for workload in LOADED.inference.workloads.values()}
+    batch = max(workload.batch_size for workload in LOADED.inference.workloads.values())
+    cache = batch * arithmetic.cache_bytes(config, max(context), torch.bfloat16)
+    # The weights are drawn in float32 and cast.
+    assert 1.5 * arithmetic.weight_bytes(config, torch.float32) + cache < DEVICE_BYTES
+
+
+def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repository: Path) -> None:
+    graph = Graph(LOADED)
+    plan = yaml.safe_load((repository / "benchmarks" / "device_plan.yaml").read_text())
+    assert plan["study"] == "config/h200.yaml"
+    nodes = [(item["stage"], item["id"]) for item in plan["items"] if "stage" in item]
+    assert all(id in graph.ids(stage) for stage, id in nodes)
+    for item in plan["items"]:
+        assert item["expected_s"] < item["limit_s"]
+        assert "stage" in item or (repository / "benchmarks" / item["script"]).exists()
+    rows = {("pretrain", run) for name in ("table3", "table4", "table5", "table6") for run in _runs(graph, name)}
+    rows |= {("finetune", node) for node in LOADED.finetuning["random"].nodes("random")}
+    rows |= {("profile", f"{m}.{p}") for m in LOADED.tables.table9.models for p in LOADED.tables.table9.precisions}
+    assert rows == set(nodes)
+
+
+def _runs(graph: Graph, name: str) -> list[str]:
+    return [Path(path).parent.name for path in graph.table_parents(name)["pretrain"]]
+
+
+def test_what_is_measured_on_random_tokens_and_weights_has_no_score(plain: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder(shrunk(plain), tmp_path)
+    run = builder.build("pretrain", "gqa-1.5b")
+    training = run.json("training.json")
+    assert {key for key in training if training[key] is None} == set(training["reasons"])
+    assert set(training["reasons"].values()) == {"random tokens"}
+    assert not (run.directory / "model").exists()
+    assert run.json("records/efficiency.json")["latency_s_per_iteration"] > 0
+
+    study = shrunk(plain)
+    study["tables"] = {"table9": {**study["tables"]["table9"], "models": ["qwen2.5-1.5b"], "precisions": ["bfloat16"]}}
+    builder = Builder(study, tmp_path)
+    for stage in ("quantize", "profile"):
+        builder.build(stage, "qwen2.5-1.5b.bfloat16")
+    (row,) = assemble("table9", builder.graph.table_spec("table9"), builder.graph.table_parents("table9")).to_dicts()
+    assert row["status"] == "ok"
+    assert row["IT_tokens_per_s"] > 0
+    assert row["average_performance"] is row["AL_sum_ms"] is row["MCR"] is None
+    assert "average_performance, AL_sum_ms, MCR" in row["not_measured"].split(": random weights")[0]
+
+
+def test_a_row_of_table_3_says_that_its_tokens_were_random(plain: dict[str, Any], tmp_path: Path) -> None:
+    study = shrunk(plain)
+    study["tables"] = {"table3": {"rows": [{"method": "NSA", "parameters": "1.5B", "runs": ["nsa-1.5b"]}]}}
+    builder = Builder(study, tmp_path)
+    builder.build("pretrain", "nsa-1.5b")
+    (row,) = assemble("table3", builder.graph.table_spec("table3"), builder.graph.table_parents("table3")).to_dicts()
+    assert row["PPL"] is None
+    assert row["AL_s_per_iter"] > 0
+    assert "PPL" in row["not_measured"].split(": random tokens")[0].split(" | ")[-1]
+
+
+@pytest.mark.parametrize("method", ["pissa", "full"])
+def test_fine_tuning_on_random_tokens_measures_and_keeps_nothing(
+    plain: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    study = shrunk(plain)
+    study["finetuning"]["random"]["methods"] = [method]
+    study["tables"] = {"table7": {"suite": "random"}}
+    builder = Builder(study, tmp_path)
+    artifact = builder.build("finetune", f"llama-3.2-1b.random.{method}")
+    assert set(artifact.manifest.payload) == {"training.json"}
+    (row,) = assemble("table7", builder.graph.table_spec("table7"), builder.graph.table_parents("table7")).to_dicts()
+    assert row["loss"] is row["held_out_loss"] is None
+    assert "loss, held_out_loss" in row["not_measured"].replace("PCU, ", "")
+    assert "random tokens" in row["not_measured"]
+    assert row["AL_s_per_iter"] > 0
+    assert (row["adapter_bytes"] is None) == (method == "full")
+    assert row["parameters_trainable"] > 0
+
+
+def test_an_evaluation_of_random_weights_is_unsupported(
+    plain: dict[str, Any], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    study = shrunk(plain)
+    study["corpora"] = tiny["corpora"]
+    study["benchmarks"] = {"adjacent-swap": {**tiny["benchmarks"]["adjacent-swap"], "items": 5}}
+    artifact = Builder(study, tmp_path).build("evaluate", "qwen2.5-1.5b.bfloat16.adjacent-swap")
+    assert (artifact.manifest.status, artifact.manifest.reason) == ("unsupported", "random weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s["models"].update(x={"source": {"kind": "pretrained", "run": "gqa-1.5b"}}),
+            "models.x.source.run: 'gqa-1.5b' trains on the random tokens of 'random' and keeps no weights",
+        ),
+        (
+            lambda s: s["models"]["qwen2.5-7b"]["source"]["architecture"].pop("vocab_size"),
+            "architecture.vocab_size is missing",
+        ),
+        (
+            lambda s: (
+                s.update(corpora={"c": {"source": {"kind": "embedded"}, "held_out_fraction": 0.1}}),
+                s.update(benchmarks={"b": {"kind": "held_out", "corpus": "c", "task": "word_order", "items": 1}}),
+                s["tables"]["table9"].update(benchmarks=["b"]),
+            ),
+            "tables.table9.benchmarks: a score of 'qwen2.5-1.5b', which has random weights, means nothing",
+        ),
+        (
+            lambda s: s["tokens"].update(random={"kind": "synthetic", "vocab_size": 1, "tokens": 5}),
+            "tokens.random.vocab_size",
+        ),
+        (lambda s: s["tokens"].update(random={"kind": "sythetic"}), "did you mean 'synthetic'"),
+        (
+            lambda s: s["models"].update(
+                x={"source": {"kind": "finetuned", "suite": "random", "model": "llama-3.2-1b", "method": "full"}}
+            ),
+            "models.x.source.suite: 'random' trains on the random tokens of 'random' and keeps no weights",
+        ),
+        (
+            lambda s: s["instructions"].update(
+                random={"source": {"kind": "embedded", "questions": "name"}, "held_out_fraction": 0.1}
+            ),
+            "finetuning.random.models: 'llama-3.2-1b' has random weights and no tokenizer",
+        ),
+        (
+            lambda s: s["instructions"].update(random={"source": {"kind": "embedded", "questions": "name"}}),
+            "held_out_fraction is missing",
+        ),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(plain: dict[str, Any], change: Any, message: str) -> None:
+    change(plain)
+    with pytest.raises(UserError) as caught:
+        parse_study(plain, "test")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def device(repository: Path) -> Any:
+    """benchmarks/device.py as a module."""
+    specification = importlib.util.spec_from_file_location("device", repository / "benchmarks" / "device.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_driver_goes_on_after_failures_and_resumes(device: Any, plain: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(shrunk(plain)))
+    scripts = {"fails": "raise SystemExit('broken')", "sleeps": "import time; time.sleep(60)"}
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    plan = [
+        device.Item(script=str(tmp_path / "fails.py"), name="fails", expected_s=1, limit_s=30),
+        device.Item(script=str(tmp_path / "sleeps.py"), name="sleeps", expected_s=0, limit_s=0.3),
+        device.Item(stage="tokens", id="random", expected_s=1, limit_s=60),
+        device.Item(stage="pretrain", id="gqa-1.5b", expected_s=1000, limit_s=2000),
+    ]
+    results, export = tmp_path / "results", tmp_path / "out" / "results.tar.gz"
+    device.Run(tmp_path / "study.yaml", plan, results, 100, export).all(("",))
+    record = json.loads((results / "device.json").read_text())
+    assert {key: outcome["status"] for key, outcome in record.items()} == {
+        "script/fails": "failed",
+        "script/sleeps": "timeout",
+        "tokens/random": "done",
+    }
+    assert "broken" in record["script/fails"]["reason"]
+    assert (results / "tokens" / "random" / MANIFEST).exists()
+    assert export.exists()
+    before = (results / "device.json").stat().st_mtime_ns
+    device.Run(tmp_path / "study.yaml", plan, results, 100, export).all(("",))
+    assert (results / "device.json").stat().st_mtime_ns == before, "nothing was done again"
+    device.write_tables(tmp_path / "study.yaml", results, tmp_path / "tables")
+    rows = csv.DictReader((tmp_path / "tables" / "table4.csv").read_text().splitlines())
+    assert {row["status"] for row in rows} == {"timeout"}
