@@ -7,11 +7,12 @@ export DS_BUILD_OPS := 0
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup table9 test lint check-python
+.PHONY: help setup table9 test test-slurm lint check-python
 help:
-	@echo "make table9   set up, run the embedded study, print its Table 9"
-	@echo "make test     set up, run style checks and tests"
-	@echo "make lint     style checks only"
+	@echo "make table9       set up, run the embedded study, print its Table 9"
+	@echo "make test         set up, run style checks and tests"
+	@echo "make test-slurm   set up, run the tests on a Slurm of two nodes on this machine (Debian, root)"
+	@echo "make lint         style checks only"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -39,3 +40,6 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+test-slurm: setup
+	python -m pytest tests/slurm

@@ -32,7 +32,6 @@ localrules:
 
 
 onstart:
-    hold_workflow_lock()
     tell_older_code()
 
 

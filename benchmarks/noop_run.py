@@ -67,9 +67,9 @@ def run(command: list[str]) -> tuple[str, float]:
     return result.stdout + result.stderr, elapsed
 
 
-def write_empty_workflow(directory: Path) -> int:
-    """A Snakefile whose jobs touch the manifests of the embedded Table 9 from the same inputs; the number of jobs."""
-    graph = Graph(load_study(REPOSITORY / "config" / "tiny.yaml"), "results")
+def write_empty_workflow(directory: Path, study: Path = REPOSITORY / "config" / "tiny.yaml") -> int:
+    """A Snakefile whose jobs touch the manifests of a study's Table 9 from the same inputs; the number of jobs."""
+    graph = Graph(load_study(study), "results")
     edges: dict[str, list[str]] = {"results/table9.csv": [*chain(*graph.table_parents("table9").values())]}
     pending = list(edges["results/table9.csv"])
     while pending:

@@ -1,4 +1,4 @@
-"""The two ways in which a stage may end without a result: the user's input is at fault, or the cell is.
+"""The ways in which a stage may end without a result: the user's input is at fault, the cell is, or it was stopped.
 
 Everything else is a defect of the program and keeps its traceback.
 """
@@ -28,4 +28,13 @@ class CellFailure(Exception):
         self.reason = reason
 
 
+class Interrupted(Exception):
+    """The process was told to stop and has saved what it needs to go on later.
+
+    The message is one sentence. Programs print it and exit with `EXIT_INTERRUPTED`.
+    """
+
+
 EXIT_USER_ERROR = 2
+# EX_TEMPFAIL of sysexits.h: try again later.
+EXIT_INTERRUPTED = 75

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from effllm.artifact import write_text
-from effllm.errors import EXIT_USER_ERROR
+from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from effllm.stage import SCRATCH
 from effllm.stages import STAGES
 
@@ -62,6 +62,8 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
     environment["PYTHONUNBUFFERED"] = "1"
     if not STAGES[stage].network:
         environment["HF_HUB_OFFLINE"] = "1"
+        # A token is worth nothing there, and jobs get the environment of the host that submits them.
+        environment.pop("HF_TOKEN", None)
     return environment
 
 
@@ -98,7 +100,7 @@ def _die_with_parent() -> None:
 
 def _explain(stage: str, output: Path, log: Path, code: int) -> str:
     lines = log.read_text(errors="replace").splitlines()
-    if code == EXIT_USER_ERROR:
+    if code in (EXIT_USER_ERROR, EXIT_INTERRUPTED):
         errors = [line for line in lines if line.startswith("error: ")]
         return f"{stage} {output.name}: {errors[-1].removeprefix('error: ') if errors else f'see {log}'}"
     if code < 0:

@@ -7,17 +7,14 @@ inputs, gives `build` a staging directory, and publishes what it leaves there.
 """
 
 import argparse
-import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +23,8 @@ from pydantic import BaseModel, ValidationError
 
 from effllm import artifact, provenance
 from effllm.artifact import MANIFEST, Artifact, Parent, publish
-from effllm.errors import EXIT_USER_ERROR, CellFailure, UserError
+from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
+from effllm.lease import lease
 from effllm.stages import STAGES
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ class Job:
 
 
 def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None) -> None:
-    """Run one stage as a program and exit: 0 published, 2 the user's error, other codes for defects."""
+    """Run one stage as a program and exit: 0 published, 2 the user's error, 75 interrupted, else a defect."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     arguments = _parse(stage, argv)
     try:
@@ -81,6 +79,9 @@ def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except Interrupted as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         sentence = _fault_of_machine(error, arguments["output"])
         if sentence is None:
@@ -116,7 +117,7 @@ def run(
     artifacts, files, parents = _open_inputs(inputs)
     key = scratch_key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
-    with _lease(scratch):
+    with lease(scratch / LEASE, output.name) as held:
         finished = artifact.restore(output, spec, parents)
         if finished:
             log.info("%s stands: same spec, same inputs, payload intact; delete it to build it anew", output)
@@ -130,6 +131,7 @@ def run(
         job = Job(stage, output.name, spec, artifacts, files, staging, records, scratch / "work")
         job.scratch.mkdir(exist_ok=True)
         failure = _build(build, job)
+        held.require_held()
         published = publish(
             staging,
             output,
@@ -208,20 +210,3 @@ def _reset_unless(scratch: Path, key: str) -> None:
             if path.name != LEASE:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         artifact.write_text(marker, key)
-
-
-@contextlib.contextmanager
-def _lease(scratch: Path) -> Iterator[None]:
-    """Hold the only right to write this artifact on this file system; the kernel frees it when the holder dies."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with open(scratch / LEASE, "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            log.info("waiting: %s is being built by %s", scratch.name, stream.read().strip() or "another process")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
-        stream.flush()
-        yield

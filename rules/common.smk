@@ -1,11 +1,15 @@
 """The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
 
-import fcntl
-import os
+import functools
+import shutil
 from pathlib import Path
 
+from effllm.cluster.queue import await_jobs_of, require_slurm
+from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
+from effllm.lease import Lease
 from effllm.planning.state import older_code_line
+from effllm.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
 from snakemake.exceptions import WorkflowError
@@ -53,9 +57,89 @@ def only(stage):
     return any_of(GRAPH.ids(stage))
 
 
+@functools.cache
+def enter_run():
+    """Before the first node of a run is looked at: take the results, and let jobs of an earlier run end.
+
+    Called by input functions: Snakemake has chosen its executor by then, and has neither read the state of any file
+    nor deleted an output. Dry runs, summaries and the jobs of a run do without.
+    """
+    is_run = workflow.executor_plugin is not None and not workflow.dryrun
+    if not is_run or not workflow.is_main_process:
+        return
+    try:
+        if workflow.executor_plugin.name == "slurm":
+            require_slurm()
+        lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
+        lock.acquire(wait=False)
+        # Held for the life of the process: the lease ends with it.
+        workflow.globals["_workflow_lock"] = lock
+        if shutil.which("squeue"):
+            await_jobs_of(Path.cwd())
+    except UserError as error:
+        # Snakemake would wrap any other exception of an input function, and print a traceback.
+        raise SystemExit(f"error: {error}") from None
+
+
 def parents(stage):
     """An input function: the manifests and files that a node of `stage` is built from, by name."""
-    return lambda wildcards: GRAPH.parents(stage, wildcards.id)
+
+    def inputs(wildcards):
+        enter_run()
+        return GRAPH.parents(stage, wildcards.id)
+
+    return inputs
+
+
+def requests(stage):
+    """The resources of a rule: what its jobs ask of a cluster. Without one they are printed and have no effect."""
+
+    def request_of(wildcards, input, threads):
+        # Read again at each submission: what a parent weighs is known once it is built.
+        return request(
+            GRAPH.study, stage, wildcards.id, dict(input.items()), cores=threads
+        )
+
+    def runtime(wildcards, input, threads, attempt):
+        return attempt * request_of(wildcards, input, threads).minutes
+
+    def mem_mb(wildcards, input, threads, attempt):
+        return attempt * request_of(wildcards, input, threads).memory_mb
+
+    def nodes(wildcards, input, threads):
+        return request_of(wildcards, input, threads).nodes
+
+    def gpu(wildcards, input, threads):
+        found = request_of(wildcards, input, threads)
+        return found.nodes * found.gpus_per_node
+
+    def cpus_per_task(wildcards, input, threads):
+        return threads * request_of(wildcards, input, threads).gpus_per_node
+
+    def slurm_extra(wildcards, input, threads):
+        return " ".join(request_of(wildcards, input, threads).options) or None
+
+    def over_nodes(value_of):
+        # The plugin starts a job of one node in a step of its own, out of which no other node can be reached.
+        def value(wildcards, input, threads):
+            found = request_of(wildcards, input, threads)
+            return value_of(found) if found.nodes > 1 else None
+
+        return value
+
+    asked = {"runtime": runtime, "mem_mb": mem_mb}
+    if stage not in GPU_STAGES:
+        return asked
+    return asked | {
+        "nodes": nodes,
+        "gpu": gpu,
+        "cpus_per_task": cpus_per_task,
+        # One task a node, which starts the ranks; the plugin would make it one a GPU.
+        "tasks_per_gpu": 0,
+        "tasks": over_nodes(lambda found: found.nodes),
+        "mpi": over_nodes(lambda found: "srun"),
+        "slurm_extra": slurm_extra,
+    }
 
 
 def spec(stage):
@@ -82,23 +166,3 @@ def tell_older_code():
     """One line at the start of a run: how many artifacts stand although the code of their stage has changed."""
     if not workflow.remote_exec:
         logger.info(older_code_line(GRAPH))
-
-
-def hold_workflow_lock():
-    """Refuse a second run over the same results while one is alive; the kernel frees the lock when it dies."""
-    if workflow.remote_exec:
-        return
-    os.makedirs(RESULTS, exist_ok=True)
-    stream = open(f"{RESULTS}/.lock", "a+")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
-        raise WorkflowError(
-            f"{RESULTS}/ is in use by {stream.read().strip()}: wait for it to end, or stop it."
-        ) from None
-    stream.truncate(0)
-    stream.write(f"snakemake process {os.getpid()} on {os.uname().nodename}")
-    stream.flush()
-    # Kept open for the life of the process: closing it would free the lock.
-    workflow.globals["_workflow_lock"] = stream

@@ -57,6 +57,8 @@ rule tokens:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("tokens"),
     params:
         spec=spec("tokens"),
     message:

@@ -37,6 +37,8 @@ rule evaluate:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("evaluate"),
     params:
         spec=spec("evaluate"),
     message:

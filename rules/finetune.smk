@@ -17,6 +17,8 @@ rule finetune:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("finetune"),
     params:
         spec=spec("finetune"),
     message:
@@ -37,6 +39,8 @@ rule merge:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("merge"),
     params:
         spec=spec("merge"),
     message:

@@ -17,6 +17,8 @@ rule pretrain:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("pretrain"),
     params:
         spec=spec("pretrain"),
     message:

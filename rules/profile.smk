@@ -18,6 +18,7 @@ rule profile:
         "../environment.yml"
     threads: all_cores
     resources:
+        **requests("profile"),
         profiler=1,
     params:
         spec=spec("profile"),

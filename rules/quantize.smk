@@ -17,6 +17,8 @@ rule quantize:
     conda:
         "../environment.yml"
     threads: 1
+    resources:
+        **requests("quantize"),
     params:
         spec=spec("quantize"),
     message:

@@ -54,11 +54,13 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
     study["models"] = {id: study["models"][id] for id in ("llama-1m", "qwen2-1m")}
     study["instructions"] = {id: study["instructions"][id] for id in ("stdlib-describe",)}
     study["instructions"]["stdlib-describe"]["maximum_samples"] = 200
+    for method in ("dora", "full"):
+        source = {"kind": "finetuned", "suite": "describe", "model": "llama-1m", "method": method}
+        study["models"][f"llama-1m.{method}"] = {"source": source}
     study["methods"]["freeze"]["frozen_layers"] = 1
     study["finetuning"] = {id: study["finetuning"][id] for id in ("describe",)}
-    study["finetuning"]["describe"].update(
-        models=["llama-1m"], max_steps=12, log_every_steps=2, checkpoint_every_steps=4, held_out_samples=40
-    )
+    study["finetuning"]["describe"].update(models=["llama-1m"], max_steps=12, learning_rate=5.0e-3, held_out_samples=40)
+    study["finetuning"]["describe"].update(log_every_steps=2, checkpoint_every_steps=4)
     study["precisions"] = {id: study["precisions"][id] for id in ("bfloat16", "int4")}
     study["precisions"]["int4"].update(group_size=32)
     study["precisions"]["int4"]["calibration"].update(samples=8, sequence_length=64)
@@ -73,7 +75,7 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
         idle_s=0.1, warmup_maximum=3, repeats=2, minimum_window_s=0.06, cooldown_s=0.0, maximum_relative_interval=1000
     )
     rows = {
-        "models": list(study["models"]),
+        "models": ["llama-1m", "qwen2-1m"],
         "precisions": list(study["precisions"]),
         "benchmarks": list(study["benchmarks"]),
         "baseline": "bfloat16",

@@ -5,83 +5,25 @@ FLOPs where time follows from them, and the bytes it needs on the device and on 
 planned from earlier builds of the same node alone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from effllm.models.arithmetic import (
-    activation_bytes,
-    cache_bytes,
-    describe,
-    forward_flops,
-    optimizer_bytes,
-    parameter_count,
-    training_flops,
-)
+from effllm.models.arithmetic import cache_bytes, describe, forward_flops, parameter_count
+from effllm.planning.cost import Cost, StageCost, Subject, number_type, stored_b
 from effllm.planning.shapes import Unknown
+from effllm.planning.training_costs import TRAINING_COSTS
 from effllm.study.measure import EvaluationProtocol, InferenceProtocol
 from effllm.study.models import GptqPrecision, Precision
-from effllm.study.training import PretrainingRun, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Of a checkpoint to resume from: float32 weights and AdamW's two moments. The Trainer keeps two and writes a third.
-_CHECKPOINT_B_PER_PARAMETER = 12
-_CHECKPOINTS = 3
 # The scale of a group of quantized weights; its zero point has the weights' own bits.
 _SCALE_BITS = 16
 _PRECISION = TypeAdapter(Precision)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a cost function may ask about a node.
-
-    config: the node's slice of the study (`spec["config"]`). shape: the configuration of its model; raises `Unknown`.
-    config_of: the slice of the parent behind an input name, id_of its id; None where there is none.
-    """
-
-    id: str
-    config: Mapping[str, Any]
-    shape: Callable[[], "PreTrainedConfig"]
-    config_of: Callable[[str], Mapping[str, Any] | None]
-    id_of: Callable[[str], str | None]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a node; None where it does not apply or is not known, then with the reason in `reasons`.
-
-    devices: accelerators held while it runs, 0 for stages of the CPU. kind: earlier builds of the same kind compare.
-    work: what time grows with; None with no reason: time does not depend on the model. flops: model FLOPs, where time
-    follows from them. protocol_s: seconds that the protocol itself prescribes. memory_b: bytes on one device at the
-    peak, counted from tensors; memory_least_b: what it cannot do without, where that is less. disk_b, scratch_b: bytes
-    published, and bytes beside them while it runs.
-    """
-
-    devices: int
-    kind: str
-    work: float | None = None
-    flops: float | None = None
-    protocol_s: float | None = None
-    memory_b: float | None = None
-    memory_least_b: float | None = None
-    disk_b: float | None = None
-    scratch_b: float | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """How a stage is planned: `base`, which needs no model, and what the model's shape adds, keys of `Cost`."""
-
-    base: Callable[[Subject], Cost]
-    of_model: Callable[[Subject, "PreTrainedConfig"], Mapping[str, Any]]
 
 
 def cost_of(stage: str, subject: Subject) -> Cost:
@@ -99,65 +41,12 @@ def cost_of(stage: str, subject: Subject) -> Cost:
     return replace(base, reasons=dict.fromkeys(("work", "memory_b", "disk_b", "scratch_b"), why))
 
 
-def _pretrain(subject: Subject) -> Cost:
-    run = _pretraining_run(subject)
-    return Cost(run.parallel.world_size, f"{run.dtype} training")
-
-
-def _pretrain_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    run, parameters = _pretraining_run(subject), parameter_count(shape).total
-    flops = run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
-    return {
-        "work": flops,
-        "flops": flops,
-        "memory_b": training_memory_b(shape, run),
-        "disk_b": 4.0 * parameters,
-        "scratch_b": float(_CHECKPOINTS * _CHECKPOINT_B_PER_PARAMETER * parameters),
-    }
-
-
-def _pretraining_run(subject: Subject) -> PretrainingRun:
-    return PretrainingRun.model_validate(dict(subject.config))
-
-
-def training_memory_b(shape: "PreTrainedConfig", recipe: Recipe) -> float:
-    """Bytes on one device: float32 weights and gradients, AdamW's moments, the kept activations of a micro batch.
-
-    A sharded part is divided by the ranks. bfloat16 is mixed precision: autocast keeps a 16-bit copy of every weight
-    that it has multiplied by, for the whole of them where they are not sharded.
-    """
-    parameters, parallel = parameter_count(shape).total, recipe.parallel
-    weights_b = gradients_b = 4.0 * parameters
-    optimizer_b = float(optimizer_bytes(shape))
-    shards_weights = parallel.strategy in ("fsdp2", "zero3")
-    if shards_weights:
-        weights_b /= parallel.world_size
-    if shards_weights or parallel.strategy == "zero2":
-        gradients_b /= parallel.world_size
-        optimizer_b /= parallel.world_size
-    if parallel.offload:
-        optimizer_b = 0.0
-        weights_b = 0.0 if parallel.strategy == "zero3" else weights_b
-    copies_b = 2.0 * parameters if recipe.dtype == "bfloat16" and not shards_weights else 0.0
-    activations_b = activation_bytes(
-        shape,
-        recipe.micro_batch_size,
-        recipe.sequence_length,
-        number_type(recipe.dtype),
-        recipe.activation_checkpointing,
-    )
-    return weights_b + gradients_b + optimizer_b + copies_b + activations_b
-
-
 def _by_id(subject: Subject) -> Cost:
     return Cost(0, subject.id)
 
 
 def _imported_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    stored = str(getattr(shape, "dtype", None)).removeprefix("torch.")
-    if stored not in _ITEM_SIZES:
-        return {"reasons": {"disk_b": "its configuration does not say in which type the weights are stored"}}
-    return {"disk_b": float(parameter_count(shape).total * _ITEM_SIZES[stored])}
+    return stored_b(shape)
 
 
 def _quantize(subject: Subject) -> Cost:
@@ -239,13 +128,8 @@ def _weights_of_parent(subject: Subject, shape: "PreTrainedConfig") -> float:
     return weight_b(shape, parent["precision"])
 
 
-def number_type(dtype: str) -> Any:
-    """What the formulas ask of a torch type, its size in bytes, without the import of torch."""
-    return SimpleNamespace(itemsize=_ITEM_SIZES[dtype])
-
-
 COSTS: dict[str, StageCost] = {
-    "pretrain": StageCost(_pretrain, _pretrain_model),
+    **TRAINING_COSTS,
     "model": StageCost(_by_id, _imported_model),
     "quantize": StageCost(_quantize, _quantize_model),
     "evaluate": StageCost(_evaluate, _evaluate_model),

@@ -9,9 +9,11 @@ from typing import Any
 
 from effllm.artifact import MANIFEST, PROVENANCE, Artifact
 from effllm.errors import UserError
-from effllm.planning.costs import Cost, Subject, cost_of
-from effllm.planning.shapes import Unknown, read_config
+from effllm.planning.cost import Cost, Subject
+from effllm.planning.costs import cost_of
+from effllm.planning.shapes import Unknown, read_config, shape_of
 from effllm.planning.state import provenance
+from effllm.study.training import PretrainingRun
 
 GB = 1e9
 
@@ -119,9 +121,10 @@ def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
     manifest = artifact.manifest
     cost = cost_of(manifest.stage, _subject(artifact))
     wall_s = history["wall_s"]
-    telemetry, measured_s, devices = _measured(artifact)
+    measured = _measured(artifact)
+    telemetry, devices = measured.telemetry, measured.devices
     # Without a record of the part that grows with the work, all of the time is taken to.
-    work_s = wall_s if measured_s is None else min(measured_s, wall_s)
+    work_s = wall_s if measured.work_s is None else measured.work_s
     memory_gb = telemetry.get("memory_process_peak_gb") or telemetry.get("memory_device_peak_gb")
     disk_b = sum(digest.size for digest in manifest.payload.values())
     disk_b += sum(record["size"] for record in history.get("records", {}).values())
@@ -131,31 +134,41 @@ def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
         cost=cost,
         device=_device(artifact.directory, history),
         work_s=work_s * devices,
-        overhead_s=wall_s - work_s,
+        overhead_s=max(0.0, wall_s - work_s * measured.share),
         power_w=telemetry.get("power_avg_w"),
         memory_b=None if memory_gb is None else memory_gb * GB,
         disk_b=disk_b,
     )
 
 
-def _measured(artifact: Artifact) -> tuple[dict[str, Any], float | None, int]:
-    """Telemetry of the work, its wall seconds if it is a known part of the build, and the devices it ran on."""
-    efficiency = _json(artifact.directory / "records" / "efficiency.json")
+@dataclass(frozen=True)
+class _Measured:
+    """Telemetry of the work, its wall seconds if measured apart, and the share of them in the last process."""
+
+    telemetry: dict[str, Any]
+    work_s: float | None = None
+    devices: int = 1
+    share: float = 1.0
+
+
+def _measured(artifact: Artifact) -> _Measured:
+    directory = artifact.directory
+    efficiency = _json(directory / "records" / "efficiency.json")
     if efficiency:
+        devices, telemetry = efficiency.get("world_size", 1), efficiency.get("telemetry") or {}
         per_step_s = efficiency["latency_s_per_iteration"]
-        steps = artifact.manifest.spec["config"].get("max_steps")
-        # A resumed run's wall time covers its last part only.
+        steps = artifact.manifest.spec["config"].get("max_steps") or _json(directory / "training.json").get("steps")
         if per_step_s is None or steps is None:
-            return efficiency.get("telemetry") or {}, None, efficiency.get("world_size", 1)
-        return efficiency["telemetry"], per_step_s * steps, efficiency.get("world_size", 1)
-    evaluation = _json(artifact.directory / "evaluation.json")
+            return _Measured(telemetry, devices=devices)
+        return _Measured(telemetry, per_step_s * steps, devices, 1 - efficiency.get("resumed_at_step", 0) / steps)
+    evaluation = _json(directory / "evaluation.json")
     if evaluation:
-        return evaluation["telemetry"], evaluation["cost"]["wall_seconds"], 1
-    profile = _json(artifact.directory / "profile.json")
+        return _Measured(evaluation["telemetry"], evaluation["cost"]["wall_seconds"])
+    profile = _json(directory / "profile.json")
     if profile:
         phases = [phase for workload in profile["workloads"].values() for phase in workload["telemetry"].values()]
-        return max(phases, key=lambda phase: phase["duration_s"]), None, 1
-    return {}, None, 1
+        return _Measured(max(phases, key=lambda phase: phase["duration_s"]))
+    return _Measured({})
 
 
 def _device(directory: Path, history: dict[str, Any]) -> Device | None:
@@ -191,6 +204,13 @@ def _subject(artifact: Artifact) -> Subject:
         own = artifact.directory / "model"
         if own.is_dir():
             return read_config(own)
+        if manifest.stage == "pretrain":
+            # Synthetic tokens teach nothing, and no model is kept.
+            run = PretrainingRun.model_validate(dict(manifest.spec["config"]))
+            words = run.architecture.vocab_size or (parent_config("tokens") or {}).get("vocab_size")
+            if words is None:
+                raise Unknown(f"the vocabulary of {manifest.stage}/{manifest.id} is not known any more")
+            return shape_of(run.architecture, words)
         if "model" not in manifest.parents:
             raise Unknown(f"{manifest.stage}/{manifest.id} has no model")
         parent = manifest.parents["model"]

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from effllm.planning.costs import Cost, Subject, cost_of
+from effllm.planning.cost import Cost, Subject
+from effllm.planning.costs import cost_of
 from effllm.planning.earlier import Earlier
 from effllm.planning.nodes import Node
 from effllm.planning.shapes import Shapes

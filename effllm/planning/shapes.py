@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.study import Graph
-from effllm.study.data import HubTokenizer
-from effllm.study.models import HubModelSource, LocalModelSource
+from effllm.study.architectures import Architecture
+from effllm.study.data import HubTokenizer, SyntheticStream
+from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,13 +50,8 @@ class Shapes:
 
     def _find(self, node: Node) -> "PreTrainedConfig":
         if node.stage == "pretrain":
-            from effllm.models.families import model_config
-
             run = self._graph.study.pretraining[node.id]
-            tokenizer = self._graph.study.tokens[run.tokens].tokenizer
-            vocab_size = run.architecture.vocab_size or self.vocabulary(tokenizer)
-            ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-            return model_config(run.architecture, vocab_size, **ids)
+            return shape_of(run.architecture, run.architecture.vocab_size or self._words(run.tokens))
         if node.stage == "model":
             return self._imported(node)
         for parent in node.parents:
@@ -63,8 +59,12 @@ class Shapes:
                 return self.of(self._states[parent].node)
         raise Unknown(f"{node.name} has no model")
 
-    def vocabulary(self, tokenizer: str) -> int:
-        """Entries of a tokenizer; raises `Unknown`."""
+    def _words(self, tokens: str) -> int:
+        """Entries of the vocabulary of a token stream; raises `Unknown`."""
+        stream = self._graph.study.tokens[tokens]
+        if isinstance(stream, SyntheticStream):
+            return stream.vocab_size
+        tokenizer = stream.tokenizer
         settings = self._graph.study.tokenizers[tokenizer]
         if not isinstance(settings, HubTokenizer):
             return settings.vocab_size
@@ -90,6 +90,8 @@ class Shapes:
             return read_config(state.artifact.directory / "model")
         if isinstance(source, LocalModelSource):
             return read_config(Path(source.path))
+        if isinstance(source, RandomSource):
+            return shape_of(source.architecture, source.architecture.vocab_size, source.dtype)
         assert isinstance(source, HubModelSource)
         path = self._of_hub(source.repo, source.revision, _CONFIG)
         if path is None:
@@ -115,7 +117,16 @@ class Shapes:
 
 
 # Stages whose artifacts are models; the others use the model of a parent.
-MODEL_STAGES = ("pretrain", "finetune", "model", "quantize")
+MODEL_STAGES = ("pretrain", "finetune", "merge", "model", "quantize")
+
+
+def shape_of(architecture: Architecture, vocab_size: int, dtype: str | None = None) -> "PreTrainedConfig":
+    """The configuration of an architecture of the study over so many words, its weights in `dtype`."""
+    from effllm.models.families import model_config
+
+    config = model_config(architecture, vocab_size, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
+    config.dtype = dtype
+    return config
 
 
 def read_config(directory: Path) -> "PreTrainedConfig":

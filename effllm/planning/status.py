@@ -1,7 +1,6 @@
 """`effllm status`: what of a study exists, what is stale and why, what failed, and what can be resumed."""
 
 import argparse
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.artifact import MANIFEST
+from effllm.lease import living_holder
 from effllm.planning.nodes import TABLE, every_name, nodes_behind
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import State, built_by_older_code, states_of
@@ -85,7 +85,7 @@ def strangers(graph: Graph) -> list[str]:
 def _entry(graph: Graph, state: State, states: Mapping[str, State]) -> Entry:
     node, artifact = state.node, state.artifact
     scratch = Path(graph.results, SCRATCH, node.stage, node.id)
-    is_running = node.stage != TABLE and _is_held(scratch / LEASE)
+    is_running = node.stage != TABLE and living_holder(scratch / LEASE) is not None
     is_waiting = not state.stands and not is_running
     log = Path(graph.results).parent / "logs" / node.stage / f"{node.id}.log"
     return Entry(
@@ -113,18 +113,6 @@ def _name_of(state: State) -> str:
     if state.stands:
         return state.artifact.manifest.status if state.artifact else "ok"
     return "stale" if state.exists else "missing"
-
-
-def _is_held(lease: Path) -> bool:
-    """Whether a process of this machine, or of a file system that passes locks on, is building the artifact."""
-    try:
-        with open(lease) as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _failure(log: Path, state: State) -> list[str] | None:

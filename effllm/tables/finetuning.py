@@ -9,7 +9,6 @@ from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import sample_throughput
 
-_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
 _SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
 
 
@@ -64,7 +63,7 @@ def finetuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -
 
 def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
     runs = [run]
-    row.set("loss", *run.quality("train_loss", _NO_CURVE))
+    row.set("loss", *run.quality("train_loss"))
     row.set("AMU_GB", *run.window.memory("avg"))
     row.set("PCU", *run.window.figure("util_nvml"))
     row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
@@ -73,7 +72,7 @@ def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
     _set_quality(row, run)
     row.set("parameters_total", *run.quality("parameters"))
     row.set("parameters_trainable", *run.quality("parameters_trainable"))
-    row.set("adapter_bytes", *run.quality("adapter_bytes", "the model itself is trained"))
+    row.set("adapter_bytes", *run.quality("adapter_bytes"))
     row.set("samples_per_step", run.samples_per_step)
     row.set("packing", run.recipe["encoding"]["packing"])
     row.set("micro_batch", run.recipe["micro_batch_size"])
@@ -96,10 +95,10 @@ def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
 
 def _set_quality(row: Row, run: FinetuningResult) -> None:
     loss, why = run.quality("held_out_loss")
-    error, why_error = run.quality("held_out_loss_stderr", "one held-out sample has no standard error")
+    error, why_error = run.quality("held_out_loss_stderr")
     row.set("held_out_loss", loss, why)
     for column, side in (("held_out_loss_low", -Z95), ("held_out_loss_high", Z95)):
         edge = loss + side * error if loss is not None and error is not None else None
         row.set(column, edge, why or why_error)
     row.set("held_out_loss_before", *run.quality("held_out_loss_before"))
-    row.set("loss_last", *run.quality("train_loss_last", _NO_CURVE))
+    row.set("loss_last", *run.quality("train_loss_last"))

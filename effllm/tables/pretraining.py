@@ -114,7 +114,7 @@ def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:
     """Perplexity's intervals: over the held-out text, and over seeds where there are several."""
     losses, why = together(runs, lambda run: run.quality("held_out_loss"))
     # Seeds are scored on one text, so their errors go together, and their mean is no surer than one of them.
-    error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr", "the held-out text is one window"))
+    error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr"))
     for column, side in (("PPL_low", -Z95), ("PPL_high", Z95)):
         edge = math.exp(mean(losses) + side * error) if losses and error is not None else None
         row.set(column, edge, why or why_error)

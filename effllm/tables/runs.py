@@ -95,6 +95,7 @@ def set_efficiency(row: Row, runs: Runs) -> None:
     row.set("mfu", *over_time(runs, lambda run: run.efficiency("mfu")))
     row.set("AMU_scope", *common(runs, Training.memory_scope))
     row.set("memory_peak_GB", *highest(runs, lambda run: run.window.memory("peak")))
+    row.set("host_memory_peak_GB", *highest(runs, lambda run: run.window.figure("memory_host_peak_gb")))
     row.set("AMU_fraction", *over_time(runs, lambda run: run.window.memory_fraction()))
     row.set("util_nvml", *over_time(runs, lambda run: run.window.figure("util_nvml")))
     row.set("util_cpu", *over_time(runs, lambda run: run.window.figure("util_cpu")))

@@ -66,7 +66,8 @@ def print_table(path: Path) -> None:
     columns = [name for name in shown if name in frame.columns]
     table = Table(title=path.stem)
     for name in columns:
-        table.add_column(name.replace("_", " "), justify="left" if frame[name].dtype == pl.String else "right")
+        justify = "left" if frame[name].dtype == pl.String else "right"
+        table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
     for row in frame.iter_rows(named=True):
         table.add_row(*(_text(row[name]) for name in columns))
     console = Console()

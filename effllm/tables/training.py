@@ -23,15 +23,13 @@ class Training:
         summary, why = self.efficiency("telemetry")
         self.window = Window(summary, why)
 
-    def quality(self, key: str, why_null: str | None = None) -> Cell:
-        """A figure of training.json, which says why it is null; `why_null` where it does not."""
+    def quality(self, key: str) -> Cell:
+        """A figure of training.json, which has a reason for each null."""
         content = self.result.content
-        if content is None:
-            return None, self.result.absent
-        return content[key], content["reasons"].get(key, why_null)
+        return (content[key], content["reasons"].get(key)) if content is not None else (None, self.result.absent)
 
     def efficiency(self, key: str) -> Cell:
-        """A figure of records/efficiency.json, which has a reason for each null."""
+        """A figure of records/efficiency.json, which has one too."""
         record = self.result.record
         return (record[key], record["reasons"].get(key)) if record is not None else (None, self.result.absent)
 

@@ -9,6 +9,7 @@ A run on synthetic instructions measures and keeps no weights: its losses are nu
 """
 
 import gc
+import json
 import statistics
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from effllm.artifact import write_text
 from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
 from effllm.data.instructions.encoding import Encoded, encode
 from effllm.data.instructions.samples import read_samples
@@ -55,7 +57,17 @@ _LOSSES = (
     "train_loss_last",
 )
 _START = "start"
-"""Below the scratch: the tensors of an adapter that did not start at zero."""
+_SIZES = "sizes.json"
+"""Below the scratch, written by whoever trains: the tensors of an adapter that did not start at zero, and counts."""
+
+_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
+_WHY_NULL = {
+    "adapter_bytes": "the model itself is trained",
+    "held_out_loss_before_stderr": "one held-out sample",
+    "held_out_loss_stderr": "one held-out sample",
+    "train_loss": _NO_CURVE,
+    "train_loss_last": _NO_CURVE,
+}
 
 
 class Finetuning:
@@ -148,6 +160,7 @@ class Finetuning:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
         if tuned.initial_adapter is not None:
             write_start(tuned.initial_adapter, self.job.scratch / _START)
+        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(tuned.model)))
         if run.encoding.packing:
             require_separate_samples(tuned.model)
         dataset = SequenceDataset(self.training.sequences)
@@ -202,40 +215,39 @@ class Finetuning:
 
 
 def build(job: Job) -> None:
-    """Score, train or go on from the last complete checkpoint, score again, and write what was learned."""
+    """Train, or go on from the last complete checkpoint, score the model before and after, and write what was learned.
+
+    The base model is scored last: before the ranks start, this process must not touch their devices.
+    """
     task = Finetuning(job)
-    prepared: Setup | None = task.setup()
-    before = None if task.unscored else task.score(prepared.model, "before")
-    parameters = _sizes(prepared.model)
-    if task.run.parallel.strategy != "single":
-        # The ranks make their own, and need the memory.
-        prepared = None
-        gc.collect()
-    torch.cuda.empty_cache()
-    model, curve = train(job, task.recipe, lambda job: prepared or setup(job), load)
+    model, curve = train(job, task.recipe, lambda _: task.setup(), load)
     after = None if task.unscored else task.score(model, "after")
     adapter = _save(task, model)
+    del model
+    gc.collect()
+    before = None if task.unscored else task.score(task.load_base(), "before")
     consumed = job.records / "consumed.jsonl"
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
     recipe = task.recipe
-    job.write_json(
-        "training.json",
-        {
-            **parameters,
-            **_losses(task, before, after, curve),
-            "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
-            "data": {"train": task.training.counts, "held_out": None if task.unscored else task.held_out.counts},
-            "learning_rate": task.run.learning_rate,
-            "micro_batch_size": recipe.micro_batch_size,
-            "packing": task.run.encoding.packing,
-            "sample_order_sha256": order_digest(steps),
-            "samples_per_step": recipe.global_batch_size,
-            "samples_seen": sum(map(len, steps)),
-            "seed": recipe.seed,
-            "steps": recipe.max_steps,
-        },
-    )
+    figures = {
+        **json.loads((job.scratch / _SIZES).read_text()),
+        **_losses(before, after, curve),
+        "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
+        "data": {"train": task.training.counts, "held_out": None if task.unscored else task.held_out.counts},
+        "learning_rate": task.run.learning_rate,
+        "micro_batch_size": recipe.micro_batch_size,
+        "packing": task.run.encoding.packing,
+        "sample_order_sha256": order_digest(steps),
+        "samples_per_step": recipe.global_batch_size,
+        "samples_seen": sum(map(len, steps)),
+        "seed": recipe.seed,
+        "steps": recipe.max_steps,
+    }
+    reasons = {key: why for key, why in _WHY_NULL.items() if figures[key] is None}
+    if task.unscored:
+        reasons |= dict.fromkeys(_LOSSES, task.unscored)
+    job.write_json("training.json", {**figures, "reasons": reasons})
 
 
 def setup(job: Job) -> Setup:
@@ -260,12 +272,10 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _losses(
-    task: Finetuning, before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dict[str, float]]
-) -> dict[str, Any]:
-    """What was learned, by held-out samples and in training; `reasons` where nothing can be said."""
+def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """What was learned, by held-out samples and in training; None where nothing was scored."""
     if before is None or after is None:
-        return {**dict.fromkeys(_LOSSES), "reasons": dict.fromkeys(_LOSSES, task.unscored)}
+        return dict.fromkeys(_LOSSES)
     values = (
         after.loss,
         before.loss,
@@ -276,7 +286,7 @@ def _losses(
         statistics.fmean(entry["loss"] for entry in curve) if curve else None,
         curve[-1]["loss"] if curve else None,
     )
-    return {**dict(zip(_LOSSES, values, strict=True)), "reasons": {}}
+    return dict(zip(_LOSSES, values, strict=True))
 
 
 def _save(task: Finetuning, model: nn.Module) -> Path | None:

@@ -7,12 +7,10 @@ The stage's own process holds the artifact's lease, waits, and publishes. A rank
 It logs to `records/ranks/rank-<n>.log`, the first one to the stage's log.
 """
 
-import ctypes
 import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,21 +19,21 @@ from typing import Any
 import torch
 
 from effllm.artifact import Artifact, write_text
-from effllm.errors import EXIT_USER_ERROR, CellFailure, UserError
+from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.stage import Job
 from effllm.stages import STAGES
 from effllm.study.training import Parallel
+from effllm.training import torchrun
 from effllm.training.run import TRAINED, run_rank, write_failure
 
-_PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
 
 
 def run_ranks(job: Job, parallel: Parallel) -> None:
     """Run the ranks to their end; they leave the trained model in the scratch.
 
-    Raises CellFailure where a rank found the cell failed, UserError where a rank found a mistake of the user, and
-    RuntimeError with the end of the first failed rank's log otherwise.
+    Raises CellFailure where a rank found the cell failed, UserError where a rank found a mistake of the user,
+    Interrupted where the ranks were told to stop, and RuntimeError with the ends of their logs otherwise.
     """
     _check_devices(parallel)
     for old in job.scratch.glob("failure-*.json"):
@@ -45,15 +43,14 @@ def run_ranks(job: Job, parallel: Parallel) -> None:
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
-    argv = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={parallel.devices}"),
-        *("-m", "effllm.training.ranks", str(job_file)),
-    ]
-    code = subprocess.run(argv, env=environment, preexec_fn=_die_with_parent).returncode
+    start = torchrun.command(parallel, torch.get_num_threads())
+    code = torchrun.run([*start, "-m", "effllm.training.ranks", str(job_file)], environment)
     for path in sorted(job.scratch.glob("failure-*.json")):
         verdict = json.loads(path.read_text())
         if verdict["status"] == "user":
             raise UserError(verdict["reason"])
+        if verdict["status"] == "interrupted":
+            raise Interrupted(verdict["reason"])
         raise CellFailure(verdict["status"], verdict["reason"])
     if code:
         raise RuntimeError(f"the ranks ended with code {code}\n{_ends_of_logs(job.records / 'ranks')}")
@@ -65,10 +62,6 @@ def _check_devices(parallel: Parallel) -> None:
         raise UserError(
             f"parallel.devices: {parallel.devices} GPUs are wanted and this job sees {available}; lower the number, or "
             "give the job more."
-        )
-    if parallel.nodes > 1:
-        raise UserError(
-            f"parallel.nodes: {parallel.nodes} nodes need Slurm, and this is no Slurm job; use a Slurm profile."
         )
 
 
@@ -99,13 +92,18 @@ def _job(path: Path) -> Job:
     )
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _leave() -> None:
+    """End this process without the interpreter's exit: threads of gloo and DeepSpeed abort it there now and then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def main() -> None:
     """One rank."""
-    _die_with_parent()
+    torchrun.die_with_parent()
+    # torchrun ignores the signal, and would pass that on.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = _job(Path(sys.argv[1]))
     rank = int(os.environ["RANK"])
     if rank:
@@ -118,12 +116,17 @@ def main() -> None:
     try:
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))
+        torch.distributed.barrier()
+        _leave()
     except CellFailure as failure:
         write_failure(job, rank, failure)
         sys.exit(1)
     except UserError as error:
         write_text(job.scratch / f"failure-{rank}.json", json.dumps({"status": "user", "reason": str(error)}))
         sys.exit(EXIT_USER_ERROR)
+    except Interrupted as error:
+        write_text(job.scratch / f"failure-{rank}.json", json.dumps({"status": "interrupted", "reason": str(error)}))
+        sys.exit(EXIT_INTERRUPTED)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

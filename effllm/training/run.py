@@ -24,6 +24,7 @@ from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.determinism import be_deterministic
 from effllm.training.measure import MeasureSteps
+from effllm.training.preemption import SaveAndStop
 
 SAMPLE_PERIOD_S = 1.0
 """Training is sampled once a second, as in arXiv 2505.13840."""
@@ -111,7 +112,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     if checkpoint and is_first:
         print(f"progress: {job.id} going on from step {steps_before}", flush=True)
     device = str(arguments.device) if arguments.device.type == "cuda" else "cpu"
-    callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN()]
+    callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
     if not is_first:
         return _run(setup, arguments, callbacks, checkpoint)
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:

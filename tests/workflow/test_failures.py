@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from effllm.lease import holder_of
 from tests.conftest import run_snakemake
 from tests.workflow.conftest import Workdir
 
@@ -93,8 +94,7 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     process.kill()
     process.wait()
     # The stage itself outlives the kill of Snakemake's main process: end it too, as a node's crash would.
-    holder = int((work / "lease").read_text().split()[1])
-    os.kill(holder, signal.SIGKILL)
+    os.kill(holder_of(work / "lease").pid, signal.SIGKILL)
     spec = json.loads((work.parent / "llama-1m.spec.json").read_text())
     assert spec["config"]["max_steps"] == 3000
     result = workdir.snakemake(target, options=["-n"])
@@ -117,12 +117,12 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
     process = workdir.start(target)
     try:
         deadline = time.monotonic() + 60
-        while not (workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease").exists():
+        while not (workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease" / "claim").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
         result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
-        _refused(result, f"is in use by snakemake process {process.pid}")
+        _refused(result, f"is in use by process {process.pid}")
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)

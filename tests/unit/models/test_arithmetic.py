@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.models import arithmetic
+from effllm.models.arithmetic.shapes import shape_of
 from effllm.models.decoder import EffConfig
 from effllm.models.families import model_config
 from effllm.study import load_study
-from effllm.study.architectures import GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
+from effllm.study.architectures import Architecture, GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
 from effllm.study.training import PretrainingRun
 from tests.conftest import REPOSITORY
 
@@ -291,3 +293,33 @@ def test_tiny_families_are_within_a_tenth_of_each_other(size):
     runs = [STUDIES["tiny"].pretraining[f"{family}-{size}"] for family in ("qwen2.5", "mamba", "pythia", "rwkv")]
     totals = [arithmetic.parameter_count(run_config(run)).total for run in runs]
     assert max(totals) <= 1.1 * min(totals)
+
+
+SHAPES = {
+    "llama": {
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {"intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "phi3": {"intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 4},
+    "gpt_neox": {"intermediate_size": 256, "num_attention_heads": 4},
+    "mamba": {},
+    "rwkv": {},
+}
+SHAPES |= {f"effllm-{a}": {"attention": a, "intermediate_size": 160, "num_attention_heads": 4} for a in ATTENTIONS}
+SHAPES["effllm-moe"] = {"feed_forward": "moe", "intermediate_size": 160, "num_attention_heads": 4}
+SHAPES["effllm-learned"] = {"position": "learned", "intermediate_size": 160, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_studys_shape_costs_what_its_configuration_costs(name):
+    """The terms that are filled in without Transformers are those of the configurations that Transformers makes."""
+    family = name.partition("-")[0]
+    longest = {} if family == "mamba" else {"max_position_embeddings": 256}
+    given = {"model_type": family, "hidden_size": 64, "num_hidden_layers": 2, **longest, **SHAPES[name]}
+    architecture = TypeAdapter(Architecture).validate_python(given)
+    config, shape = model_config(architecture, 512), shape_of(architecture, 512)
+    assert arithmetic.parameter_count(shape) == arithmetic.parameter_count(config)
+    assert arithmetic.training_flops(shape, 128) == arithmetic.training_flops(config, 128)

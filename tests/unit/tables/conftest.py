@@ -68,6 +68,7 @@ QUALITY = {
     "parameters": 1000,
     "parameters_active": 1000,
     "parameters_without_embeddings": 400,
+    "reasons": {},
     "seed": 0,
     "tokens_seen": 3072,
     "train_sequences": 100,

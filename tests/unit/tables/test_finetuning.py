@@ -19,6 +19,7 @@ LEARNED = {
     "held_out_tokens": 900,
     "parameters": 1000,
     "parameters_trainable": 64,
+    "reasons": {},
     "sample_order_sha256": "a" * 64,
     "samples_per_step": 8,
     "samples_seen": 320,
@@ -26,7 +27,11 @@ LEARNED = {
     "train_loss": 2.0,
     "train_loss_last": 1.25,
 }
-WHOLE_MODEL = LEARNED | {"adapter_bytes": None, "parameters_trainable": 1000}
+WHOLE_MODEL = LEARNED | {
+    "adapter_bytes": None,
+    "parameters_trainable": 1000,
+    "reasons": {"adapter_bytes": "the model itself is trained"},
+}
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def test_figures_of_a_run_on_two_gpus(study: Study) -> None:
     assert row["AMU_GB"] == 10.0
     assert row["AMU_scope"] == "device of rank 0"
     assert row["AMU_fraction"] == 0.125
+    assert (row["memory_peak_GB"], row["host_memory_peak_GB"]) == (12.0, 0.6)
     assert row["AL_s_per_iter"] == 0.25
     assert (row["AL_low"], row["AL_high"]) == (0.24, 0.26)
     assert row["tokens_per_s"] == 1024.0, "4 x 64 tokens in 0.25 s"
@@ -174,6 +175,23 @@ def test_a_run_too_short_to_measure_has_its_quality(study: Study) -> None:
     assert row["AL_s_per_iter"] is None
     assert row["TT_tokens_per_param_s"] is None
     assert row["warnings"] == "not measured: fewer than 4 steps"
+    assert row["status"] == "ok"
+
+
+def test_a_run_on_data_without_meaning_has_its_efficiency(study: Study) -> None:
+    _train_all(study)
+    scores = [
+        "held_out_bits_per_byte",
+        "held_out_loss",
+        "held_out_loss_stderr",
+        "held_out_perplexity",
+        "held_out_tokens",
+    ]
+    study.train("qwen2-1m", EFFICIENCY, QUALITY | dict.fromkeys(scores) | {"reasons": dict.fromkeys(scores, "noise")})
+    row = study.rows("table3")[1]
+    assert (row["PPL"], row["PPL_low"], row["held_out_loss"]) == (None, None, None)
+    assert row["AL_s_per_iter"] == 0.25
+    assert "noise" in row["not_measured"]
     assert row["status"] == "ok"
 
 

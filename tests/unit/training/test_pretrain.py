@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effllm.artifact import MANIFEST, Artifact
 from effllm.data.tokens import PackedTokens
+from effllm.errors import EXIT_INTERRUPTED
 from effllm.training.checkpoints import latest_complete
 from effllm.training.held_out import held_out_loss
 
@@ -52,6 +54,29 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     assert first.manifest.payload == second.manifest.payload
     curve = json.loads((killed_output / "records" / "loss_curve.json").read_text())
     assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
+
+
+def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights(builder: Any, tmp_path: Path) -> None:
+    spec = builder.graph.spec("pretrain", "llama-1m")
+    # No checkpoint is due while it runs.
+    spec["config"] |= {"max_steps": 60, "checkpoint_every_steps": 1000, "log_every_steps": 1}
+    whole, whole_output = _command(builder, spec, tmp_path, "whole")
+    subprocess.run(whole, check=True, capture_output=True)
+    stopped, stopped_output = _command(builder, spec, tmp_path, "stopped")
+    process = subprocess.Popen(stopped, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "'loss'" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == EXIT_INTERRUPTED
+    said = re.search(r"error: stopped was told to stop and has saved step (\d+) of 60: run again to go on", rest)
+    assert said and "Traceback" not in rest, rest
+    subprocess.run(stopped, check=True, capture_output=True)
+    timing = json.loads((stopped_output / "records" / "efficiency.json").read_text())
+    assert timing["resumed_at_step"] == int(said.group(1))
+    first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(stopped_output / MANIFEST)
+    assert first.manifest.payload == second.manifest.payload
 
 
 def test_efficiency_is_of_steady_steps_without_saves(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

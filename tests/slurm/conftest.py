@@ -1,0 +1,276 @@
+"""A real Slurm for the session, and the workflow on it with profiles/gh200 and nothing but the site's names changed."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from effllm.lease import holder_of
+from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
+
+CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
+# Names that no profile has, so that only the overridden site block can lead there.
+SITE = ["--default-resources", "slurm_partition=superchips", "slurm_account=lab"]
+# The profile's pace is a real queue's: 40 s to the first look at a job, a minute for a file to appear.
+PACE = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5"]
+NODES = ("gh1", "gh2")
+STEPS = 240
+# Threads of several jobs share this machine's cores: one that waits must not keep its core busy.
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    """The first true value of `condition`; fails naming `what` if there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.05)
+    return value
+
+
+def run(*command: str) -> str:
+    """Standard output of a command that must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@dataclass(frozen=True)
+class Record:
+    """What Slurm's accounting holds of one run of one job; a requeued job has several."""
+
+    number: str
+    node: str
+    state: str
+    partition: str
+    account: str
+    minutes: int
+    resources: dict[str, str]
+    host: str
+
+
+class Cluster:
+    """The running cluster."""
+
+    def __init__(self, state: Path):
+        self.state = state
+
+    def records(self, since: str = "now-1hour") -> list[Record]:
+        """Accounting of the workflow's jobs, oldest first; repeated runs of one job apart."""
+        fields = "JobIDRaw,Comment,State,Partition,Account,TimelimitRaw,AllocTRES,NodeList"
+        text = run(
+            "sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", f"--starttime={since}",
+            f"--format={fields}",
+        )  # fmt: skip
+        records = []
+        for line in text.splitlines():
+            number, comment, state, partition, account, minutes, resources, host = line.split("|")
+            node = comment.removeprefix("rule_").replace("_wildcards_", "/")
+            granted = dict(item.split("=", 1) for item in resources.split(",") if item)
+            records.append(Record(number, node, state.split()[0], partition, account, int(minutes), granted, host))
+        return records
+
+    def records_of(self, workflow: "Workflow", node: str) -> list[Record]:
+        """Accounting of one node's jobs."""
+        return [record for record in self.records() if record.number in workflow.numbers(node)]
+
+    def queued(self) -> dict[str, str]:
+        """States of the jobs in the queue, by number."""
+        lines = run("squeue", "--noheader", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def host_of(self, number: str) -> str:
+        """The node that a job runs on."""
+        return run("squeue", "--noheader", "--format=%N", f"--jobs={number}").strip()
+
+    def cancel_all(self) -> None:
+        """Empty the queue."""
+        if queued := self.queued():
+            run("scancel", *queued)
+            until(lambda: not self.queued(), "the queue is empty")
+
+    def stop_controller(self) -> None:
+        """End slurmctld, as a restart of its host would."""
+        pid = int((self.state / "run" / "slurmctld.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{pid}").exists(), "slurmctld ended")
+
+    def start_controller(self) -> None:
+        """Start slurmctld again from what it has saved."""
+        run("slurmctld")
+        until(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0, "slurmctld answers")
+
+    def power_off(self, host: str) -> None:
+        """Kill a node's daemon and everything that runs on it, then tell Slurm that it is down."""
+        jobs = run("squeue", "--noheader", "--format=%i", f"--nodelist={host}").split()
+        titles = tuple(f"slurmstepd: [{job}." for job in jobs)
+        daemon = psutil.Process(int((self.state / "run" / f"slurmd-{host}.pid").read_text()))
+        steps = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles)]
+        for process in [daemon, *steps, *(child for step in steps for child in step.children(recursive=True))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        run("scontrol", "update", f"nodename={host}", "state=down", "reason=power")
+
+    def power_on(self, host: str) -> None:
+        """Bring a node back."""
+        run(str(CLUSTER), "node", str(self.state), host.removeprefix("gh"))
+        run("scontrol", "update", f"nodename={host}", "state=resume")
+        until(
+            lambda: run("sinfo", "--noheader", f"--nodes={host}", "--format=%t").split()[0] == "idle", f"{host} is up"
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, up for the session; skipped where they cannot be."""
+    if os.geteuid():
+        pytest.skip("the test cluster needs root")
+    if not shutil.which("apt-get"):
+        pytest.skip("the test cluster is made of Debian packages, and this system has no apt-get")
+    # Not below pytest's directory, which is private to this user: Slurm's daemons have users of their own.
+    state = Path(tempfile.mkdtemp(prefix="effllm-slurm-"))
+    subprocess.run([str(CLUSTER), "install"], check=True)
+    subprocess.run([str(CLUSTER), "start", str(state)], check=True)
+    cluster = Cluster(state)
+    try:
+        yield cluster
+    finally:
+        cluster.cancel_all()
+        subprocess.run([str(CLUSTER), "stop", str(state)], check=True)
+        shutil.rmtree(state)
+
+
+class Workflow:
+    """A directory with a study, and the workflow in it: on the cluster, or on this machine."""
+
+    def __init__(self, path: Path, study: dict[str, Any]):
+        self.path = path
+        self.study = path / "study.yaml"
+        self.study.write_text(yaml.safe_dump(study))
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def command(self, *targets: str, options: tuple[str, ...] = ()) -> list[str]:
+        """Snakemake with the gh200 profile and this cluster's names."""
+        place = ["--directory", str(self.path), "--profile", "profiles/gh200"]
+        return [*SNAKEMAKE, *place, *SITE, *PACE, *options, "--config", f"study={self.study}", "--", *targets]
+
+    def start(self, *targets: str, options: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Snakemake in the background; its output goes to `snakemake.log`, after what is there."""
+        with open(self.path / "snakemake.log", "ab") as log:
+            process = subprocess.Popen(
+                self.command(*targets, options=options),
+                cwd=REPOSITORY,
+                env=ENVIRONMENT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._running.append(process)
+        return process
+
+    def local(self, *targets: str, threads: int = 2) -> None:
+        """Build targets on this machine, with the threads that a job of the cluster has here: at most its cores."""
+        set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in ("pretrain", "quantize", "evaluate"))]
+        place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", "2"]
+        command = [*SNAKEMAKE, *place, *set_threads, "--config", f"study={self.study}", "--", *targets]
+        result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+        assert not result.returncode, result.stdout + result.stderr
+
+    def output(self) -> str:
+        """What the runs in the background have printed."""
+        return (self.path / "snakemake.log").read_text()
+
+    def numbers(self, node: str) -> list[str]:
+        """Slurm's numbers of the jobs submitted for a node (`pretrain/a`), oldest first."""
+        rule, id = node.split("/")
+        return sorted((log.stem for log in self.path.glob(f"logs/slurm/rule_{rule}/{id}/*.log")), key=int)
+
+    def stage_log(self, node: str) -> str:
+        """The log of a node's latest attempt."""
+        path = self.path / "logs" / f"{node}.log"
+        return path.read_text() if path.exists() else ""
+
+    def slurm_log(self, node: str, number: str) -> str:
+        """What Slurm has kept of one job's output."""
+        rule, id = node.split("/")
+        return (self.path / "logs" / "slurm" / f"rule_{rule}" / id / f"{number}.log").read_text()
+
+    def copy_parents(self, other: "Workflow") -> None:
+        """Take over what another workflow trains on."""
+        for stage in ("corpus", "tokenizer", "tokens"):
+            shutil.copytree(other.path / "results" / stage, self.path / "results" / stage)
+
+    def manifest(self, node: str) -> dict[str, Any]:
+        """A node's manifest."""
+        return json.loads((self.path / "results" / node / "manifest.json").read_text())
+
+    def stop(self) -> None:
+        """Kill what `start` started and has not ended."""
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+class Training:
+    """A pretraining run as its scratch shows it."""
+
+    def __init__(self, workflow: Workflow, id: str):
+        self.node = f"pretrain/{id}"
+        self.workflow = workflow
+        self.scratch = workflow.path / "results" / ".scratch" / "pretrain" / id
+
+    def steps(self) -> set[int]:
+        """Steps with a complete checkpoint."""
+        return {int(path.parent.name.rpartition("-")[2]) for path in self.scratch.glob("work/checkpoint-*/complete")}
+
+    def resumed_from(self) -> int | None:
+        """The step from which the running process goes on."""
+        found = re.search(r"going on from step (\d+)", self.workflow.stage_log(self.node))
+        return int(found.group(1)) if found else None
+
+    def holder(self) -> int | None:
+        """The process that trains."""
+        claim = holder_of(self.scratch / "lease")
+        return claim.pid if claim else None
+
+    def freeze(self, after: int = -1) -> int:
+        """Suspend the run once it has a checkpoint of a later step than `after`; that step.
+
+        Faults can then be prepared at leisure: on a fast machine, this training is over in seconds.
+        """
+        until(lambda: max(self.steps(), default=-1) > after, f"{self.node} has a checkpoint after step {after}")
+        os.kill(self.holder(), signal.SIGSTOP)
+        return max(self.steps())
+
+    def thaw(self) -> None:
+        """Let a suspended run go on."""
+        with contextlib.suppress(ProcessLookupError, TypeError):
+            os.kill(self.holder(), signal.SIGCONT)
+
+
+def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: Any) -> dict[str, Any]:
+    """The cut-down study with some pretraining runs alone, all alike, long enough to be disturbed."""
+    study = cut_down(tiny)
+    recipe = study["pretraining"]["llama-1m"]
+    recipe |= {"max_steps": STEPS, "checkpoint_every_steps": 10, **changes}
+    return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "finetuning": {}, "tables": {}}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A local run of the training that the faults hit. What it trains on is where the others start from."""
+    workflow = Workflow(tmp_path_factory.mktemp("undisturbed"), pretraining_study(tiny_text, ("quiet",)))
+    workflow.local("results/pretrain/quiet/manifest.json", threads=1)
+    return workflow

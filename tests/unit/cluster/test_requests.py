@@ -1,0 +1,103 @@
+"""What jobs ask for grows with what they do, and nothing heavy is imported to compute it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effllm.cluster.requests import GPU_STAGES, Request, request
+from effllm.stages import STAGES
+from effllm.study import load_study, parse_study
+from tests.conftest import REPOSITORY
+
+PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
+
+
+def _manifest(path: Path, config: dict[str, Any], **payload: int) -> str:
+    digests = {f"model/{name}.safetensors": {"size": size, "sha256": ""} for name, size in payload.items()}
+    spec = {"stage": "quantize", "config": config}
+    path.write_text(json.dumps({"spec": spec, "payload": digests | {"config.json": {"size": 9**9}}}))
+    return str(path)
+
+
+def _variant(tmp_path: Path, gigabytes: float, bits: int = 16) -> str:
+    precision = {"kind": "cast"} if bits == 16 else {"kind": "gptq", "bits": bits}
+    half = int(gigabytes * 5e8)
+    return _manifest(tmp_path / f"{gigabytes}.{bits}.json", {"precision": precision}, one=half, two=half)
+
+
+@pytest.mark.parametrize("stage", ["quantize", "evaluate", "profile"])
+def test_a_larger_model_gets_more_time_and_memory(tmp_path: Path, stage: str) -> None:
+    id = {"quantize": "qwen2.5-32b.int4", "evaluate": "qwen2.5-32b.int4.bbh", "profile": "qwen2.5-32b.int4"}[stage]
+    small, large = (request(PAPER, stage, id, {"model": _variant(tmp_path, size)}, cores=72) for size in (3.0, 65.0))
+    assert small.minutes < large.minutes and small.memory_mb < large.memory_mb
+    # A node of the paper's cluster and the length of a partition of a day hold the largest.
+    assert large.memory_mb <= 480_000 and large.minutes <= 24 * 60
+    # The weights alone must fit the host.
+    assert large.memory_mb > 65_000
+
+
+def test_int4_models_are_timed_by_their_parameters_and_not_their_bytes(tmp_path: Path) -> None:
+    whole = request(PAPER, "evaluate", "x.y.z", {"model": _variant(tmp_path, 64.0)}, cores=72)
+    packed = request(PAPER, "evaluate", "x.y.z", {"model": _variant(tmp_path, 16.0, bits=4)}, cores=72)
+    assert packed.minutes == whole.minutes
+    assert packed.memory_mb < whole.memory_mb
+
+
+def test_a_parent_that_is_not_built_yet_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        request(PAPER, "quantize", "qwen2.5-7b.int4", {"model": str(tmp_path / "manifest.json")}, cores=72)
+
+
+def _pretraining(tiny: dict[str, Any], **changes: Any) -> Request:
+    tiny["pretraining"]["llama-1m"] |= changes
+    return request(parse_study(tiny, "test"), "pretrain", "llama-1m", {}, cores=72)
+
+
+def test_training_is_timed_by_its_flops_and_devices(tiny: dict[str, Any]) -> None:
+    assert _pretraining(tiny).minutes == 60
+    shape = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 2048,
+    }
+    changes = {
+        "architecture": shape,
+        "sequence_length": 2048,
+        "global_batch_size": 512,
+        "max_steps": 10_000,
+        "dtype": "bfloat16",
+    }
+    single = _pretraining(tiny, **changes)
+    # 6 FLOPs for each of 1.6e9 parameters and 1.05e10 tokens are 1e20, at 2e14 a second 5.8 days; attention comes
+    # on top.
+    assert 120 < single.minutes / 60 < 170
+    spread = _pretraining(tiny, parallel={"strategy": "ddp", "devices": 4, "nodes": 2})
+    assert (spread.minutes - 60) * 8 == pytest.approx(single.minutes - 60, rel=0.02)
+    assert (spread.nodes, spread.gpus_per_node) == (2, 4)
+    assert spread.memory_mb > 2 * single.memory_mb
+    assert "--exclusive" in spread.options and "--exclusive" not in single.options
+    offloaded = _pretraining(tiny, parallel={"strategy": "zero2", "devices": 4, "offload": True})
+    assert offloaded.memory_mb > _pretraining(tiny, parallel={"strategy": "zero2", "devices": 4}).memory_mb
+
+
+def test_training_is_warned_and_profiling_alone(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    assert any(option.startswith("--signal=TERM@") for option in _pretraining(tiny).options)
+    profile = request(PAPER, "profile", "qwen2.5-7b.int4", {"model": _variant(tmp_path, 15.0)}, cores=72)
+    assert profile.options == ("--exclusive",)
+
+
+def test_requests_import_neither_torch_nor_transformers() -> None:
+    program = "import sys, effllm.cluster.requests; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_gpu_stages_exist() -> None:
+    assert set(GPU_STAGES) <= set(STAGES)

@@ -1,0 +1,77 @@
+"""What a plan computes against what torch, peft and the stages really make."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from effllm.planning.costs import weight_b
+from effllm.planning.training_costs import trained_parameters, training_state_b
+from effllm.study.finetuning import FinetuningRun
+from effllm.study.methods import Method
+from effllm.study.training import Parallel
+from effllm.training.methods import tune
+
+SINGLE = Parallel()
+RUN = {
+    "encoding": {"sequence_length": 64},
+    "samples_per_step": 4,
+    "max_steps": 8,
+    "checkpoint_every_steps": 10,
+    "learning_rate": 1e-4,
+    "micro_batch_size": 2,
+    "parallel": {"strategy": "single"},
+}
+
+
+def test_training_state_is_what_torch_holds_after_a_step(small_model: torch.nn.Module) -> None:
+    optimizer = torch.optim.AdamW(small_model.parameters())
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    small_model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    tensors = [*small_model.parameters(), *(p.grad for p in small_model.parameters())]
+    tensors += [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    held_b = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert training_state_b(small_model.num_parameters(), 0, SINGLE, "float32") == held_b
+
+
+def test_shards_are_divided_by_the_ranks_and_offloaded_parts_are_elsewhere() -> None:
+    def state_b(**parallel: Any) -> float:
+        return training_state_b(1000, 0, Parallel(devices=4, **parallel), "float32")
+
+    assert state_b(strategy="ddp") == 16_000
+    assert state_b(strategy="fsdp2") == state_b(strategy="zero3") == 4_000
+    assert state_b(strategy="zero2") == 4_000 + 12_000 / 4
+    assert state_b(strategy="zero3", offload=True) == 1_000
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "full"},
+        {"kind": "freeze", "frozen_layers": 2},
+        {"kind": "lora", "rank": 8, "alpha": 16},
+        {"kind": "dora", "rank": 4, "alpha": 16},
+        {"kind": "rslora", "rank": 16, "alpha": 16},
+    ],
+)
+def test_trained_parameters_are_those_that_the_method_trains(
+    small_model: torch.nn.Module, method: dict[str, Any]
+) -> None:
+    config = small_model.config
+    tuned = tune(TypeAdapter(Method).validate_python(method), small_model, "methods.x")
+    trained = sum(parameter.numel() for parameter in tuned.model.parameters() if parameter.requires_grad)
+    assert trained_parameters(config, FinetuningRun.model_validate(RUN | {"method": method})) == trained
+
+
+def test_an_adapter_on_chosen_layers_has_no_count(small_model: torch.nn.Module) -> None:
+    method = {"kind": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj"]}
+    run = FinetuningRun.model_validate(RUN | {"method": method})
+    assert trained_parameters(small_model.config, run) is None
+
+
+def test_weights_of_16_bits_are_two_bytes_each(small_model: torch.nn.Module) -> None:
+    small_model = small_model.to(torch.bfloat16)
+    held_b = sum(parameter.numel() * parameter.element_size() for parameter in small_model.parameters())
+    assert weight_b(small_model.config, {"kind": "cast", "dtype": "bfloat16"}) == held_b
