@@ -30,6 +30,7 @@ import sys
 import tarfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,8 +206,10 @@ def preload(stages: set[str]) -> Callable[[str, list[str], Path, float], Outcome
     where a library started CUDA when it was imported, which no fork survives.
     """
     os.environ.update(stage_environment("pretrain", len(os.sched_getaffinity(0))))
-    # Asking whether there is a GPU must not start CUDA here.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # Asking whether there is a GPU must not start CUDA here, and a fork takes one thread along: leave none behind.
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    # Arrow's allocator has a thread that survives forks.
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
     for stage in sorted(stages):
         importlib.import_module(STAGES[stage].module)
     code = _wait(_fork(_try_cuda, Path(os.devnull)), time.monotonic() + 60)
