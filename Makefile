@@ -38,8 +38,10 @@ lint: setup
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
+# Unit tests share no files, and take the cores one test each; those of telemetry measure, and the others use all cores.
 test: lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --ignore tests/unit/telemetry tests/unit
+	python -m pytest tests/unit/telemetry tests/workflow tests/e2e
 
 test-slurm: setup
 	python -m pytest tests/slurm

@@ -4,9 +4,10 @@
     python benchmarks/device.py tables --study config/h200.yaml --results DIR --output DIR
 
 run     takes the plan from the top: nodes of the study (their parents first) and scripts of this directory, each a
-        process of its own with a limit of time. An artifact is there as soon as its stage ends; what failed or ran out
-        of time is recorded, and the next goes on. What does not fit into the rest of the budget is left for a later
-        call over the same DIR, which skips what is done. After each item the small files are packed into OUT.
+        process of its own with a limit of time; stages are forked from this one, which imports their libraries once.
+        An artifact is there as soon as its stage ends; what failed or ran out of time is recorded, and the next goes
+        on. What does not fit into the rest of the budget is left for a later call over the same DIR, which skips what
+        is done. After each item the small files are packed into OUT.
 tables  assembles the study's tables from DIR, also on another machine; a cell that was not reached is a row with the
         status `timeout` and the reason.
 
@@ -16,6 +17,7 @@ time is left) and `limit_s` (end it after that).
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -27,6 +29,9 @@ import subprocess
 import sys
 import tarfile
 import time
+import traceback
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +42,7 @@ from effllm.artifact import MANIFEST, Manifest, publish, write_text
 from effllm.errors import CellFailure, UserError
 from effllm.launch import stage_environment
 from effllm.stage import SCRATCH
+from effllm.stage import main as stage_main
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
 
@@ -47,6 +53,7 @@ EXPORTED_FILE_BYTES = 1 << 20
 # Between the end of an item and the end of the call: packing, and a process that takes its time to die.
 RESERVE_S = 10.0
 FINAL = ("done", "failed", "timeout")
+Outcome = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Run:
         self.end = time.monotonic() + budget_s
         self.results.mkdir(parents=True, exist_ok=True)
         self.record: dict[str, Any] = read_record(results)
+        self.start = preload({item.stage for item in plan if item.stage})
 
     def left_s(self) -> float:
         """Seconds until the last item must have ended."""
@@ -117,7 +125,7 @@ class Run:
         self._prune()
         self._pack()
 
-    def _node(self, stage: str, id: str, deadline: float) -> tuple[str, str | None]:
+    def _node(self, stage: str, id: str, deadline: float) -> Outcome:
         """Build a node's missing parents and the node; its status, and why if it is not done."""
         for parent_stage, parent_id in self._parents(stage, id):
             if not self._stands(parent_stage, parent_id):
@@ -130,26 +138,25 @@ class Run:
         spec = self.results / SCRATCH / stage / f"{id}.spec.json"
         spec.parent.mkdir(parents=True, exist_ok=True)
         write_text(spec, json.dumps(self.graph.spec(stage, id), indent=1, sort_keys=True))
-        argv = [sys.executable, "-m", STAGES[stage].module, "--spec", str(spec), "--output", str(output)]
+        argv = ["--spec", str(spec), "--output", str(output)]
         for name, paths in self.graph.parents(stage, id).items():
             for path in [paths] if isinstance(paths, str) else paths:
                 argv += ["--input", f"{name}={path}"]
-        environment = stage_environment(stage, len(os.sched_getaffinity(0)))
-        status, reason = _process(argv, self._log(stage, id), environment, deadline)
+        status, reason = self.start(stage, argv, self._log(stage, id), deadline)
         if status != "done":
             shutil.rmtree(self.results / SCRATCH / stage / id, ignore_errors=True)
             return status, reason
         manifest = Manifest.read(output / MANIFEST)
         return "done", None if manifest.status == "ok" else f"{manifest.status}: {manifest.reason}"
 
-    def _script(self, item: Item, deadline: float) -> tuple[str, str | None]:
+    def _script(self, item: Item, deadline: float) -> Outcome:
         name = item.key.partition("/")[2]
         output = self.results / "scripts" / f"{name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
         script = Path(__file__).parent / str(item.script)
         argv = [sys.executable, str(script), *item.arguments, "--output", str(output)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-        return _process(argv, self._log("scripts", name), environment, deadline)
+        return run_program(argv, self._log("scripts", name), environment, deadline)
 
     def _stands(self, stage: str, id: str) -> bool:
         """Whether the artifact is there, of this study, and whole: an earlier call's archive has small files only."""
@@ -192,18 +199,100 @@ class Run:
         print(f"[{self.left_s():5.0f} s left] {text}", flush=True)
 
 
-def _process(argv: list[str], log: Path, environment: dict[str, str], deadline: float) -> tuple[str, str | None]:
+def preload(stages: set[str]) -> Callable[[str, list[str], Path, float], Outcome]:
+    """How stages are started: forked from this process, which has imported their libraries once.
+
+    On a bare machine the imports take as long as a cell is measured. Without them each stage is a program of its own:
+    where a library started CUDA when it was imported, which no fork survives.
+    """
+    os.environ.update(stage_environment("pretrain", len(os.sched_getaffinity(0))))
+    # Asking whether there is a GPU must not start CUDA here, and a fork takes one thread along: leave none behind.
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    # Arrow's allocator has a thread that survives forks.
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
+    for stage in sorted(stages):
+        importlib.import_module(STAGES[stage].module)
+    code = _wait(_fork(_try_cuda, Path(os.devnull)), time.monotonic() + 60)
+    return _forked_stage if code == 0 else _program_stage
+
+
+def _try_cuda() -> None:
+    import torch
+
+    from effllm.telemetry import device_info
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda").item()
+        device_info("cuda:0")
+
+
+def _forked_stage(stage: str, argv: list[str], log: Path, deadline: float) -> Outcome:
+    module = importlib.import_module(STAGES[stage].module)
+
+    def work() -> None:
+        sys.argv = [str(module.__file__), *argv]
+        stage_main(stage, module.build, argv)
+
+    return _outcome(_wait(_fork(work, log), deadline), log)
+
+
+def _program_stage(stage: str, argv: list[str], log: Path, deadline: float) -> Outcome:
+    environment = stage_environment(stage, len(os.sched_getaffinity(0)))
+    return run_program([sys.executable, "-m", STAGES[stage].module, *argv], log, environment, deadline)
+
+
+def run_program(argv: list[str], log: Path, environment: dict[str, str], deadline: float) -> Outcome:
     """Run to the end or to the deadline, with everything it started; its output goes to `log`."""
     with open(log, "wb") as stream:
         child = subprocess.Popen(argv, stdout=stream, stderr=stream, env=environment, start_new_session=True)
-        try:
-            code = child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return "timeout", f"ended after its time was up; last line: {_last_line(log)}"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+    return _outcome(_wait(child.pid, deadline), log)
+
+
+def _fork(work: Callable[[], None], log: Path) -> int:
+    """The process id of a child in a session of its own that does `work`, its output in `log`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        sys.stdout.reconfigure(line_buffering=True)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(child: int, deadline: float) -> int | None:
+    """A child's exit code, or None where the deadline came first; whatever it has started ends with it."""
+    code = None
+    while code is None and time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+        else:
+            time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if code is None:
+        os.waitpid(child, 0)
+    return code
+
+
+def _outcome(code: int | None, log: Path) -> Outcome:
+    if code is None:
+        return "timeout", f"ended after its time was up; last line: {_last_line(log)}"
     return ("done", None) if code == 0 else ("failed", f"code {code}: {_last_line(log)}")
 
 

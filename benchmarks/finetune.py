@@ -5,8 +5,10 @@
 step    LoRA on a Llama of a million parameters, 8 samples a step: the stage as the workflow runs it, and a bare loop of
         forward, backward, clipping, fused AdamW and schedule over the same model and the same batches. Each side is a
         process of its own, in turn, `--repeats` times; the figure is the median of their times per step.
-memory  every method on a Llama of 26 million parameters, through the stage: the highest memory of the device, or of the
-        process tree where the device is the CPU, in the steady steps.
+memory  every method on a Llama of 26 million parameters, one sample per micro batch, through the stage: the highest
+        memory of the device, or of the process tree where the device is the CPU, in the steady steps. A micro batch of
+        a thousand tokens would weigh more than weights, gradients and optimizer of a model of this size, and low-rank
+        methods with dropout keep more of it than others.
 table7  wall time of `results/table7.csv` under profiles/local, once its two base models are there.
 """
 
@@ -191,7 +193,15 @@ def bare_loop(spec: Path, instructions: Path, result: Path) -> None:
 
 def compare_memory(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of every method of the tiny study, through the stage."""
-    bench = Bench(root, "26m", max_steps=10, checkpoint_every_steps=10, held_out_samples=8)
+    bench = Bench(
+        root,
+        "26m",
+        micro_batch_size=1,
+        micro_batch_size_by_method={},
+        max_steps=10,
+        checkpoint_every_steps=10,
+        held_out_samples=8,
+    )
     peaks = {}
     for method in bench.graph.study.finetuning["bench"].methods:
         output = bench.run("finetune", f"bench.bench.{method}")

@@ -157,9 +157,16 @@ def table_spec(wildcards):
     return GRAPH.table_spec(wildcards.table)
 
 
-def all_cores(wildcards):
-    """Every core of the run, so that a measured job shares the machine with no other."""
-    return workflow.cores or 1
+def measured_cores(stage):
+    """A threads function: every core of the run for a measured node, so that it shares the machine with no other."""
+    return lambda wildcards: (
+        workflow.cores or 1 if GRAPH.is_measured(stage, wildcards.id) else 1
+    )
+
+
+def measured_alone(stage):
+    """A resource function: 1 for a measured node; a profile admits one of them at a time."""
+    return lambda wildcards: int(GRAPH.is_measured(stage, wildcards.id))
 
 
 def tell_older_code():

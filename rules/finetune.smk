@@ -16,9 +16,10 @@ rule finetune:
         id=only("finetune"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: measured_cores("finetune")
     resources:
         **requests("finetune"),
+        profiler=measured_alone("finetune"),
     params:
         spec=spec("finetune"),
     message:

@@ -16,9 +16,10 @@ rule pretrain:
         id=only("pretrain"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: measured_cores("pretrain")
     resources:
         **requests("pretrain"),
+        profiler=measured_alone("pretrain"),
     params:
         spec=spec("pretrain"),
     message:

@@ -16,10 +16,10 @@ rule profile:
         id=only("profile"),
     conda:
         "../environment.yml"
-    threads: all_cores
+    threads: measured_cores("profile")
     resources:
         **requests("profile"),
-        profiler=1,
+        profiler=measured_alone("profile"),
     params:
         spec=spec("profile"),
     message:

@@ -54,9 +54,6 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
     study["models"] = {id: study["models"][id] for id in ("llama-1m", "qwen2-1m")}
     study["instructions"] = {id: study["instructions"][id] for id in ("stdlib-describe",)}
     study["instructions"]["stdlib-describe"]["maximum_samples"] = 200
-    for method in ("dora", "full"):
-        source = {"kind": "finetuned", "suite": "describe", "model": "llama-1m", "method": method}
-        study["models"][f"llama-1m.{method}"] = {"source": source}
     study["methods"]["freeze"]["frozen_layers"] = 1
     study["finetuning"] = {id: study["finetuning"][id] for id in ("describe",)}
     study["finetuning"]["describe"].update(models=["llama-1m"], max_steps=12, learning_rate=5.0e-3, held_out_samples=40)

@@ -10,6 +10,7 @@ from effllm.models.arithmetic import parameter_count
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+ON_THE_CPU = "it works on the CPU, though its job holds a device"
 _ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

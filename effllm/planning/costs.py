@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from effllm.models.arithmetic import cache_bytes, describe, forward_flops, parameter_count
-from effllm.planning.cost import Cost, StageCost, Subject, number_type, stored_b
+from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.planning.shapes import Unknown
 from effllm.planning.training_costs import TRAINING_COSTS
 from effllm.study.measure import EvaluationProtocol, InferenceProtocol
@@ -52,13 +52,14 @@ def _imported_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str,
 def _quantize(subject: Subject) -> Cost:
     settings = _PRECISION.validate_python(subject.config["precision"])
     if not isinstance(settings, GptqPrecision):
-        return Cost(0, "cast")
+        return Cost(1, "cast")
     calibration = settings.calibration
     return Cost(1, f"gptq {settings.bits} bit, {calibration.samples} x {calibration.sequence_length} tokens")
 
 
 def _quantize_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    reason = "the quantizer moves one layer at a time to the device: no formula here gives its peak"
+    is_cast = subject.config["precision"]["kind"] == "cast"
+    reason = ON_THE_CPU if is_cast else "the quantizer moves one layer at a time to the device: no formula has its peak"
     return {
         "work": float(parameter_count(shape).total),
         "disk_b": weight_b(shape, subject.config["precision"]),

@@ -9,9 +9,10 @@ from typing import Any
 
 from effllm.artifact import MANIFEST, PROVENANCE, Artifact
 from effllm.errors import UserError
+from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.cost import Cost, Subject
 from effllm.planning.costs import cost_of
-from effllm.planning.shapes import Unknown, read_config, shape_of
+from effllm.planning.shapes import Unknown, read_config
 from effllm.planning.state import provenance
 from effllm.study.training import PretrainingRun
 

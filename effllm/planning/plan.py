@@ -116,7 +116,7 @@ def plan_of(
     wanted = targets_of(graph, targets)
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
     earlier = Earlier(graph.results)
-    device, source, found_b = _device(earlier, device)
+    device, source, found_b = _device(earlier, device, is_described=device_memory_b is not None)
     device_memory_b = device_memory_b or found_b
     shapes = Shapes(graph, states, assumptions.vocab_size, fetch)
     estimator = Estimator(graph, states, shapes, earlier, device, assumptions)
@@ -153,17 +153,20 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{key.replace('_', '-')} {value}: the value must be {limit}.")
 
 
-def _device(earlier: Earlier, name: str | None) -> tuple[str | None, str, float | None]:
+def _device(earlier: Earlier, name: str | None, is_described: bool) -> tuple[str | None, str, float | None]:
     """Name, where it comes from, and memory in bytes where a table or an earlier build tells it."""
     if name is not None and name in PEAKS:
         return name, "--device", memory_b(name)
     built_on = earlier.devices(list(STAGES))
     if name is not None:
         match = next((device for device in built_on if device.name == name), None)
+        if match is None and is_described:
+            return name, "--device", None
         if match is None:
             known = [*PEAKS, *(device.name for device in built_on)]
             raise UserError(
-                f"--device {name!r} is in no table and no earlier build was on it; {suggestion(name, known)}"
+                f"--device {name!r} is in no table and no earlier build was on it; {suggestion(name, known)}; for "
+                "another one give --device-memory-gb too."
             )
         return name, "--device", match.memory_b
     if not built_on:

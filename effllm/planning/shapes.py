@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.study import Graph
-from effllm.study.architectures import Architecture
 from effllm.study.data import HubTokenizer, SyntheticStream
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
@@ -91,7 +91,9 @@ class Shapes:
         if isinstance(source, LocalModelSource):
             return read_config(Path(source.path))
         if isinstance(source, RandomSource):
-            return shape_of(source.architecture, source.architecture.vocab_size, source.dtype)
+            shape = shape_of(source.architecture, source.architecture.vocab_size)
+            shape.dtype = source.dtype
+            return shape
         assert isinstance(source, HubModelSource)
         path = self._of_hub(source.repo, source.revision, _CONFIG)
         if path is None:
@@ -118,15 +120,6 @@ class Shapes:
 
 # Stages whose artifacts are models; the others use the model of a parent.
 MODEL_STAGES = ("pretrain", "finetune", "merge", "model", "quantize")
-
-
-def shape_of(architecture: Architecture, vocab_size: int, dtype: str | None = None) -> "PreTrainedConfig":
-    """The configuration of an architecture of the study over so many words, its weights in `dtype`."""
-    from effllm.models.families import model_config
-
-    config = model_config(architecture, vocab_size, **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")))
-    config.dtype = dtype
-    return config
 
 
 def read_config(directory: Path) -> "PreTrainedConfig":

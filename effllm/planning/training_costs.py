@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.arithmetic import activation_bytes, describe, forward_flops, parameter_count, training_flops
-from effllm.planning.cost import Cost, StageCost, Subject, number_type, stored_b
+from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.methods import FreezeMethod, FullMethod
 from effllm.study.training import Parallel, PretrainingRun
@@ -136,11 +136,13 @@ def _finetuning_run(subject: Subject) -> FinetuningRun:
 
 
 def _merge(subject: Subject) -> Cost:
-    return Cost(0, "merge")
+    return Cost(1, "merge")
 
 
 def _merge_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    return {"work": float(parameter_count(shape).total), **stored_b(shape)}
+    stored = stored_b(shape)
+    reasons = {"memory_b": ON_THE_CPU, "scratch_b": "not measured"} | stored.get("reasons", {})
+    return {"work": float(parameter_count(shape).total)} | stored | {"reasons": reasons}
 
 
 TRAINING_COSTS = {

@@ -17,7 +17,7 @@ from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
-from effllm.study.table_graph import defined_tables, table_nodes, table_spec
+from effllm.study.table_graph import defined_tables, measured_nodes, table_nodes, table_spec
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
@@ -28,6 +28,7 @@ class Graph:
     def __init__(self, study: Study, results: str = "results"):
         self.study = study
         self.results = results
+        self._measured = measured_nodes(study)
 
     def manifest(self, stage: str, id: str) -> str:
         """Path of a node's manifest."""
@@ -151,6 +152,10 @@ class Graph:
     def tables(self) -> list[str]:
         """Names of the tables that the study defines."""
         return defined_tables(self.study)
+
+    def is_measured(self, stage: str, id: str) -> bool:
+        """Whether the node's own figures stand in a table, so that nothing may run beside it."""
+        return stage == "profile" or (stage, id) in self._measured
 
     def _config(self, stage: str, id: str) -> Section | dict[str, Any]:
         study = self.study

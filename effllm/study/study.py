@@ -75,13 +75,14 @@ class Study(Section):
             if isinstance(model.source, PretrainedSource):
                 _require(f"models.{id}.source.run", model.source.run, self.pretraining)
                 self._check_kept(f"models.{id}.source.run", model.source.run)
-            if isinstance(model.source, FinetunedSource):
-                self._check_finetuned(f"models.{id}.source", model.source)
             for precision in model.precisions:
                 _require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
+        for id, model in self.models.items():
+            if isinstance(model.source, FinetunedSource):
+                self._check_finetuned(f"models.{id}.source", model.source)
         for name, table in self.tables:
             if isinstance(table, PretrainingTable):
                 self._check_pretraining_table(f"tables.{name}", table)

@@ -49,6 +49,13 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     return nodes | {"quantize": variants, "profile": variants} if isinstance(table, InferenceTable) else nodes
 
 
+def measured_nodes(study: Study) -> frozenset[tuple[str, str]]:
+    """Stage and id of the trainings whose own time, memory and power are columns of a table."""
+    nodes = [table_nodes(study, name) for name, table in study.tables if table]
+    stages = ("pretrain", "finetune")
+    return frozenset((stage, id) for found in nodes for stage in stages for id in found.get(stage, ()))
+
+
 def _content(study: Study, name: str) -> dict[str, Any]:
     if name == VALIDITY:
         # Rules that compare artifacts with each other need the rows of their tables.

@@ -323,3 +323,6 @@ def test_a_studys_shape_costs_what_its_configuration_costs(name):
     config, shape = model_config(architecture, 512), shape_of(architecture, 512)
     assert arithmetic.parameter_count(shape) == arithmetic.parameter_count(config)
     assert arithmetic.training_flops(shape, 128) == arithmetic.training_flops(config, 128)
+    kept = [arithmetic.activation_bytes(terms, 2, 128, torch.bfloat16) for terms in (shape, config)]
+    caches = [arithmetic.cache_bytes(terms, 128, torch.bfloat16) for terms in (shape, config)]
+    assert kept[0] == kept[1] and caches[0] == caches[1]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from effllm.cli import main
+from effllm.cluster.requests import GPU_STAGES
 from effllm.errors import UserError
 from effllm.models.arithmetic import training_flops
+from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.estimate import Assumptions
 from effllm.planning.nodes import targets_of
 from effllm.planning.plan import Plan, plan_of
-from effllm.planning.shapes import shape_of
 from effllm.study import Graph
 from tests.unit.planning.conftest import H100, HUB_MODEL, build
 
@@ -117,6 +118,13 @@ def test_nodes_that_cannot_fit_are_named(study: Study, graph_of: GraphOf) -> Non
     # Its weights fit; whether the longest input does depends on the benchmark.
     assert "at the longest input" in plan.risks["evaluate/llama-1m.bfloat16.word-order"]
     assert not plan_of(graph_of(study), device=H100, gpus=2).misfits
+
+
+def test_the_stages_that_hold_a_device_are_those_that_ask_a_cluster_for_one(tiny: Study, graph_of: GraphOf) -> None:
+    plan = plan_of(graph_of(tiny))
+    assert {node.stage for node in plan.nodes if node.devices} == {
+        stage for stage in GPU_STAGES if plan.stages.get(stage)
+    }
 
 
 def test_a_graph_of_unknown_times_has_a_lower_bound(study: Study, graph_of: GraphOf) -> None:

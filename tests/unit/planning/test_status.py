@@ -1,7 +1,6 @@
 """Status names what is stale and why, what failed, and what can be resumed; verify finds what was altered."""
 
 import copy
-import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from effllm.cli import main
+from effllm.lease import lease
 from effllm.planning.state import older_code_line
 from effllm.planning.status import Entry, status_of
 from effllm.provenance import code_fingerprint
@@ -90,10 +90,7 @@ def test_the_end_of_a_failed_jobs_log_is_shown(study: Study, graph_of: GraphOf) 
 
 def test_a_job_whose_lease_is_held_is_running(study: Study, graph_of: GraphOf) -> None:
     graph = graph_of(study)
-    scratch = Path(graph.results, ".scratch", "corpus", "python-docs")
-    scratch.mkdir(parents=True)
-    with open(scratch / LEASE, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with lease(Path(graph.results, ".scratch", "corpus", "python-docs", LEASE), "corpus/python-docs"):
         assert _entries(graph)["corpus/python-docs"].running
     assert not _entries(graph)["corpus/python-docs"].running
 

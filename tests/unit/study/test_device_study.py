@@ -4,6 +4,8 @@ import copy
 import csv
 import importlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +231,14 @@ def device(repository: Path) -> Any:
     return module
 
 
-def test_the_driver_goes_on_after_failures_and_resumes(device: Any, plain: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("forks", [True, False])
+def test_the_driver_goes_on_after_failures_and_resumes(
+    device: Any, plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: bool
+) -> None:
+    # The driver sets up the environment that its children inherit.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    if not forks:
+        monkeypatch.setattr(device, "_try_cuda", lambda: sys.exit(1))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(shrunk(plain)))
     scripts = {"fails": "raise SystemExit('broken')", "sleeps": "import time; time.sleep(60)"}
     for name, text in scripts.items():

@@ -20,6 +20,8 @@ from effllm.stage import run
 from effllm.stages import STAGES
 from effllm.training.adapters import load_adapter
 from effllm.training.consumed import sample_order
+from tests.conftest import cut_down
+from tests.unit.conftest import Builder
 
 METHODS = ("lora", "lora-plus", "rslora", "dora", "pissa", "freeze", "full")
 # The same sums in another order, in float32, over twelve steps of AdamW.
@@ -210,8 +212,17 @@ def test_a_lost_run_is_a_status_of_its_cell(finetunes: Finetunes, tmp_path: Path
     assert "training loss" in str(artifact.manifest.reason)
 
 
-def test_a_merged_model_is_a_model_like_any_other(builder: Any, suite: dict[str, Artifact]) -> None:
-    """The graph merges an adapter and takes a fully trained model as it is, and both are cast."""
+def test_a_merged_model_is_a_model_like_any_other(
+    builder: Any, suite: dict[str, Artifact], tiny_text: dict[str, Any]
+) -> None:
+    """The graph merges an adapter and takes a fully trained model as it is; nothing is trained again for it."""
+    study = cut_down(tiny_text)
+    for method in ("dora", "full"):
+        source = {"kind": "finetuned", "suite": "describe", "model": "llama-1m", "method": method}
+        study["models"][f"llama-1m.{method}"] = {"source": source}
+    root = Path(builder.graph.results).parent
+    builder = Builder(json.loads(json.dumps(study)), root)
+    assert builder.graph.spec("finetune", _id("dora")) == suite["dora"].manifest.spec
     base = load_causal_lm(builder.build("pretrain", "llama-1m").directory / "model")
     tokens = torch.arange(5, 25)[None]
     adapted = load_adapter(base, suite["dora"].directory / "adapter").eval()
