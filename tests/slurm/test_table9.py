@@ -80,7 +80,7 @@ def test_jobs_get_the_gpus_cores_memory_and_time_of_their_stage(records: dict[st
     assert granted("quantize/llama-1m.int4") == ("1", "72", "9000M", 60)
     assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "8000M", 60)
     # The whole node, of which only the memory is shared out.
-    assert granted("profile/llama-1m.int4") == ("4", "288", "8000M", 40)
+    assert granted("profile/llama-1m.int4") == ("4", "288", "8000M", 30)
 
 
 def test_artifacts_name_the_job_that_built_them(workflow: Workflow, records: dict[str, Record]) -> None:
