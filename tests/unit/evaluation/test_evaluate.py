@@ -354,6 +354,7 @@ def test_a_model_that_is_none_is_refused_with_its_path(root, swaps):
     def build(job):
         (job.output / "model").mkdir()
         (job.output / "model" / "config.json").write_text(json.dumps({"model_type": "nothing known"}))
+        job.write_json("quantization.json", {"precision": {"kind": "bfloat16"}})
 
     with pytest.raises(UserError, match="model cannot be loaded"):
         evaluate_model(root, publish_artifact(root, "quantize", "empty.fp32", build), swaps)
