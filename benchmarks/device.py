@@ -303,7 +303,10 @@ def _last_line(log: Path) -> str:
 
 def machine(commit: str | None) -> str:
     """What this call ran on, as JSON."""
-    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    packages: dict[str, str] = {}
+    for item in importlib.metadata.distributions():
+        # The first one on the path is the one that is imported.
+        packages.setdefault(item.metadata["Name"], item.version)
     devices = (
         subprocess.run(["nvidia-smi", "-q"], capture_output=True, text=True) if shutil.which("nvidia-smi") else None
     )

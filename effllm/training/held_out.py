@@ -8,6 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from effllm.data.tokens import PackedTokens
+from effllm.errors import CellFailure
+
+# exp of more overflows a float.
+_HIGHEST_LOSS = 709.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
 
     Windows of `sequence_length` tokens overlap by one, so each token is predicted once, from the tokens before it
     in its window. End-of-text tokens count as tokens, and in the bits per byte.
+
+    Raises `CellFailure` (nan) where the loss is no number, or its perplexity too large for one.
     """
     was_training = model.training
     model.eval()
@@ -39,7 +45,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     starts = list(range(0, len(ids) - 1, stride))
     full = [start for start in starts if start + sequence_length <= len(ids)]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    batches += [[start] for start in starts if start not in set(full)]
+    # The last window may be a short one.
+    batches += [[start] for start in starts[len(full) :]]
     for batch in batches:
         window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
         logits = model(window).logits[:, :-1].float()
@@ -49,6 +56,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     model.train(was_training)
     total, scored = math.fsum(sums), sum(counts)
     loss = total / scored
+    if not loss < _HIGHEST_LOSS:
+        raise CellFailure("nan", f"the held-out loss is {loss:g} nats per token")
     bits_per_byte = total / math.log(2) / stream.utf8_bytes
     return HeldOut(loss, ratio_standard_error(sums, counts), math.exp(loss), bits_per_byte, scored)
 
