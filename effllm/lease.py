@@ -60,8 +60,9 @@ class Lease:
 
     def __init__(self, directory: Path, what: str):
         self.what = what
-        self._directory = directory
-        self._claim_file = directory / _CLAIM
+        # Absolute: Snakemake leaves its working directory before its process ends, and the thread still renews.
+        self._directory = directory.absolute()
+        self._claim_file = self._directory / _CLAIM
         self._claim = Claim(
             uuid.uuid4().hex, os.getpid(), os.uname().nodename, _boot_id(), os.environ.get("SLURM_JOB_ID")
         )

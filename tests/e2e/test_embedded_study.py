@@ -182,7 +182,7 @@ def test_held_out_text_is_in_no_training_part(study: Path) -> None:
 
 
 def test_the_models_have_learned(study: Path) -> None:
-    for run in GRAPH.study.pretraining:
+    for run in (GRAPH.study.models[model].source.run for model in TABLE.models):
         result = _content(study, "pretrain", run, "training.json")
         assert result["held_out_perplexity"] < 0.15 * 2048
         assert result["held_out_loss"] == pytest.approx(math.log(result["held_out_perplexity"]))

@@ -66,6 +66,22 @@ def test_a_killed_holder_leaves_nothing_to_unlock(tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_holder_that_leaves_its_working_directory_keeps_its_lease(tmp_path: Path) -> None:
+    """As Snakemake does at its end, between its last job and the end of its process."""
+    (tmp_path / "elsewhere").mkdir()
+    program = """
+        import os, time
+        from pathlib import Path
+        from effllm import lease
+        lease.RENEW_S = 0.05
+        lease.Lease(Path("lease"), "x").acquire()
+        os.chdir("elsewhere")
+        time.sleep(0.5)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_another_host_waits_while_the_claim_is_renewed(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
