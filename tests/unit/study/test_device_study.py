@@ -46,7 +46,9 @@ def shrunk(study: dict[str, Any]) -> dict[str, Any]:
         _shrink(model["source"]["architecture"])
     study["instructions"]["random"]["source"].update(vocab_size=64, samples=80, prompt_tokens=4, answer_tokens=4)
     study["finetuning"]["random"].update(max_steps=5, log_every_steps=5, encoding={"sequence_length": 8})
-    study["finetuning"]["random"]["methods"].remove("freeze")
+    suite = study["finetuning"]["random"]
+    suite["methods"] = [method for method in suite["methods"] if method not in ("freeze", "full-offload")]
+    del suite["micro_batch_size_by_method"], suite["parallel_by_method"]
     for method in study["methods"].values():
         method.update({"rank": 4} if "rank" in method else {})
     study["inference"].update(idle_s=0.1, minimum_window_s=0.05, repeats=2, cooldown_s=0.0, warmup_maximum=3)
@@ -105,6 +107,16 @@ def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repositor
     rows |= {("finetune", node) for node in LOADED.finetuning["random"].nodes("random")}
     rows |= {("profile", f"{m}.{p}") for m in LOADED.tables.table9.models for p in LOADED.tables.table9.precisions}
     assert rows == set(nodes)
+
+
+def test_the_plan_for_two_gpus_has_every_run_that_needs_them_and_its_counterpart(repository: Path) -> None:
+    plan = yaml.safe_load((repository / "benchmarks" / "device_plan_two.yaml").read_text())
+    assert plan["study"] == "config/h200.yaml"
+    items = {item["id"]: LOADED.pretraining[item["id"]] for item in plan["items"]}
+    assert {id for id, run in LOADED.pretraining.items() if run.parallel.world_size > 1} < set(items)
+    assert {run.parallel.world_size for run in items.values()} == {1, 2}
+    alone = [run.model_dump(exclude={"parallel"}) for run in items.values()]
+    assert alone == [alone[0]] * len(items), "they differ in nothing but the strategy"
 
 
 def _runs(graph: Graph, name: str) -> list[str]:
