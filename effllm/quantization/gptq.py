@@ -82,9 +82,8 @@ def check_runs(checkpoint: Path) -> None:
     Which widths, group sizes and bits a kernel takes is known only by trying it.
     """
     try:
-        model = load_causal_lm(checkpoint)
-        if torch.cuda.is_available():
-            model = model.to("cuda")
+        # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
+        model = load_causal_lm(checkpoint, device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"})
         with torch.inference_mode():
             model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
     except torch.cuda.OutOfMemoryError as error:

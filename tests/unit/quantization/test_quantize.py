@@ -198,6 +198,22 @@ def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path:
     assert caught.value.status == "unsupported"
 
 
+def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded first and moved then has the CPU's kernel, which no GPU runs."""
+    from optimum.gptq import GPTQQuantizer
+
+    from effllm.quantization.gptq import check_runs
+
+    def select(self: Any, device_map: Any, pack: bool = False) -> None:
+        raise NotImplementedError(f"a kernel for {device_map}")
+
+    checkpoint = builder.build("quantize", "llama-1m.int4").directory / "model"
+    monkeypatch.setattr(GPTQQuantizer, "select_quant_linear", select)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(CellFailure, match=r"a kernel for .*cuda:0"):
+        check_runs(checkpoint)
+
+
 def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
     corpus = builder.build("corpus", "python-docs").directory
     tokenizer = AutoTokenizer.from_pretrained(builder.build("tokenizer", "python-docs-2k").directory / "tokenizer")
