@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from effllm.errors import CellFailure, UserError
+from effllm.quantization.calibration import calibration_sequences, text_sequences
 from effllm.quantization.cast import cast
-from effllm.quantization.gptq import calibration_sequences, check_group_size, check_losses
+from effllm.quantization.gptq import check_group_size, check_losses
 from effllm.quantization.weights import weight_bytes
 from effllm.study.models import Calibration, CastPrecision
 
@@ -218,13 +220,30 @@ def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
     corpus = builder.build("corpus", "python-docs").directory
     tokenizer = AutoTokenizer.from_pretrained(builder.build("tokenizer", "python-docs-2k").directory / "tokenizer")
     calibration = Calibration(corpus="python-docs", samples=8, sequence_length=64)
-    sequences = calibration_sequences(corpus, tokenizer, calibration)
+    sequences = text_sequences(corpus, tokenizer, calibration)
     assert [len(sequence["input_ids"]) for sequence in sequences] == [64] * 8
-    assert sequences == calibration_sequences(corpus, tokenizer, calibration)
-    other = calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"seed": 1}))
+    assert sequences == text_sequences(corpus, tokenizer, calibration)
+    other = text_sequences(corpus, tokenizer, calibration.model_copy(update={"seed": 1}))
     assert other != sequences
     with pytest.raises(UserError, match=r"calibration\.samples: the training text has \d+ sequences of 64 tokens"):
-        calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+        text_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+
+
+def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> None:
+    from effllm.data.packing import build
+    from effllm.stage import Job
+
+    spec = {"config": {"kind": "synthetic", "vocab_size": 50, "tokens": 10 * 8 + 3}}
+    build(Job("tokens", "random", spec, {}, {}, tmp_path, tmp_path / "records", tmp_path / "scratch"))
+    drawn = np.fromfile(tmp_path / "train.bin", dtype="<u2")[:80].reshape(10, 8).tolist()
+    calibration = Calibration(tokens="random", samples=10, sequence_length=8)
+    sequences = calibration_sequences(tmp_path, tmp_path / "no-tokenizer", calibration)
+    assert sorted(sequence["input_ids"] for sequence in sequences) == sorted(drawn)
+    assert {tuple(sequence["attention_mask"]) for sequence in sequences} == {(1,) * 8}
+    assert calibration_sequences(tmp_path, tmp_path, calibration) == sequences
+    assert calibration_sequences(tmp_path, tmp_path, calibration.model_copy(update={"seed": 1})) != sequences
+    fewer = calibration_sequences(tmp_path, tmp_path, calibration.model_copy(update={"samples": 3}))
+    assert fewer == sequences[:3]
 
 
 def test_a_quantization_error_that_is_no_number_is_a_status(tmp_path: Path) -> None:
