@@ -1,6 +1,7 @@
 """Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effllm.artifact import write_text
 from effllm.errors import CellFailure
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.calibration import calibration_sequences
@@ -58,11 +60,21 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Pat
         model.tokenizer = None
     model.save(str(target))
     fuse_layers(target, config.model_type)
+    if settings.kernel != "auto":
+        choose_kernel(target, settings.kernel)
     # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
     log = target / "quant_log.csv"
     check_losses(log)
     shutil.move(log, records / "gptq.csv")
     check_runs(target)
+
+
+def choose_kernel(checkpoint: Path, kernel: str) -> None:
+    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' GPTQConfig does."""
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["backend"] = f"gptq_{kernel}"
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def check_group_size(config: object, group_size: int) -> None:

@@ -144,7 +144,16 @@ class GptqPrecision(Section):
     compute_dtype: Literal["bfloat16", "float16"] = Field(
         default="bfloat16", description="Type of the layers left unquantized and of the arithmetic."
     )
+    kernel: Literal["auto", "marlin", "exllama_v2", "triton", "torch"] = Field(
+        default="auto",
+        description="Kernel that runs the weights wherever they are loaded, noted in the checkpoint; auto leaves it to "
+        "gptqmodel, which takes the fastest that the machine has or can compile. profile.json says which one ran.",
+    )
     calibration: Calibration = Field(description="Calibration set.")
+
+    @model_serializer(mode="wrap")
+    def _only_a_chosen_kernel(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("kernel", "auto")}
 
     @property
     def nominal_bits(self) -> int:

@@ -200,6 +200,22 @@ def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path:
     assert caught.value.status == "unsupported"
 
 
+def test_the_chosen_kernel_runs_wherever_the_checkpoint_is_loaded(builder: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from effllm.quantization.gptq import choose_kernel
+
+    checkpoint = tmp_path / "model"
+    shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
+    found = []
+    for kernel in (None, "torch"):
+        if kernel:
+            choose_kernel(checkpoint, kernel)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        found.append({type(module).__name__ for module in model.modules() if hasattr(module, "qweight")})
+    assert found == [{"TorchAtenLinear"}, {"TorchLinear"}]
+
+
 def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is loaded first and moved then has the CPU's kernel, which no GPU runs."""
     from optimum.gptq import GPTQQuantizer
