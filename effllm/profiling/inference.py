@@ -2,7 +2,7 @@
 
 in:  model (of stage quantize)
 out: profile.json (latency, throughput, memory, utilisation, power, energy by workload; null figures with reasons;
-     findings of the plausibility rules and the status they give)
+     findings of the plausibility rules and the status they give; the kernel of quantized layers)
      records/telemetry/ (samples and windows), records/generations.json
 """
 
@@ -40,7 +40,8 @@ def build(job: Job) -> None:
     # Before the model takes its place: processes that are on the device now are not this one.
     info = device_info(device)
     try:
-        model = load_causal_lm(job.inputs["model"].directory / "model").to(device)
+        # Loaded where it will run: the kernel of quantized layers is chosen for the device that is named here.
+        model = load_causal_lm(job.inputs["model"].directory / "model", device_map={"": device})
         model.eval()
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
             measured = run_schedule(decodings(model, protocol, device), protocol, telemetry, job.id)
@@ -63,11 +64,18 @@ def build(job: Job) -> None:
             "cpus_usable": len(os.sched_getaffinity(0)),
             "device": info,
             "idle": telemetry.summary(IDLE),
+            "kernel": kernel_of(model),
             "protocol": protocol.plain(),
             "threads": torch.get_num_threads(),
             "workloads": workloads,
         },
     )
+
+
+def kernel_of(model: PreTrainedModel) -> str | None:
+    """The class of gptqmodel that runs the packed layers, such as MarlinLinear; None where no layer is packed."""
+    kernels = sorted({type(module).__name__ for module in model.modules() if hasattr(module, "qweight")})
+    return ", ".join(kernels) or None
 
 
 def decodings(

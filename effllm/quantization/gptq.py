@@ -1,26 +1,28 @@
 """Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
-import xxhash
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.errors import CellFailure, UserError
+from effllm.artifact import write_text
+from effllm.errors import CellFailure
 from effllm.models.loading import load_causal_lm
+from effllm.quantization.calibration import calibration_sequences
 from effllm.quantization.fuse import fuse_layers
-from effllm.study.models import Calibration, GptqPrecision
+from effllm.study.models import GptqPrecision
 
 
-def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: Path, records: Path) -> None:
+def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Path, records: Path) -> None:
     """Quantize the model in `source` into `target`; the per-layer losses go to `records/gptq.csv`.
 
-    Raises `CellFailure` (unsupported) for an architecture that gptqmodel does not know or a group size that does
-    not divide a layer, and (nan) where the Hessian of a layer cannot be inverted.
+    `data` is the artifact of the corpus or of the token stream that the calibration names. Raises `CellFailure`
+    (unsupported) for an architecture that gptqmodel does not know or a group size that does not divide a layer, and
+    (nan) where the Hessian of a layer cannot be inverted.
     """
     # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
@@ -32,8 +34,7 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: P
     if config.model_type not in SUPPORTED_MODELS:
         raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
     check_group_size(config, settings.group_size)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    calibration = calibration_sequences(corpus, tokenizer, settings.calibration)
+    calibration = calibration_sequences(data, source, settings.calibration)
     torch.manual_seed(settings.calibration.seed)
     model = GPTQModel.load(
         str(source),
@@ -54,13 +55,26 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, corpus: P
         trust_remote_code=False,
     )
     model.quantize(calibration, batch_size=8)
+    if not (source / "tokenizer_config.json").exists():
+        # Random weights have none, and Transformers makes gptqmodel an empty one.
+        model.tokenizer = None
     model.save(str(target))
     fuse_layers(target, config.model_type)
+    if settings.kernel != "auto":
+        choose_kernel(target, settings.kernel)
     # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
     log = target / "quant_log.csv"
     check_losses(log)
     shutil.move(log, records / "gptq.csv")
     check_runs(target)
+
+
+def choose_kernel(checkpoint: Path, kernel: str) -> None:
+    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' GPTQConfig does."""
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["backend"] = f"gptq_{kernel}"
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def check_group_size(config: object, group_size: int) -> None:
@@ -82,9 +96,8 @@ def check_runs(checkpoint: Path) -> None:
     Which widths, group sizes and bits a kernel takes is known only by trying it.
     """
     try:
-        model = load_causal_lm(checkpoint)
-        if torch.cuda.is_available():
-            model = model.to("cuda")
+        # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
+        model = load_causal_lm(checkpoint, device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"})
         with torch.inference_mode():
             model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
     except torch.cuda.OutOfMemoryError as error:
@@ -95,33 +108,6 @@ def check_runs(checkpoint: Path) -> None:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         # Kernels refuse shapes by whichever of these they please.
         raise CellFailure("unsupported", f"no kernel of this machine runs it: {str(error).splitlines()[0]}") from None
-
-
-def calibration_sequences(
-    corpus: Path, tokenizer: PreTrainedTokenizerBase, calibration: Calibration
-) -> list[dict[str, list[int]]]:
-    """`calibration.samples` sequences of exactly `sequence_length` tokens from the corpus's training part.
-
-    Documents are taken in the order of a hash of the seed and their id, and joined by end-of-text tokens.
-    """
-    length, needed = calibration.sequence_length, calibration.samples
-    table = pq.ParquetDataset(sorted(corpus.glob("train-*.parquet"))).read(columns=["id", "text"])
-    documents = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
-    ordered = sorted(documents, key=lambda item: xxhash.xxh3_128_digest(f"{calibration.seed}\n{item[0]}".encode()))
-    ids: list[int] = []
-    for _, text in ordered:
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        if len(ids) >= needed * length:
-            break
-    else:
-        raise UserError(
-            f"calibration.samples: the training text has {len(ids) // length} sequences of {length} tokens, not "
-            f"{needed}; lower it, or enlarge corpora.{calibration.corpus}."
-        )
-    return [
-        {"input_ids": ids[start : start + length], "attention_mask": [1] * length}
-        for start in range(0, needed * length, length)
-    ]
 
 
 def check_losses(log: Path) -> None:

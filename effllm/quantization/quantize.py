@@ -1,6 +1,6 @@
 """Stage `quantize`: a model in one precision.
 
-in:  model; for GPTQ also corpus, the calibration text
+in:  model; for GPTQ also corpus, the calibration text, or tokens, random ones for random weights
 out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantization.json (settings, bytes of weights,
      and `unscored` for random weights)
 """
@@ -24,7 +24,8 @@ def build(job: Job) -> None:
     if isinstance(settings, CastPrecision):
         cast(source, target, settings)
     else:
-        quantize_gptq(source, target, settings, job.inputs["corpus"].directory, job.records)
+        data = job.inputs["corpus" if settings.calibration.corpus else "tokens"]
+        quantize_gptq(source, target, settings, data.directory, job.records)
     if (source / "tokenizer_config.json").exists():
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
     content = {

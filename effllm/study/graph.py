@@ -192,7 +192,9 @@ class Graph:
         settings = self.study.precision_of(model, precision)
         if not isinstance(settings, GptqPrecision):
             return {"model": weights}
-        return {"model": weights, "corpus": self.manifest("corpus", settings.calibration.corpus)}
+        calibration = settings.calibration
+        stage = "corpus" if calibration.corpus else "tokens"
+        return {"model": weights, stage: self.manifest(stage, calibration.source)}
 
 
 def expand_paths(where: str, patterns: list[str]) -> list[str]:

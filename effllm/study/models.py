@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.study.architectures import Architecture
 from effllm.study.base import Count, Fraction, Id, PlainId, PositiveInt, Revision, Section
@@ -82,12 +82,38 @@ class Model(Section):
 
 
 class Calibration(Section):
-    """The text on which a post-training quantizer measures activations: the training part of a corpus."""
+    """What a post-training quantizer measures activations on: a corpus's training text, or random tokens.
 
-    corpus: Id = Field(description="Id of the corpus.")
+    Random tokens are for random weights, which have no tokenizer: what they take to quantize and to run is that of
+    text, what they answer is as little worth as before.
+    """
+
+    corpus: Id | None = Field(default=None, description="Id of the corpus whose training text is taken.")
+    tokens: Id | None = Field(
+        default=None, description="Id of a synthetic token stream, in place of a corpus, for models of kind random."
+    )
     samples: PositiveInt = Field(description="Number of sequences.")
     sequence_length: PositiveInt = Field(description="Tokens per sequence.")
-    seed: Count = Field(default=0, description="Seed of the choice of documents.")
+    seed: Count = Field(default=0, description="Seed of the choice of documents, or of a stream's sequences.")
+
+    @property
+    def source(self) -> str:
+        """Id of the corpus or of the token stream."""
+        return str(self.corpus or self.tokens)
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> "Calibration":
+        if (self.corpus is None) == (self.tokens is None):
+            raise ValueError(
+                "name either corpus, for text, or tokens, a synthetic stream for models of random weights, not "
+                + ("neither" if self.corpus is None else f"both ({self.corpus!r} and {self.tokens!r})")
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_the_named_source(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A key that a study does not use has no place in its specs.
+        return {key: value for key, value in serialize(self).items() if value is not None}
 
 
 class CastPrecision(Section):
@@ -118,7 +144,16 @@ class GptqPrecision(Section):
     compute_dtype: Literal["bfloat16", "float16"] = Field(
         default="bfloat16", description="Type of the layers left unquantized and of the arithmetic."
     )
+    kernel: Literal["auto", "marlin", "exllama_v2", "triton", "torch"] = Field(
+        default="auto",
+        description="Kernel that runs the weights wherever they are loaded, noted in the checkpoint; auto leaves it to "
+        "gptqmodel, which takes the fastest that the machine has or can compile. profile.json says which one ran.",
+    )
     calibration: Calibration = Field(description="Calibration set.")
+
+    @model_serializer(mode="wrap")
+    def _only_a_chosen_kernel(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("kernel", "auto")}
 
     @property
     def nominal_bits(self) -> int:

@@ -19,7 +19,15 @@ from effllm.study.measure import (
     InferenceProtocol,
 )
 from effllm.study.methods import Method
-from effllm.study.models import FinetunedSource, GptqPrecision, Model, Precision, PretrainedSource, RandomSource
+from effllm.study.models import (
+    Calibration,
+    FinetunedSource,
+    GptqPrecision,
+    Model,
+    Precision,
+    PretrainedSource,
+    RandomSource,
+)
 from effllm.study.support import GPTQ_MODEL_TYPES
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
@@ -162,7 +170,7 @@ class Study(Section):
         settings = self.precision_of(model, precision)
         if not isinstance(settings, GptqPrecision):
             return
-        _require(f"precisions.{precision}.calibration.corpus", settings.calibration.corpus, self.corpora)
+        self._check_calibration(model, precision, settings.calibration)
         shape = self.architecture_of(model)
         if shape is None:
             return
@@ -177,6 +185,41 @@ class Study(Section):
                     f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
                     f"the model; choose a divisor, such as {_divisor(width)}, or -1"
                 )
+
+    def _check_calibration(self, model: str, precision: str, calibration: Calibration) -> None:
+        where = f"precisions.{precision}.calibration"
+        source = self.models[model].source
+        if calibration.corpus is not None:
+            _require(f"{where}.corpus", calibration.corpus, self.corpora)
+            if isinstance(source, RandomSource):
+                raise ValueError(
+                    f"{where}.corpus: {model!r} has random weights and no tokenizer to read {calibration.corpus!r} "
+                    "with; name a synthetic stream as calibration.tokens"
+                )
+            return
+        _require(f"{where}.tokens", calibration.source, self.tokens)
+        stream = self.tokens[calibration.source]
+        if not isinstance(stream, SyntheticStream):
+            raise ValueError(
+                f"{where}.tokens: {calibration.source!r} is encoded text; name its corpus as calibration.corpus, "
+                "which every model reads with its own tokenizer"
+            )
+        if not isinstance(source, RandomSource):
+            raise ValueError(
+                f"{where}.tokens: {model!r} is a trained model, which random tokens calibrate badly; name a corpus as "
+                f"calibration.corpus, or as models.{model}.precisions.{precision}.calibration.corpus"
+            )
+        if stream.vocab_size > source.architecture.vocab_size:
+            raise ValueError(
+                f"{where}.tokens: {calibration.source!r} has {stream.vocab_size} ids, {model!r} has "
+                f"{source.architecture.vocab_size}; name a stream of at most so many"
+            )
+        needed = calibration.samples * calibration.sequence_length
+        if stream.tokens < needed:
+            raise ValueError(
+                f"{where}.samples: {calibration.source!r} has {stream.tokens} tokens, {calibration.samples} sequences "
+                f"of {calibration.sequence_length} take {needed}; lower it, or enlarge tokens.{calibration.source}"
+            )
 
     def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:
         for index, row in enumerate(table.rows):

@@ -109,6 +109,7 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     profile = variant.profile.content
     row.set("device", profile["device"]["name"] if profile else None, main.absent)
     row.set("threads", profile["threads"] if profile else None, main.absent)
+    row.set("kernel", *_kernel(variant, main))
     row.set("windows", *main.window.figure("windows"))
     row.set("windows_s", *main.window.figure("duration_s"))
     row.set("warnings", "; ".join(main.warnings()))
@@ -202,9 +203,23 @@ def _set_weights(row: Row, variant: _Variant) -> None:
     precision = variant.quantize.manifest.spec["config"]["precision"]
     for key in ("bits", "group_size", "act_order", "damping"):
         row.set(key, precision.get(key), _NOT_QUANTIZED)
+    row.set("calibration", _calibration(precision), _NOT_QUANTIZED)
+
+
+def _calibration(precision: Mapping[str, Any]) -> str | None:
     calibration = precision.get("calibration")
-    text = "{samples} x {sequence_length} tokens of {corpus}".format(**calibration) if calibration else None
-    row.set("calibration", text, _NOT_QUANTIZED)
+    if calibration is None:
+        return None
+    size = "{samples} x {sequence_length}".format(**calibration)
+    return f"{size} tokens of {calibration['corpus']}" if "corpus" in calibration else f"{size} random tokens"
+
+
+def _kernel(variant: _Variant, main: _Workload) -> tuple[str | None, str]:
+    if "bits" not in variant.quantize.manifest.spec["config"]["precision"]:
+        return None, _NOT_QUANTIZED
+    profile = variant.profile.content
+    # Profiles of earlier revisions hold no kernel.
+    return (profile.get("kernel"), "the profile does not say") if profile else (None, main.absent)
 
 
 def _set_scores(row: Row, variant: _Variant) -> None:

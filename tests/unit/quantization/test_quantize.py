@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from effllm.errors import CellFailure, UserError
+from effllm.quantization.calibration import calibration_sequences, text_sequences
 from effllm.quantization.cast import cast
-from effllm.quantization.gptq import calibration_sequences, check_group_size, check_losses
+from effllm.quantization.gptq import check_group_size, check_losses
 from effllm.quantization.weights import weight_bytes
 from effllm.study.models import Calibration, CastPrecision
 
@@ -198,17 +200,66 @@ def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path:
     assert caught.value.status == "unsupported"
 
 
+def test_the_chosen_kernel_runs_wherever_the_checkpoint_is_loaded(builder: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from effllm.quantization.gptq import choose_kernel
+
+    checkpoint = tmp_path / "model"
+    shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
+    found = []
+    for kernel in (None, "torch"):
+        if kernel:
+            choose_kernel(checkpoint, kernel)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        found.append({type(module).__name__ for module in model.modules() if hasattr(module, "qweight")})
+    assert found == [{"TorchAtenLinear"}, {"TorchLinear"}]
+
+
+def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded first and moved then has the CPU's kernel, which no GPU runs."""
+    from optimum.gptq import GPTQQuantizer
+
+    from effllm.quantization.gptq import check_runs
+
+    def select(self: Any, device_map: Any, pack: bool = False) -> None:
+        raise NotImplementedError(f"a kernel for {device_map}")
+
+    checkpoint = builder.build("quantize", "llama-1m.int4").directory / "model"
+    monkeypatch.setattr(GPTQQuantizer, "select_quant_linear", select)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(CellFailure, match=r"a kernel for .*cuda:0"):
+        check_runs(checkpoint)
+
+
 def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
     corpus = builder.build("corpus", "python-docs").directory
     tokenizer = AutoTokenizer.from_pretrained(builder.build("tokenizer", "python-docs-2k").directory / "tokenizer")
     calibration = Calibration(corpus="python-docs", samples=8, sequence_length=64)
-    sequences = calibration_sequences(corpus, tokenizer, calibration)
+    sequences = text_sequences(corpus, tokenizer, calibration)
     assert [len(sequence["input_ids"]) for sequence in sequences] == [64] * 8
-    assert sequences == calibration_sequences(corpus, tokenizer, calibration)
-    other = calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"seed": 1}))
+    assert sequences == text_sequences(corpus, tokenizer, calibration)
+    other = text_sequences(corpus, tokenizer, calibration.model_copy(update={"seed": 1}))
     assert other != sequences
     with pytest.raises(UserError, match=r"calibration\.samples: the training text has \d+ sequences of 64 tokens"):
-        calibration_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+        text_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+
+
+def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> None:
+    from effllm.data.packing import build
+    from effllm.stage import Job
+
+    spec = {"config": {"kind": "synthetic", "vocab_size": 50, "tokens": 10 * 8 + 3}}
+    build(Job("tokens", "random", spec, {}, {}, tmp_path, tmp_path / "records", tmp_path / "scratch"))
+    drawn = np.fromfile(tmp_path / "train.bin", dtype="<u2")[:80].reshape(10, 8).tolist()
+    calibration = Calibration(tokens="random", samples=10, sequence_length=8)
+    sequences = calibration_sequences(tmp_path, tmp_path / "no-tokenizer", calibration)
+    assert sorted(sequence["input_ids"] for sequence in sequences) == sorted(drawn)
+    assert {tuple(sequence["attention_mask"]) for sequence in sequences} == {(1,) * 8}
+    assert calibration_sequences(tmp_path, tmp_path, calibration) == sequences
+    assert calibration_sequences(tmp_path, tmp_path, calibration.model_copy(update={"seed": 1})) != sequences
+    fewer = calibration_sequences(tmp_path, tmp_path, calibration.model_copy(update={"samples": 3}))
+    assert fewer == sequences[:3]
 
 
 def test_a_quantization_error_that_is_no_number_is_a_status(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def shrunk(study: dict[str, Any]) -> dict[str, Any]:
     del suite["micro_batch_size_by_method"], suite["parallel_by_method"]
     for method in study["methods"].values():
         method.update({"rank": 4} if "rank" in method else {})
+    study["precisions"]["int4"].update(group_size=-1, kernel="auto")
+    study["precisions"]["int4"]["calibration"].update(samples=8, sequence_length=32)
     study["inference"].update(idle_s=0.1, minimum_window_s=0.05, repeats=2, cooldown_s=0.0, warmup_maximum=3)
     study["inference"].update(
         maximum_relative_interval=1000, workloads={"single": {"prompt_tokens": 8, "new_tokens": 4}}
@@ -144,6 +146,26 @@ def test_what_is_measured_on_random_tokens_and_weights_has_no_score(plain: dict[
     assert "average_performance, AL_sum_ms, MCR" in row["not_measured"].split(": random weights")[0]
 
 
+def test_random_weights_are_quantized_on_random_tokens(plain: dict[str, Any], tmp_path: Path) -> None:
+    study = shrunk(plain)
+    study["precisions"]["int4"]["group_size"] = 32
+    study["models"]["qwen2.5-1.5b"]["source"]["architecture"].update(hidden_size=64, intermediate_size=64)
+    study["tables"] = {"table9": {**study["tables"]["table9"], "models": ["qwen2.5-1.5b"]}}
+    builder = Builder(study, tmp_path)
+    assert set(builder.graph.parents("quantize", "qwen2.5-1.5b.int4")) == {"model", "tokens"}
+    for precision in study["precisions"]:
+        for stage in ("quantize", "profile"):
+            artifact = builder.build(stage, f"qwen2.5-1.5b.{precision}")
+            assert artifact.manifest.status == "ok", artifact.manifest.reason
+    checkpoint = builder.build("quantize", "qwen2.5-1.5b.int4").directory / "model"
+    assert not list(checkpoint.glob("tokenizer*")), "random weights have no tokenizer"
+    rows = assemble("table9", builder.graph.table_spec("table9"), builder.graph.table_parents("table9")).to_dicts()
+    assert [row["kernel"] for row in rows] == [None, None, "TorchAtenLinear"]
+    assert rows[-1]["calibration"] == "8 x 32 random tokens"
+    assert rows[-1]["average_performance"] is None
+    assert rows[-1]["IT_tokens_per_s"] > 0
+
+
 def test_a_row_of_table_3_says_that_its_tokens_were_random(plain: dict[str, Any], tmp_path: Path) -> None:
     study = shrunk(plain)
     study["tables"] = {"table3": {"rows": [{"method": "NSA", "parameters": "1.5B", "runs": ["nsa-1.5b"]}]}}
@@ -223,6 +245,39 @@ def test_an_evaluation_of_random_weights_is_unsupported(
         (
             lambda s: s["instructions"].update(random={"source": {"kind": "embedded", "questions": "name"}}),
             "held_out_fraction is missing",
+        ),
+        (
+            lambda s: s["precisions"]["int4"]["calibration"].update(corpus="c"),
+            "precisions.int4.calibration: name either corpus, for text, or tokens, a synthetic stream for models of "
+            "random weights, not both ('c' and 'random')",
+        ),
+        (
+            lambda s: s["precisions"]["int4"]["calibration"].pop("tokens"),
+            "precisions.int4.calibration: name either corpus, for text, or tokens, a synthetic stream for models of "
+            "random weights, not neither",
+        ),
+        (
+            lambda s: s["precisions"]["int4"]["calibration"].update(tokens="randon"),
+            "precisions.int4.calibration.tokens: 'randon' does not exist; did you mean 'random'?",
+        ),
+        (
+            lambda s: s["precisions"]["int4"]["calibration"].update(samples=4000),
+            "precisions.int4.calibration.samples: 'random' has 4000000 tokens, 4000 sequences of 1024 take 4096000",
+        ),
+        (
+            lambda s: s["tokens"]["random"].update(vocab_size=152064),
+            "precisions.int4.calibration.tokens: 'random' has 152064 ids, 'qwen2.5-1.5b' has 151936",
+        ),
+        (
+            lambda s: (
+                s.update(corpora={"c": {"source": {"kind": "embedded"}, "held_out_fraction": 0.1}}),
+                s["precisions"]["int4"].update(calibration={"corpus": "c", "samples": 1, "sequence_length": 8}),
+            ),
+            "precisions.int4.calibration.corpus: 'qwen2.5-1.5b' has random weights and no tokenizer to read 'c' with",
+        ),
+        (
+            lambda s: s["models"]["qwen2.5-1.5b"].update(source={"kind": "local", "path": "/nowhere"}),
+            "precisions.int4.calibration.tokens: 'qwen2.5-1.5b' is a trained model, which random tokens calibrate",
         ),
     ],
 )
