@@ -141,12 +141,12 @@ def cluster() -> Iterator[Cluster]:
     # Not below pytest's directory, which is private to this user: Slurm's daemons have users of their own.
     state = Path(tempfile.mkdtemp(prefix="effllm-slurm-"))
     subprocess.run([str(CLUSTER), "install"], check=True)
-    subprocess.run([str(CLUSTER), "start", str(state)], check=True)
-    cluster = Cluster(state)
     try:
+        subprocess.run([str(CLUSTER), "start", str(state)], check=True)
+        cluster = Cluster(state)
         yield cluster
-    finally:
         cluster.cancel_all()
+    finally:
         subprocess.run([str(CLUSTER), "stop", str(state)], check=True)
         shutil.rmtree(state)
 
