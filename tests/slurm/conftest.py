@@ -43,7 +43,9 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> An
 
 def run(*command: str) -> str:
     """Standard output of a command that must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert not result.returncode, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    return result.stdout
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,25 @@ class Cluster:
             records.append(Record(number, node, state.split()[0], partition, account, int(minutes), granted, host))
         return records
 
-    def records_of(self, workflow: "Workflow", node: str) -> list[Record]:
-        """Accounting of one node's jobs."""
-        return [record for record in self.records() if record.number in workflow.numbers(node)]
+    def records_of(self, workflow: "Workflow", node: str = "*/*") -> list[Record]:
+        """Accounting of the ended jobs of one node or of all, once it has their ends: it lags behind the queue."""
+        numbers = set(workflow.numbers(node))
+
+        def ended() -> list[Record]:
+            records = [record for record in self.records() if record.number in numbers]
+            is_whole = {record.number for record in records} == numbers
+            return records if is_whole and not any(r.state in ("PENDING", "RUNNING") for r in records) else []
+
+        return until(ended, f"the accounting has the ends of {numbers}")
 
     def queued(self) -> dict[str, str]:
         """States of the jobs in the queue, by number."""
         lines = run("squeue", "--noheader", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
+
+    def await_end(self, number: str) -> None:
+        """Return once a job has left the queue."""
+        until(lambda: number not in self.queued(), f"job {number} has ended")
 
     def host_of(self, number: str) -> str:
         """The node that a job runs on."""
@@ -96,9 +109,8 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """Empty the queue."""
-        if queued := self.queued():
-            run("scancel", *queued)
-            until(lambda: not self.queued(), "the queue is empty")
+        run("scancel", "--user=root")
+        until(lambda: not self.queued(), "the queue is empty")
 
     def stop_controller(self) -> None:
         """End slurmctld, as a restart of its host would."""
@@ -115,17 +127,19 @@ class Cluster:
         """Kill a node's daemon and everything that runs on it, then tell Slurm that it is down."""
         jobs = run("squeue", "--noheader", "--format=%i", f"--nodelist={host}").split()
         titles = tuple(f"slurmstepd: [{job}." for job in jobs)
-        daemon = psutil.Process(int((self.state / "run" / f"slurmd-{host}.pid").read_text()))
+        pid_file = self.state / "run" / f"slurmd-{host}.pid"
+        daemon = psutil.Process(int(pid_file.read_text()))
         steps = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles)]
         for process in [daemon, *steps, *(child for step in steps for child in step.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        # A killed process may keep its number for seconds, until somebody has asked how it ended.
+        pid_file.unlink()
         run("scontrol", "update", f"nodename={host}", "state=down", "reason=power")
 
     def power_on(self, host: str) -> None:
-        """Bring a node back."""
+        """Bring a node back: it is up when its daemon has registered (ReturnToService)."""
         run(str(CLUSTER), "node", str(self.state), host.removeprefix("gh"))
-        run("scontrol", "update", f"nodename={host}", "state=resume")
         # "comp": up, with the lost job's end still to be confirmed.
         up = ("idle", "comp", "mix")
         until(lambda: run("sinfo", "--noheader", f"--nodes={host}", "--format=%t").startswith(up), f"{host} is up")
