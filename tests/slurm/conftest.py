@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from effllm.lease import holder_of
+from effllm.artifact import write_text
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
 
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
@@ -27,9 +27,11 @@ SITE = ["--default-resources", "slurm_partition=superchips", "slurm_account=lab"
 # The profile's pace is a real queue's: 40 s to the first look at a job, a minute for a file to appear.
 PACE = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5"]
 NODES = ("gh1", "gh2")
-STEPS = 240
+STEPS, SAVED_EVERY = 60, 10
 # Threads of several jobs share this machine's cores: one that waits must not keep its core busy.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
+# What lets a test hold the training of its jobs.
+HELD = os.pathsep.join(filter(None, (str(CLUSTER.with_name("held")), os.environ.get("PYTHONPATH"))))
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -185,7 +187,7 @@ class Workflow:
             process = subprocess.Popen(
                 self.command(*targets, options=options),
                 cwd=REPOSITORY,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | {"PYTHONPATH": HELD},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -208,7 +210,7 @@ class Workflow:
         return (self.path / "snakemake.log").read_text()
 
     def numbers(self, node: str) -> list[str]:
-        """Slurm's numbers of the jobs submitted for a node (`pretrain/a`), oldest first."""
+        """Slurm's numbers of the jobs started for a node (`pretrain/a`), oldest first."""
         rule, id = node.split("/")
         return sorted((log.stem for log in self.path.glob(f"logs/slurm/rule_{rule}/{id}/*.log")), key=int)
 
@@ -256,31 +258,25 @@ class Training:
         found = re.search(r"going on from step (\d+)", self.workflow.stage_log(self.node))
         return int(found.group(1)) if found else None
 
-    def holder(self) -> int | None:
-        """The process that trains."""
-        claim = holder_of(self.scratch / "lease")
-        return claim.pid if claim else None
+    def hold(self, step: int = SAVED_EVERY) -> None:
+        """Let the run, once it has a checkpoint of `step` or a later one, wait there (held/sitecustomize.py)."""
+        self.scratch.parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(f"{self.scratch}.hold"), str(step))
 
-    def freeze(self, after: int = -1) -> int:
-        """Suspend the run once it has a checkpoint of a later step than `after`; that step.
+    def release(self) -> None:
+        """Let the run go on to its end."""
+        Path(f"{self.scratch}.hold").unlink(missing_ok=True)
 
-        Faults can then be prepared at leisure: on a fast machine, this training is over in seconds.
-        """
-        until(lambda: max(self.steps(), default=-1) > after, f"{self.node} has a checkpoint after step {after}")
-        os.kill(self.holder(), signal.SIGSTOP)
-        return max(self.steps())
-
-    def thaw(self) -> None:
-        """Let a suspended run go on."""
-        with contextlib.suppress(ProcessLookupError, TypeError):
-            os.kill(self.holder(), signal.SIGCONT)
+    def reach(self, step: int) -> None:
+        """Return once the run has a checkpoint of `step`."""
+        until(lambda: step in self.steps(), f"{self.node} has a checkpoint of step {step}")
 
 
 def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: Any) -> dict[str, Any]:
-    """The cut-down study with some pretraining runs alone, all alike, long enough to be disturbed."""
+    """The cut-down study with some pretraining runs alone, all alike, with checkpoints to be disturbed at."""
     study = cut_down(tiny)
     recipe = study["pretraining"]["llama-1m"]
-    recipe |= {"max_steps": STEPS, "checkpoint_every_steps": 10, **changes}
+    recipe |= {"max_steps": STEPS, "checkpoint_every_steps": SAVED_EVERY, **changes}
     return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "finetuning": {}, "tables": {}}
 
 
