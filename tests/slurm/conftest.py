@@ -197,7 +197,7 @@ class Workflow:
 
     def local(self, *targets: str, threads: int = 2) -> None:
         """Build targets on this machine, with the threads that a job of the cluster has here: at most its cores."""
-        stages = ("pretrain", "quantize", "evaluate", "profile")
+        stages = ("pretrain", "finetune", "quantize", "evaluate", "profile")
         set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in stages)]
         # Two jobs at a time, as there.
         place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", str(2 * threads)]
