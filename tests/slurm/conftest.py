@@ -24,14 +24,14 @@ from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
 # Names that no profile has, so that only the overridden site block can lead there.
 SITE = ["--default-resources", "slurm_partition=superchips", "slurm_account=lab"]
-# The profile's pace is a real queue's: 40 s to the first look at a job, a minute for a file to appear.
-PACE = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5"]
+# The profile waits a minute for a file to appear.
+PACE = ["--latency-wait", "5"]
 NODES = ("gh1", "gh2")
 STEPS, SAVED_EVERY = 60, 10
 # Threads of several jobs share this machine's cores: one that waits must not keep its core busy.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
-# What lets a test hold the training of its jobs.
-HELD = os.pathsep.join(filter(None, (str(CLUSTER.with_name("held")), os.environ.get("PYTHONPATH"))))
+# With what holds the training of jobs, and looks at them often.
+PATH = os.pathsep.join(filter(None, (str(CLUSTER.with_name("pace")), os.environ.get("PYTHONPATH"))))
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -187,7 +187,7 @@ class Workflow:
             process = subprocess.Popen(
                 self.command(*targets, options=options),
                 cwd=REPOSITORY,
-                env=ENVIRONMENT | {"PYTHONPATH": HELD},
+                env=ENVIRONMENT | {"PYTHONPATH": PATH},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -259,7 +259,7 @@ class Training:
         return int(found.group(1)) if found else None
 
     def hold(self, step: int = SAVED_EVERY) -> None:
-        """Let the run, once it has a checkpoint of `step` or a later one, wait there (held/sitecustomize.py)."""
+        """Let the run, once it has a checkpoint of `step` or a later one, wait there (pace/sitecustomize.py)."""
         self.scratch.parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(f"{self.scratch}.hold"), str(step))
 

@@ -1,7 +1,8 @@
-"""On the path of the tests' jobs: a training run waits at a checkpoint for as long as its test wants.
+"""On the path of the tests' Snakemake and its jobs, to bring them to the tests' pace.
 
-Tiny models are trained faster than a test can look. A run waits, after its first checkpoint of the step that the file
-`<scratch>.hold` says or of a later one, until the file says otherwise or is gone. Without that file it is left alone.
+Tiny models are trained faster than a test can look. So a training run waits, after its first checkpoint of the step
+that the file `<scratch>.hold` says or of a later one, until the file says otherwise or is gone. And Slurm's plugin
+looks at its jobs at longer and longer intervals, which are longer than these jobs: here every two seconds.
 """
 
 import math
@@ -27,3 +28,8 @@ if {"effllm.training.pretrain", "effllm.training.ranks"} & set(sys.orig_argv):
         return control
 
     MarkComplete.on_save = mark_and_wait
+
+elif "profiles/gh200" in sys.orig_argv:
+    from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+    RemoteExecutor.next_seconds_between_status_checks = property(lambda _: 2, lambda *_: None)
