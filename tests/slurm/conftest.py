@@ -18,18 +18,20 @@ import psutil
 import pytest
 import yaml
 
-from effllm.lease import holder_of
+from effllm.artifact import write_text
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
 
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
 # Names that no profile has, so that only the overridden site block can lead there.
 SITE = ["--default-resources", "slurm_partition=superchips", "slurm_account=lab"]
-# The profile's pace is a real queue's: 40 s to the first look at a job, a minute for a file to appear.
-PACE = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "5"]
+# The profile waits a minute for a file to appear.
+PACE = ["--latency-wait", "5"]
 NODES = ("gh1", "gh2")
-STEPS = 240
+STEPS, SAVED_EVERY = 60, 10
 # Threads of several jobs share this machine's cores: one that waits must not keep its core busy.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
+# With what holds the training of jobs, and looks at them often.
+PATH = os.pathsep.join(filter(None, (str(CLUSTER.with_name("pace")), os.environ.get("PYTHONPATH"))))
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -43,7 +45,9 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> An
 
 def run(*command: str) -> str:
     """Standard output of a command that must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert not result.returncode, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    return result.stdout
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,25 @@ class Cluster:
             records.append(Record(number, node, state.split()[0], partition, account, int(minutes), granted, host))
         return records
 
-    def records_of(self, workflow: "Workflow", node: str) -> list[Record]:
-        """Accounting of one node's jobs."""
-        return [record for record in self.records() if record.number in workflow.numbers(node)]
+    def records_of(self, workflow: "Workflow", node: str = "*/*") -> list[Record]:
+        """Accounting of the ended jobs of one node or of all, once it has their ends: it lags behind the queue."""
+        numbers = set(workflow.numbers(node))
+
+        def ended() -> list[Record]:
+            records = [record for record in self.records() if record.number in numbers]
+            is_whole = {record.number for record in records} == numbers
+            return records if is_whole and not any(r.state in ("PENDING", "RUNNING") for r in records) else []
+
+        return until(ended, f"the accounting has the ends of {numbers}")
 
     def queued(self) -> dict[str, str]:
         """States of the jobs in the queue, by number."""
         lines = run("squeue", "--noheader", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
+
+    def await_end(self, number: str) -> None:
+        """Return once a job has left the queue."""
+        until(lambda: number not in self.queued(), f"job {number} has ended")
 
     def host_of(self, number: str) -> str:
         """The node that a job runs on."""
@@ -96,9 +111,8 @@ class Cluster:
 
     def cancel_all(self) -> None:
         """Empty the queue."""
-        if queued := self.queued():
-            run("scancel", *queued)
-            until(lambda: not self.queued(), "the queue is empty")
+        run("scancel", "--user=root")
+        until(lambda: not self.queued(), "the queue is empty")
 
     def stop_controller(self) -> None:
         """End slurmctld, as a restart of its host would."""
@@ -115,17 +129,19 @@ class Cluster:
         """Kill a node's daemon and everything that runs on it, then tell Slurm that it is down."""
         jobs = run("squeue", "--noheader", "--format=%i", f"--nodelist={host}").split()
         titles = tuple(f"slurmstepd: [{job}." for job in jobs)
-        daemon = psutil.Process(int((self.state / "run" / f"slurmd-{host}.pid").read_text()))
+        pid_file = self.state / "run" / f"slurmd-{host}.pid"
+        daemon = psutil.Process(int(pid_file.read_text()))
         steps = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles)]
         for process in [daemon, *steps, *(child for step in steps for child in step.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        # A killed process may keep its number for seconds, until somebody has asked how it ended.
+        pid_file.unlink()
         run("scontrol", "update", f"nodename={host}", "state=down", "reason=power")
 
     def power_on(self, host: str) -> None:
-        """Bring a node back."""
+        """Bring a node back: it is up when its daemon has registered (ReturnToService)."""
         run(str(CLUSTER), "node", str(self.state), host.removeprefix("gh"))
-        run("scontrol", "update", f"nodename={host}", "state=resume")
         # "comp": up, with the lost job's end still to be confirmed.
         up = ("idle", "comp", "mix")
         until(lambda: run("sinfo", "--noheader", f"--nodes={host}", "--format=%t").startswith(up), f"{host} is up")
@@ -141,12 +157,12 @@ def cluster() -> Iterator[Cluster]:
     # Not below pytest's directory, which is private to this user: Slurm's daemons have users of their own.
     state = Path(tempfile.mkdtemp(prefix="effllm-slurm-"))
     subprocess.run([str(CLUSTER), "install"], check=True)
-    subprocess.run([str(CLUSTER), "start", str(state)], check=True)
-    cluster = Cluster(state)
     try:
+        subprocess.run([str(CLUSTER), "start", str(state)], check=True)
+        cluster = Cluster(state)
         yield cluster
-    finally:
         cluster.cancel_all()
+    finally:
         subprocess.run([str(CLUSTER), "stop", str(state)], check=True)
         shutil.rmtree(state)
 
@@ -171,7 +187,7 @@ class Workflow:
             process = subprocess.Popen(
                 self.command(*targets, options=options),
                 cwd=REPOSITORY,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | {"PYTHONPATH": PATH},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -181,7 +197,7 @@ class Workflow:
 
     def local(self, *targets: str, threads: int = 2) -> None:
         """Build targets on this machine, with the threads that a job of the cluster has here: at most its cores."""
-        stages = ("pretrain", "quantize", "evaluate", "profile")
+        stages = ("pretrain", "finetune", "quantize", "evaluate", "profile")
         set_threads = ["--set-threads", *(f"{stage}={threads}" for stage in stages)]
         # Two jobs at a time, as there.
         place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", str(2 * threads)]
@@ -194,7 +210,7 @@ class Workflow:
         return (self.path / "snakemake.log").read_text()
 
     def numbers(self, node: str) -> list[str]:
-        """Slurm's numbers of the jobs submitted for a node (`pretrain/a`), oldest first."""
+        """Slurm's numbers of the jobs started for a node (`pretrain/a`), oldest first."""
         rule, id = node.split("/")
         return sorted((log.stem for log in self.path.glob(f"logs/slurm/rule_{rule}/{id}/*.log")), key=int)
 
@@ -242,31 +258,25 @@ class Training:
         found = re.search(r"going on from step (\d+)", self.workflow.stage_log(self.node))
         return int(found.group(1)) if found else None
 
-    def holder(self) -> int | None:
-        """The process that trains."""
-        claim = holder_of(self.scratch / "lease")
-        return claim.pid if claim else None
+    def hold(self, step: int = SAVED_EVERY) -> None:
+        """Let the run, once it has a checkpoint of `step` or a later one, wait there (pace/sitecustomize.py)."""
+        self.scratch.parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(f"{self.scratch}.hold"), str(step))
 
-    def freeze(self, after: int = -1) -> int:
-        """Suspend the run once it has a checkpoint of a later step than `after`; that step.
+    def release(self) -> None:
+        """Let the run go on to its end."""
+        Path(f"{self.scratch}.hold").unlink(missing_ok=True)
 
-        Faults can then be prepared at leisure: on a fast machine, this training is over in seconds.
-        """
-        until(lambda: max(self.steps(), default=-1) > after, f"{self.node} has a checkpoint after step {after}")
-        os.kill(self.holder(), signal.SIGSTOP)
-        return max(self.steps())
-
-    def thaw(self) -> None:
-        """Let a suspended run go on."""
-        with contextlib.suppress(ProcessLookupError, TypeError):
-            os.kill(self.holder(), signal.SIGCONT)
+    def reach(self, step: int) -> None:
+        """Return once the run has a checkpoint of `step`."""
+        until(lambda: step in self.steps(), f"{self.node} has a checkpoint of step {step}")
 
 
 def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: Any) -> dict[str, Any]:
-    """The cut-down study with some pretraining runs alone, all alike, long enough to be disturbed."""
+    """The cut-down study with some pretraining runs alone, all alike, with checkpoints to be disturbed at."""
     study = cut_down(tiny)
     recipe = study["pretraining"]["llama-1m"]
-    recipe |= {"max_steps": STEPS, "checkpoint_every_steps": 10, **changes}
+    recipe |= {"max_steps": STEPS, "checkpoint_every_steps": SAVED_EVERY, **changes}
     return study | {"pretraining": dict.fromkeys(runs, recipe), "models": {}, "finetuning": {}, "tables": {}}
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.conftest import NODES, Cluster, Record, Training, Workflow, pretraining_study, run, until
+from tests.slurm.conftest import (
+    NODES,
+    SAVED_EVERY,
+    STEPS,
+    Cluster,
+    Record,
+    Training,
+    Workflow,
+    pretraining_study,
+    run,
+    until,
+)
 
 # Three runs at a time share two cores here.
 ONE_THREAD = ("--set-threads", "pretrain=1")
@@ -26,13 +37,12 @@ def assert_as_undisturbed(workflow: Workflow, id: str, undisturbed: Workflow) ->
 
 @dataclass(frozen=True)
 class Ended:
-    """A workflow of three training runs whose jobs were ended once each.
+    """A workflow of three training runs whose jobs were ended once each, at their first checkpoint or before it.
 
-    saved: the last checkpoint before the fault. records: Slurm's own, oldest first; both by run.
+    records: Slurm's own, oldest first, by run.
     """
 
     workflow: Workflow
-    saved: dict[str, int]
     records: dict[str, list[Record]]
 
 
@@ -47,19 +57,25 @@ def ended(
     # Too little for a process with PyTorch. What is set on the command line takes the place of the profile's.
     memory = "pretrain:mem_mb=400 if wildcards.id == 'large' and attempt == 1 else 9000"
     options = (*ONE_THREAD, "--set-resources", "pretrain:gpu_model=gh200", memory)
+    runs = {id: Training(workflow, id) for id in ids}
+    for training in runs.values():
+        training.hold()
     process = workflow.start(*manifests(*ids), options=options)
-    runs = {id: Training(workflow, id) for id in ("cancelled", "late")}
     try:
-        saved = {id: training.freeze() for id, training in runs.items()}
+        for id in ("cancelled", "late"):
+            runs[id].reach(SAVED_EVERY)
+        until(lambda: workflow.numbers("pretrain/large"), "a job of large")
         first = {id: workflow.numbers(f"pretrain/{id}")[0] for id in ids}
         run("scancel", first["cancelled"])
         # Warned five minutes before the end: at Slurm's next look at its jobs, twice a minute.
         run("scontrol", "update", f"jobid={first['late']}", "timelimit=5")
+        for id in ("cancelled", "large"):
+            cluster.await_end(first[id])
+            runs[id].release()
         until(lambda: "Will exit after finishing" in workflow.slurm_log("pretrain/late", first["late"]), "a warning")
-        runs["late"].thaw()
+        runs["late"].release()
         assert process.wait(timeout=400) == 0, workflow.output()
-        records = {id: cluster.records_of(workflow, f"pretrain/{id}") for id in ids}
-        yield Ended(workflow, saved, records)
+        yield Ended(workflow, {id: cluster.records_of(workflow, f"pretrain/{id}") for id in ids})
     finally:
         workflow.stop()
         cluster.cancel_all()
@@ -67,7 +83,7 @@ def ended(
 
 def test_a_job_cancelled_from_outside_goes_on_from_its_checkpoint(ended: Ended, undisturbed: Workflow) -> None:
     assert [record.state for record in ended.records["cancelled"]] == ["CANCELLED", "COMPLETED"]
-    assert Training(ended.workflow, "cancelled").resumed_from() >= ended.saved["cancelled"]
+    assert Training(ended.workflow, "cancelled").resumed_from() == SAVED_EVERY
     assert_as_undisturbed(ended.workflow, "cancelled", undisturbed)
 
 
@@ -76,11 +92,11 @@ def test_a_job_near_its_time_limit_saves_at_once_and_goes_on_in_the_retry(ended:
     assert (first.state, second.state) == ("FAILED", "COMPLETED")
     assert second.minutes > first.minutes
     said = re.search(
-        r"late was told to stop and has saved step (\d+) of 240: run again to go on from there",
+        rf"late was told to stop and has saved step (\d+) of {STEPS}: run again to go on from there",
         ended.workflow.slurm_log("pretrain/late", first.number),
     )
     assert said, "the job says why it ended"
-    assert int(said.group(1)) > ended.saved["late"]
+    assert int(said.group(1)) > SAVED_EVERY
     assert Training(ended.workflow, "late").resumed_from() == int(said.group(1))
     assert_as_undisturbed(ended.workflow, "late", undisturbed)
 
@@ -119,39 +135,37 @@ class Moved:
         return self.cluster.host_of(self.number)
 
     def goes_on_elsewhere(self, step: int, host: str) -> None:
-        """The same job runs on the other node, from a checkpoint no older than `step`; it is suspended again there."""
+        """The same job runs on the other node, from the checkpoint of `step`; it waits again at its next one."""
         (other,) = set(NODES) - {host}
         until(lambda: self.host == other, f"the job runs on {other}")
-        resumed = until(
-            lambda: (self.training.resumed_from() or -1) >= step and self.training.resumed_from(), "resumed"
-        )
-        self.training.freeze(after=resumed)
+        self.training.reach(step + SAVED_EVERY)
+        until(lambda: self.training.resumed_from() == step, f"the log says that it went on from step {step}")
 
 
 @pytest.fixture(scope="module")
 def moved(
     cluster: Cluster, undisturbed: Workflow, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Moved]:
-    """The run under way, suspended after a checkpoint. Tests disturb it in their order, and each leaves it so."""
+    """The run under way, waiting at a checkpoint. Tests disturb it in their order, and each leaves it so."""
     workflow = Workflow(tmp_path_factory.mktemp("moved"), pretraining_study(tiny_text, ("moved",)))
     workflow.copy_parents(undisturbed)
-    process = workflow.start(*manifests("moved"), options=ONE_THREAD)
     training = Training(workflow, "moved")
+    training.hold()
+    process = workflow.start(*manifests("moved"), options=ONE_THREAD)
     try:
-        training.freeze()
+        training.reach(SAVED_EVERY)
         yield Moved(cluster, workflow, training, process)
     finally:
-        training.thaw()
         workflow.stop()
         cluster.cancel_all()
 
 
 def test_jobs_outlive_a_restart_of_the_controller(moved: Moved) -> None:
-    before = max(moved.training.steps())
+    following = max(moved.training.steps()) + SAVED_EVERY
     moved.cluster.stop_controller()
     try:
-        moved.training.thaw()
-        moved.training.freeze(after=before)
+        moved.training.hold(following)
+        moved.training.reach(following)
     finally:
         moved.cluster.start_controller()
     assert moved.cluster.queued()[moved.number] == "RUNNING"
@@ -185,7 +199,7 @@ def test_a_killed_workflow_started_again_waits_for_its_job_and_submits_nothing(
     again = moved.workflow.start(*manifests("moved"), options=ONE_THREAD)
     sentence = f"waiting for 1 job of an earlier run in this directory, which Slurm still has: {moved.number} (pretrain"
     until(lambda: sentence in moved.workflow.output(), "the workflow names the job it waits for")
-    moved.training.thaw()
+    moved.training.release()
     assert again.wait(timeout=120) == 0, moved.workflow.output()
     assert "Nothing to be done" in moved.workflow.output()
     assert moved.workflow.numbers(moved.training.node) == [moved.number]

@@ -1,5 +1,6 @@
 """A training run over two nodes: its ranks, what they are given, and how they end together."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.slurm.conftest import Cluster, Training, Workflow, pretraining_study, run, until
+from tests.slurm.conftest import SAVED_EVERY, Cluster, Record, Training, Workflow, pretraining_study, run, until
 
 PARALLEL = {"strategy": "ddp", "devices": 2, "nodes": 2}
 NODE = "pretrain/wide"
@@ -19,11 +20,11 @@ NODE = "pretrain/wide"
 class Wide:
     """The run, built in two attempts: of the first one a rank was killed.
 
-    steps: the steps of Slurm's jobs as accounting has them: (nodes, tasks, state), by job.
+    records: Slurm's own. steps: the steps of its jobs as accounting has them: (nodes, tasks, state), by job.
     """
 
     workflow: Workflow
-    numbers: list[str]
+    records: list[Record]
     steps: dict[str, list[tuple[str, str, str]]]
 
 
@@ -34,7 +35,8 @@ def ranks(workflow: Workflow) -> dict[int, psutil.Process]:
         command = " ".join(process.info["cmdline"] or [])
         is_rank = "-m effllm.training.ranks" in command and "torch.distributed.run" not in command
         if is_rank and process.info["cwd"] == str(workflow.path):
-            found[int(process.environ()["RANK"])] = process
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[int(process.environ()["RANK"])] = process
     return found
 
 
@@ -46,16 +48,23 @@ def wide(
     study = pretraining_study(tiny_text, ("wide",), parallel=PARALLEL, micro_batch_size=1)
     workflow = Workflow(tmp_path_factory.mktemp("wide"), study)
     workflow.copy_parents(undisturbed)
-    process = workflow.start("results/pretrain/wide/manifest.json", options=("--set-threads", "pretrain=1"))
     training = Training(workflow, "wide")
+    training.hold()
+    process = workflow.start("results/pretrain/wide/manifest.json", options=("--set-threads", "pretrain=1"))
     try:
-        until(training.steps, "a checkpoint")
-        until(lambda: sorted(ranks(workflow)) == [0, 1, 2, 3], "four ranks")
-        ranks(workflow)[3].kill()
-        until(lambda: not ranks(workflow), "a rank that dies takes the others with it", timeout_s=60)
+        training.reach(SAVED_EVERY)
+        first = ranks(workflow)
+        assert sorted(first) == [0, 1, 2, 3]
+        first[3].kill()
+        training.release()
+        until(
+            lambda: not set(first.values()) & set(ranks(workflow).values()),
+            "a rank that dies takes the others with it",
+            timeout_s=60,
+        )
         assert process.wait(timeout=300) == 0, workflow.output()
-        numbers = workflow.numbers(NODE)
-        yield Wide(workflow, numbers, {number: steps_of(number) for number in numbers})
+        records = cluster.records_of(workflow, NODE)
+        yield Wide(workflow, records, {record.number: steps_of(record.number) for record in records})
     finally:
         workflow.stop()
         cluster.cancel_all()
@@ -69,8 +78,8 @@ def steps_of(number: str) -> list[tuple[str, str, str]]:
     return [(nodes, tasks, state.split()[0]) for _, nodes, tasks, state in steps]
 
 
-def test_the_ranks_are_one_step_over_both_nodes(wide: Wide, cluster: Cluster) -> None:
-    for record in cluster.records_of(wide.workflow, NODE):
+def test_the_ranks_are_one_step_over_both_nodes(wide: Wide) -> None:
+    for record in wide.records:
         assert record.resources["node"] == "2"
         # Whole nodes, because the traffic of another job would be in the figures.
         assert record.resources["gres/gpu:gh200"] == "8"
@@ -80,7 +89,7 @@ def test_the_ranks_are_one_step_over_both_nodes(wide: Wide, cluster: Cluster) ->
 
 def test_a_dead_rank_ends_the_step_and_the_retry_goes_on(wide: Wide) -> None:
     assert [steps[0][2] == "COMPLETED" for steps in wide.steps.values()] == [False, True]
-    assert Training(wide.workflow, "wide").resumed_from() > 0
+    assert Training(wide.workflow, "wide").resumed_from() == SAVED_EVERY
 
 
 def test_ranks_have_logs_of_their_own(wide: Wide) -> None:

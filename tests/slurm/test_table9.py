@@ -1,10 +1,9 @@
-"""Table 9 on the cluster: where its jobs land, what they are given, and that the table is the local run's."""
+"""Table 9 and a fine-tuned model on the cluster: where jobs land, what they get, and that results are local ones."""
 
 import copy
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,6 +13,8 @@ from tests.conftest import REPOSITORY, cut_down
 from tests.slurm.conftest import Cluster, Record, Workflow
 
 TABLE = "results/table9.csv"
+TUNED = "finetune/llama-1m.describe.lora"
+TARGETS = (TABLE, f"results/{TUNED}/manifest.json")
 # What a run measures; everything else in the table follows from weights and data.
 MEASURED = (
     "AL_", "IT_", "AMU", "AEC", "latency_ms", "first_token_ms", "token_ms", "prefill_", "decode_", "util_", "energy_",
@@ -22,7 +23,7 @@ MEASURED = (
 
 
 def one_model(tiny: dict[str, Any]) -> dict[str, Any]:
-    """The cut-down study with one model: ten nodes on the cluster."""
+    """The cut-down study with one model: eleven nodes on the cluster, its fine-tuning included."""
     study = copy.deepcopy(cut_down(tiny))
     for section in ("pretraining", "models"):
         study[section] = {"llama-1m": study[section]["llama-1m"]}
@@ -33,12 +34,21 @@ def one_model(tiny: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def local(undisturbed: Workflow, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The same, built on this machine."""
+    local = Workflow(tmp_path_factory.mktemp("local"), one_model(tiny_text))
+    local.copy_parents(undisturbed)
+    local.local(*TARGETS)
+    return local
+
+
+@pytest.fixture(scope="module")
 def workflow(
     cluster: Cluster, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Workflow]:
-    """The study's Table 9, built on the cluster."""
+    """The study's Table 9 and a model of Table 7, built on the cluster."""
     workflow = Workflow(tmp_path_factory.mktemp("table9"), one_model(tiny_text))
-    process = workflow.start(TABLE)
+    process = workflow.start(*TARGETS)
     try:
         assert process.wait(timeout=600) == 0, workflow.output()
         yield workflow
@@ -48,17 +58,16 @@ def workflow(
 
 @pytest.fixture(scope="module")
 def records(cluster: Cluster, workflow: Workflow) -> dict[str, Record]:
-    """Slurm's own accounting of the table's jobs, by node."""
-    numbers = {log.stem for log in workflow.path.glob("logs/slurm/*/*/*.log")}
-    mine = [record for record in cluster.records() if record.number in numbers]
+    """Slurm's own accounting of the jobs, by node."""
+    mine = cluster.records_of(workflow)
     records = {record.node: record for record in mine}
-    assert len(records) == len(mine) == len(numbers)
+    assert len(records) == len(mine)
     return records
 
 
 def test_every_node_is_one_job_and_the_hubs_are_none(records: dict[str, Record]) -> None:
     variants = ["llama-1m.bfloat16", "llama-1m.int4"]
-    expected = {"tokens/python-docs", "pretrain/llama-1m"}
+    expected = {"tokens/python-docs", "pretrain/llama-1m", TUNED}
     expected |= {f"{stage}/{variant}" for stage in ("quantize", "profile") for variant in variants}
     expected |= {f"evaluate/{variant}.{b}" for variant in variants for b in ("adjacent-swap", "perplexity")}
     assert set(records) == expected
@@ -76,6 +85,7 @@ def test_jobs_get_the_gpus_cores_memory_and_time_of_their_stage(records: dict[st
 
     assert granted("tokens/python-docs") == (None, "72", "16000M", 30)
     assert granted("pretrain/llama-1m") == ("1", "72", "9000M", 60)
+    assert granted(TUNED) == ("1", "72", "9000M", 60)
     assert granted("quantize/llama-1m.bfloat16") == ("1", "72", "9000M", 30)
     assert granted("quantize/llama-1m.int4") == ("1", "72", "9000M", 60)
     assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "8000M", 60)
@@ -89,11 +99,11 @@ def test_artifacts_name_the_job_that_built_them(workflow: Workflow, records: dic
         assert provenance["slurm_job_id"] == record.number
 
 
-def test_the_table_is_the_local_runs_in_all_that_is_not_measured(
-    workflow: Workflow, tiny_text: dict[str, Any], tmp_path: Path
-) -> None:
-    local = Workflow(tmp_path, one_model(tiny_text))
-    local.local(TABLE)
+def test_a_fine_tuned_model_is_the_local_one(workflow: Workflow, local: Workflow) -> None:
+    assert workflow.manifest(TUNED)["payload"] == local.manifest(TUNED)["payload"]
+
+
+def test_the_table_is_the_local_runs_in_all_that_is_not_measured(workflow: Workflow, local: Workflow) -> None:
     frames = [pl.read_csv(path / TABLE) for path in (workflow.path, local.path)]
     columns = [column for column in frames[0].columns if not column.startswith(MEASURED)]
     assert {"model", "average_performance", "MCR", "mcr_measured", "weight_bytes", "perplexity_score"} <= set(columns)
@@ -103,6 +113,6 @@ def test_the_table_is_the_local_runs_in_all_that_is_not_measured(
 
 def test_a_second_run_submits_nothing(workflow: Workflow, cluster: Cluster) -> None:
     before = len(cluster.records())
-    result = subprocess.run(workflow.command(TABLE), capture_output=True, text=True, cwd=REPOSITORY)
+    result = subprocess.run(workflow.command(*TARGETS), capture_output=True, text=True, cwd=REPOSITORY)
     assert "Nothing to be done" in result.stdout + result.stderr
     assert len(cluster.records()) == before
