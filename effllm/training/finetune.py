@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -43,7 +44,7 @@ from effllm.study.training import Recipe
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
-from effllm.training.methods import tune
+from effllm.training.methods import sequence_flops, tune
 from effllm.training.run import Setup, train
 
 _LOSSES = (
@@ -206,11 +207,11 @@ class Finetuning:
         samples = read_samples(self.job.inputs["instructions"].directory, split)
         return encode(samples, self.tokenizer, encoding, f"{split} samples of {self.job.id}")
 
-    def _flops_of_step(self, model: nn.Module, lengths: np.ndarray) -> Any:
-        """Model FLOPs of full fine-tuning; what is fixed takes part in the backward pass or not, method by method."""
-        if self.run.method.kind != "full" or self.run.encoding.packing or not arithmetic.has_formulas(model.config):
+    def _flops_of_step(self, model: PreTrainedModel | PeftModel, lengths: np.ndarray) -> Any:
+        """Model FLOPs; None without formula, and where samples share sequences but do not see each other."""
+        if self.run.encoding.packing or not arithmetic.has_formulas(model.config):
             return None
-        of_length = {length: arithmetic.training_flops(model.config, int(length)) for length in np.unique(lengths)}
+        of_length = {length: sequence_flops(self.run.method, model, int(length)) for length in np.unique(lengths)}
         return lambda step: sum(of_length[length] for length in lengths[step])
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effllm.errors import UserError
+from effllm.models import arithmetic
 from effllm.study.methods import FreezeMethod, FullMethod, LoraPlusMethod, LowRankMethod, Method, PissaMethod
 from effllm.training.adapters import without_gptqmodel
 
@@ -125,6 +126,17 @@ METHODS: dict[str, Callable[[Any, PreTrainedModel, str], Tuned]] = {
     "freeze": _freeze,
     "full": _full,
 }
+
+
+def sequence_flops(method: Method, model: PreTrainedModel | PeftModel, length: int) -> int:
+    """Model FLOPs of training on one sequence of a model that `tune` has made ready."""
+    if isinstance(method, FullMethod):
+        return arithmetic.training_flops(model.config, length)
+    if isinstance(method, FreezeMethod):
+        head_is_trained = model.get_output_embeddings().weight.requires_grad
+        return arithmetic.upper_training_flops(model.config, length, method.frozen_layers, head_is_trained)
+    matrices = (weight for name, weight in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
+    return arithmetic.adapter_training_flops(model.config, length, sum(weight.numel() for weight in matrices))
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:

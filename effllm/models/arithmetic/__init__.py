@@ -3,6 +3,7 @@
 from effllm.models.arithmetic.costs import (
     ParameterCount,
     activation_bytes,
+    adapter_training_flops,
     cache_bytes,
     cache_bytes_per_token,
     decoding_flops,
@@ -12,12 +13,14 @@ from effllm.models.arithmetic.costs import (
     optimizer_bytes,
     parameter_count,
     training_flops,
+    upper_training_flops,
     weight_bytes,
 )
 
 __all__ = [
     "ParameterCount",
     "activation_bytes",
+    "adapter_training_flops",
     "cache_bytes",
     "cache_bytes_per_token",
     "decoding_flops",
@@ -27,5 +30,6 @@ __all__ = [
     "optimizer_bytes",
     "parameter_count",
     "training_flops",
+    "upper_training_flops",
     "weight_bytes",
 ]

@@ -84,6 +84,29 @@ def training_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
     return 3 * forward_flops(config, sequence_length)
 
 
+def adapter_training_flops(config: "PreTrainedConfig", sequence_length: int, adapter_parameters: int) -> int:
+    """The same with fixed weights and low-rank matrices beside them, of `adapter_parameters` together.
+
+    Fixed weights have the products of the forward pass and those that pass the gradient on: 4 per token and weight, and
+    6 per token and weight of the adapter. The gradient is counted down to the first layer's input, though what lies
+    below the first adapter does without it; DoRA's norm of the updated weight, once per batch, is not.
+    """
+    model = describe(config)
+    mixing = model.num_layers * model.layer.mixer.forward_flops(sequence_length)
+    return (4 * _matmul_parameters(model) + 6 * adapter_parameters) * sequence_length + 3 * mixing
+
+
+def upper_training_flops(
+    config: "PreTrainedConfig", sequence_length: int, frozen_layers: int, head_is_trained: bool
+) -> int:
+    """The same with the first layers fixed, at which the backward pass ends, and the head fixed or not."""
+    model = describe(config)
+    layer = 2 * model.layer.matmul_parameters * sequence_length + model.layer.mixer.forward_flops(sequence_length)
+    head = 2 * model.vocab_size * model.hidden_size * sequence_length
+    trained = model.num_layers - frozen_layers
+    return model.num_layers * layer + head + 2 * trained * layer + (2 if head_is_trained else 1) * head
+
+
 def decoding_flops(config: "PreTrainedConfig", context_length: int) -> int:
     """FLOPs of generating one token with a cache, when it sees `context_length` tokens, itself among them."""
     model = describe(config)
