@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from effllm.artifact import write_text
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
+from tests.pace import Held, environment, until
 
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
 # Names that no profile has, so that only the overridden site block can lead there.
@@ -30,17 +29,6 @@ NODES = ("gh1", "gh2")
 STEPS, SAVED_EVERY = 60, 10
 # Threads of several jobs share this machine's cores: one that waits must not keep its core busy.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
-# With what holds the training of jobs, and looks at them often.
-PATH = os.pathsep.join(filter(None, (str(CLUSTER.with_name("pace")), os.environ.get("PYTHONPATH"))))
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """The first true value of `condition`; fails naming `what` if there is none in time."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.05)
-    return value
 
 
 def run(*command: str) -> str:
@@ -187,7 +175,7 @@ class Workflow:
             process = subprocess.Popen(
                 self.command(*targets, options=options),
                 cwd=REPOSITORY,
-                env=ENVIRONMENT | {"PYTHONPATH": PATH},
+                env=environment(ENVIRONMENT),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -241,17 +229,13 @@ class Workflow:
                 process.wait()
 
 
-class Training:
-    """A pretraining run as its scratch shows it."""
+class Training(Held):
+    """A pretraining run of a workflow on the cluster."""
 
     def __init__(self, workflow: Workflow, id: str):
+        super().__init__(workflow.path / "results" / ".scratch" / "pretrain" / id)
         self.node = f"pretrain/{id}"
         self.workflow = workflow
-        self.scratch = workflow.path / "results" / ".scratch" / "pretrain" / id
-
-    def steps(self) -> set[int]:
-        """Steps with a complete checkpoint."""
-        return {int(path.parent.name.rpartition("-")[2]) for path in self.scratch.glob("work/checkpoint-*/complete")}
 
     def resumed_from(self) -> int | None:
         """The step from which the running process goes on."""
@@ -259,17 +243,8 @@ class Training:
         return int(found.group(1)) if found else None
 
     def hold(self, step: int = SAVED_EVERY) -> None:
-        """Let the run, once it has a checkpoint of `step` or a later one, wait there (pace/sitecustomize.py)."""
-        self.scratch.parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(f"{self.scratch}.hold"), str(step))
-
-    def release(self) -> None:
-        """Let the run go on to its end."""
-        Path(f"{self.scratch}.hold").unlink(missing_ok=True)
-
-    def reach(self, step: int) -> None:
-        """Return once the run has a checkpoint of `step`."""
-        until(lambda: step in self.steps(), f"{self.node} has a checkpoint of step {step}")
+        """Let the run wait after its first checkpoint, or a later one."""
+        super().hold(step)
 
 
 def pretraining_study(tiny: dict[str, Any], runs: tuple[str, ...], **changes: Any) -> dict[str, Any]:

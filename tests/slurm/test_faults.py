@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.pace import until
 from tests.slurm.conftest import (
     NODES,
     SAVED_EVERY,
@@ -18,7 +19,6 @@ from tests.slurm.conftest import (
     Workflow,
     pretraining_study,
     run,
-    until,
 )
 
 # Three runs at a time share two cores here.

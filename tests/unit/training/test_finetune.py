@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from effllm.stages import STAGES
 from effllm.training.adapters import load_adapter
 from effllm.training.consumed import sample_order
 from tests.conftest import cut_down
+from tests.pace import Held, environment
 from tests.unit.conftest import Builder
 
 METHODS = ("lora", "lora-plus", "rslora", "dora", "pissa", "freeze", "full")
@@ -184,23 +184,20 @@ def test_ranks_learn_what_one_process_learns(
 
 def test_a_killed_run_ends_with_the_same_adapter_bit_for_bit(finetunes: Finetunes, tmp_path: Path) -> None:
     """PiSSA with dropout: the base's residual and the generator's state must be those of the run that was killed."""
-    changes = {"max_steps": 40, "checkpoint_every_steps": 4}
+    changes = {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}
     whole, whole_output = finetunes.command(tmp_path, "whole", "pissa", **changes)
     subprocess.run(whole, check=True, capture_output=True)
     killed, killed_output = finetunes.command(tmp_path, "killed", "pissa", **changes)
-    work = tmp_path / "killed" / ".scratch" / "finetune" / _id("pissa") / "work"
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(work.glob("checkpoint-*/complete")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    held = Held(tmp_path / "killed" / ".scratch" / "finetune" / _id("pissa"))
+    held.hold(4)
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    held.reach(4)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed_output / MANIFEST).exists()
     subprocess.run(killed, check=True, capture_output=True)
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
-    assert 4 <= second.json("records/efficiency.json")["resumed_at_step"] < 40
+    assert second.json("records/efficiency.json")["resumed_at_step"] == 4
     assert first.manifest.payload == second.manifest.payload
     assert _consumed(first) == _consumed(second)
     assert _losses(first) == _losses(second)

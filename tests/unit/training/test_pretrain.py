@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from effllm.data.tokens import PackedTokens
 from effllm.errors import EXIT_INTERRUPTED
 from effllm.training.checkpoints import latest_complete
 from effllm.training.held_out import held_out_loss
+from tests.pace import Held, environment
 
 
 def _command(builder: Any, spec: dict[str, Any], root: Path, name: str) -> tuple[list[str], Path]:
@@ -31,50 +31,54 @@ def _command(builder: Any, spec: dict[str, Any], root: Path, name: str) -> tuple
     return [*argv, "--input", f"tokens={tokens}", "--input", f"tokenizer={tokenizer}"], output
 
 
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    """The run `disturbed`, held at its checkpoint of step 4."""
+    run = Held(tmp_path / "results" / ".scratch" / "pretrain" / "disturbed")
+    run.hold(4)
+    return run
+
+
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_path: Path, held: Held) -> None:
     spec = builder.graph.spec("pretrain", "llama-1m")
-    spec["config"] |= {"max_steps": 40, "checkpoint_every_steps": 4}
+    spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
-    killed, killed_output = _command(builder, spec, tmp_path, "killed")
-    work = tmp_path / "results" / ".scratch" / "pretrain" / "killed" / "work"
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(work.glob("checkpoint-*/complete")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    killed, killed_output = _command(builder, spec, tmp_path, "disturbed")
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    held.reach(4)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed_output / MANIFEST).exists()
     subprocess.run(killed, check=True, capture_output=True)
     timing = json.loads((killed_output / "records" / "efficiency.json").read_text())
-    assert 4 <= timing["resumed_at_step"] < 40
+    assert timing["resumed_at_step"] == 4
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
     assert first.manifest.payload == second.manifest.payload
     curve = json.loads((killed_output / "records" / "loss_curve.json").read_text())
     assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
 
 
-def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights(builder: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights(
+    builder: Any, tmp_path: Path, held: Held
+) -> None:
     spec = builder.graph.spec("pretrain", "llama-1m")
-    # No checkpoint is due while it runs.
-    spec["config"] |= {"max_steps": 60, "checkpoint_every_steps": 1000, "log_every_steps": 1}
+    spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 1}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
-    stopped, stopped_output = _command(builder, spec, tmp_path, "stopped")
-    process = subprocess.Popen(stopped, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if "'loss'" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.communicate(timeout=60)[0]
-    assert process.returncode == EXIT_INTERRUPTED
-    said = re.search(r"error: stopped was told to stop and has saved step (\d+) of 60: run again to go on", rest)
-    assert said and "Traceback" not in rest, rest
+    stopped, stopped_output = _command(builder, spec, tmp_path, "disturbed")
+    process = subprocess.Popen(stopped, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+    held.reach(4)
+    process.send_signal(signal.SIGTERM)
+    held.release()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_INTERRUPTED, output
+    # No checkpoint is due after step 5.
+    assert "error: disturbed was told to stop and has saved step 5 of 12: run again to go on" in output
+    assert "Traceback" not in output
     subprocess.run(stopped, check=True, capture_output=True)
     timing = json.loads((stopped_output / "records" / "efficiency.json").read_text())
-    assert timing["resumed_at_step"] == int(said.group(1))
+    assert timing["resumed_at_step"] == 5
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(stopped_output / MANIFEST)
     assert first.manifest.payload == second.manifest.payload
 

@@ -1,4 +1,4 @@
-"""On the path of the tests' Snakemake and its jobs, to bring them to the tests' pace.
+"""Brings the programs that tests start to the tests' pace.
 
 Tiny models are trained faster than a test can look. So a training run waits, after its first checkpoint of the step
 that the file `<scratch>.hold` says or of a later one, until the file says otherwise or is gone. And Slurm's plugin
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-if {"effllm.training.pretrain", "effllm.training.ranks"} & set(sys.orig_argv):
+if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "ranks")} & set(sys.orig_argv):
     from effllm.training.checkpoints import MarkComplete
 
     mark = MarkComplete.on_save
