@@ -1,15 +1,15 @@
 """Run the most valuable parts of a study on a machine that is lent for minutes, without Snakemake.
 
-    python benchmarks/device.py run --plan benchmarks/device_plan.yaml --results DIR --budget-s 540 --export OUT.tar.gz
-    python benchmarks/device.py tables --study config/h200.yaml --results DIR --output DIR
+    python benchmarks/device.py --plan benchmarks/device_plan.yaml --results DIR --budget-s 540 --export OUT.tar.gz
 
-run     takes the plan from the top: nodes of the study (their parents first) and scripts of this directory, each a
-        process of its own with a limit of time; stages are forked from this one, which imports their libraries once.
-        An artifact is there as soon as its stage ends; what failed or ran out of time is recorded, and the next goes
-        on. What does not fit into the rest of the budget is left for a later call over the same DIR, which skips what
-        is done. After each item the small files are packed into OUT.
-tables  assembles the study's tables from DIR, also on another machine; a cell that was not reached is a row with the
-        status `timeout` and the reason.
+It takes the plan from the top: nodes of the study (their parents first) and scripts of this directory, each a process
+of its own with a limit of time; stages are forked from this one, which imports their libraries once. An artifact is
+there as soon as its stage ends; what failed or ran out of time is recorded, and the next goes on. What does not fit
+into the rest of the budget is left for a later call over the same DIR, which skips what is done. After each item the
+small files are packed into OUT, from which `device_tables.py` makes the study's tables.
+
+Of several GPUs, each may have a call of its own at the same time: with CUDA_VISIBLE_DEVICES, processor cores (taskset),
+a plan and a DIR of its own.
 
 A plan is YAML: `study`, and `items`, each {stage, id} or {script, arguments}, with `expected_s` (begin only if so much
 time is left) and `limit_s` (end it after that).
@@ -38,8 +38,8 @@ from typing import Any
 
 import yaml
 
-from effllm.artifact import MANIFEST, Manifest, publish, write_text
-from effllm.errors import CellFailure, UserError
+from effllm.artifact import MANIFEST, Manifest, write_text
+from effllm.errors import UserError
 from effllm.launch import stage_environment
 from effllm.stage import SCRATCH
 from effllm.stage import main as stage_main
@@ -353,63 +353,18 @@ def read_plan(path: Path) -> tuple[Path, list[Item]]:
     return Path(content["study"]), [Item(**entry) for entry in content["items"]]
 
 
-def write_tables(study: Path, results: Path, output: Path) -> None:
-    """Every table of the study as CSV."""
-    from effllm.tables.assemble import assemble, write_csv
-
-    graph = Graph(load_study(study), str(results))
-    record = read_record(results)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in graph.tables():
-        parents = graph.table_parents(name)
-        for stage, manifests in parents.items():
-            for path in manifests:
-                if not Path(path).exists():
-                    _publish_missing(graph, stage, Path(path).parent, record)
-        write_csv(assemble(name, graph.table_spec(name), parents), output / f"{name}.csv")
-        print(f"{output / f'{name}.csv'}: {sum(map(len, parents.values()))} artifacts")
-
-
-def _publish_missing(graph: Graph, stage: str, directory: Path, record: dict[str, Any]) -> None:
-    """An artifact that says that its cell was not measured."""
-    id = directory.name
-    outcome = record.get(f"{stage}/{id}", {})
-    reason = f"not measured: {outcome.get('reason') or 'the time on the machine was up before its turn'}"
-    staging = directory.parent / f".{id}.missing"
-    staging.mkdir(parents=True)
-    publish(
-        staging,
-        directory,
-        stage=stage,
-        id=id,
-        spec=graph.spec(stage, id),
-        parents={},
-        provenance={},
-        failure=CellFailure("timeout", reason),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
-    runs.add_argument("--plan", type=Path, required=True)
-    runs.add_argument("--results", type=Path, required=True)
-    runs.add_argument("--budget-s", type=float, required=True)
-    runs.add_argument("--export", type=Path)
-    runs.add_argument("--commit", help="of the code, where it travels without its repository")
-    runs.add_argument(
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--budget-s", type=float, required=True)
+    parser.add_argument("--export", type=Path)
+    parser.add_argument("--commit", help="of the code, where it travels without its repository")
+    parser.add_argument(
         "--only", nargs="+", default=[""], metavar="KEY", help="items whose key begins so, such as script/ or pretrain/"
     )
-    runs.add_argument("--retry", nargs="+", default=[], metavar="KEY", help="try items whose key begins so again")
-    tables = commands.add_parser("tables")
-    tables.add_argument("--study", type=Path, required=True)
-    tables.add_argument("--results", type=Path, required=True)
-    tables.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--retry", nargs="+", default=[], metavar="KEY", help="try items whose key begins so again")
     arguments = parser.parse_args()
-    if arguments.command == "tables":
-        write_tables(arguments.study, arguments.results, arguments.output)
-        return
     study, plan = read_plan(arguments.plan)
     run = Run(study, plan, arguments.results, arguments.budget_s, arguments.export)
     run.record = {key: outcome for key, outcome in run.record.items() if not key.startswith(tuple(arguments.retry))}

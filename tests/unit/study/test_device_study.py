@@ -289,13 +289,17 @@ def test_mistakes_are_answered_in_one_sentence(plain: dict[str, Any], change: An
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def device(repository: Path) -> Any:
-    """benchmarks/device.py as a module."""
-    specification = importlib.util.spec_from_file_location("device", repository / "benchmarks" / "device.py")
+def _script(name: str) -> Any:
+    """A script of benchmarks/ as a module."""
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    return _script("device")
 
 
 @pytest.mark.parametrize("forks", [True, False])
@@ -330,6 +334,12 @@ def test_the_driver_goes_on_after_failures_and_resumes(
     before = (results / "device.json").stat().st_mtime_ns
     device.Run(tmp_path / "study.yaml", plan, results, 100, export).all(("",))
     assert (results / "device.json").stat().st_mtime_ns == before, "nothing was done again"
-    device.write_tables(tmp_path / "study.yaml", results, tmp_path / "tables")
-    rows = csv.DictReader((tmp_path / "tables" / "table4.csv").read_text().splitlines())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "device.json").write_text(json.dumps({"pretrain/none-1.5b": {"status": "failed", "reason": "broken"}}))
+    _script("device_tables").write_tables(tmp_path / "study.yaml", [results, elsewhere], tmp_path / "tables")
+    rows = list(csv.DictReader((tmp_path / "tables" / "table4.csv").read_text().splitlines()))
     assert {row["status"] for row in rows} == {"timeout"}
+    reasons = {row["method"]: row["reason"] for row in rows}
+    assert "not measured: broken" in reasons["None"]
+    assert "before its turn" in reasons["Relative"]
