@@ -24,6 +24,7 @@ from effllm.profiling.figures import (
     utilization_figures,
 )
 from effllm.profiling.schedule import IDLE, Measured, Phase, run_schedule, window_name
+from effllm.quantization.kernels import kernel_of
 from effllm.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
@@ -70,12 +71,6 @@ def build(job: Job) -> None:
             "workloads": workloads,
         },
     )
-
-
-def kernel_of(model: PreTrainedModel) -> str | None:
-    """The class of gptqmodel that runs the packed layers, such as MarlinLinear; None where no layer is packed."""
-    kernels = sorted({type(module).__name__ for module in model.modules() if hasattr(module, "qweight")})
-    return ", ".join(kernels) or None
 
 
 def decodings(

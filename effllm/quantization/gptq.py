@@ -1,7 +1,6 @@
 """Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
 
 import csv
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,11 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.artifact import write_text
 from effllm.errors import CellFailure
-from effllm.models.loading import load_causal_lm
 from effllm.quantization.calibration import calibration_sequences
 from effllm.quantization.fuse import fuse_layers
+from effllm.quantization.kernels import check_runs, choose_kernel, require_kernel
 from effllm.study.models import GptqPrecision
 
 
@@ -22,7 +20,7 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Pat
 
     `data` is the artifact of the corpus or of the token stream that the calibration names. Raises `CellFailure`
     (unsupported) for an architecture that gptqmodel does not know or a group size that does not divide a layer, and
-    (nan) where the Hessian of a layer cannot be inverted.
+    (nan) where the Hessian of a layer cannot be inverted, `UserError` for a named kernel that does not run here.
     """
     # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
@@ -34,6 +32,7 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Pat
     if config.model_type not in SUPPORTED_MODELS:
         raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
     check_group_size(config, settings.group_size)
+    require_kernel(settings)
     calibration = calibration_sequences(data, source, settings.calibration)
     torch.manual_seed(settings.calibration.seed)
     model = GPTQModel.load(
@@ -69,14 +68,6 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Pat
     check_runs(target)
 
 
-def choose_kernel(checkpoint: Path, kernel: str) -> None:
-    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' GPTQConfig does."""
-    path = checkpoint / "config.json"
-    content = json.loads(path.read_text())
-    content["quantization_config"]["backend"] = f"gptq_{kernel}"
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
 def check_group_size(config: object, group_size: int) -> None:
     """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules."""
     with torch.device("meta"):
@@ -88,26 +79,6 @@ def check_group_size(config: object, group_size: int) -> None:
             raise CellFailure(
                 "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
             )
-
-
-def check_runs(checkpoint: Path) -> None:
-    """Raise `CellFailure` (unsupported) if Transformers does not load all of the checkpoint, or no kernel here runs it.
-
-    Which widths, group sizes and bits a kernel takes is known only by trying it.
-    """
-    try:
-        # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
-        model = load_causal_lm(checkpoint, device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"})
-        with torch.inference_mode():
-            model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
-    except torch.cuda.OutOfMemoryError as error:
-        raise CellFailure("oom", str(error).splitlines()[0]) from None
-    except torch.AcceleratorError:
-        # A fault of the device is no verdict on the technique: the job fails and can be run again.
-        raise
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        # Kernels refuse shapes by whichever of these they please.
-        raise CellFailure("unsupported", f"no kernel of this machine runs it: {str(error).splitlines()[0]}") from None
 
 
 def check_losses(log: Path) -> None:

@@ -178,7 +178,7 @@ def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) 
 def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path: Path) -> None:
     import shutil
 
-    from effllm.quantization.gptq import check_runs
+    from effllm.quantization.kernels import check_runs
 
     checkpoint = tmp_path / "model"
     shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
@@ -200,10 +200,65 @@ def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path:
     assert caught.value.status == "unsupported"
 
 
+def test_a_checkpoint_that_is_not_whole_is_no_verdict_on_the_technique(builder: Any, tmp_path: Path) -> None:
+    import shutil
+
+    from effllm.quantization.kernels import check_runs
+
+    checkpoint = tmp_path / "model"
+    shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(".scales"))
+    save_file(tensors | {name: tensors[name][:1].clone()}, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        check_runs(checkpoint)
+
+
+def test_an_error_that_the_plain_kernel_has_too_is_no_refusal(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
+
+    from effllm.quantization.kernels import check_runs
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    checkpoint = builder.build("quantize", "llama-1m.int4").directory / "model"
+    for kernel in (TorchAtenLinear, TorchLinear):
+        monkeypatch.setattr(kernel, "forward", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        check_runs(checkpoint)
+
+
+def test_an_error_outside_the_packed_layers_is_no_refusal(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from effllm.quantization.kernels import check_runs
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", fail)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Marlin runs here")
+def test_a_named_kernel_that_does_not_run_here_is_refused_before_quantizing(builder: Any, tmp_path: Path) -> None:
+    from effllm.quantization.gptq import quantize_gptq
+
+    settings = builder.graph.study.precision_of("llama-1m", "int4").model_copy(update={"kernel": "marlin"})
+    model = builder.build("pretrain", "llama-1m").directory / "model"
+    with pytest.raises(
+        UserError, match=r"kernel: 'marlin' does not run on this machine \(Marlin kernel requires CUDA\)"
+    ):
+        quantize_gptq(model, tmp_path / "out", settings, tmp_path / "no data", tmp_path)
+
+
 def test_the_chosen_kernel_runs_wherever_the_checkpoint_is_loaded(builder: Any, tmp_path: Path) -> None:
     import shutil
 
-    from effllm.quantization.gptq import choose_kernel
+    from effllm.quantization.kernels import choose_kernel
 
     checkpoint = tmp_path / "model"
     shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
@@ -220,7 +275,7 @@ def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypa
     """A model that is loaded first and moved then has the CPU's kernel, which no GPU runs."""
     from optimum.gptq import GPTQQuantizer
 
-    from effllm.quantization.gptq import check_runs
+    from effllm.quantization.kernels import check_runs
 
     def select(self: Any, device_map: Any, pack: bool = False) -> None:
         raise NotImplementedError(f"a kernel for {device_map}")

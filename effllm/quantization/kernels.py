@@ -1,0 +1,128 @@
+"""Which of gptqmodel's kernels runs a packed checkpoint, and whether it does.
+
+Imports of gptqmodel are inside functions: they take seconds and change the process's environment.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import GPTQConfig, PreTrainedModel
+
+from effllm.artifact import write_text
+from effllm.errors import CellFailure, UserError
+from effllm.models.loading import load_causal_lm
+from effllm.study.models import GptqPrecision
+
+_PLAIN = "gptq_torch"
+"""gptqmodel's kernel in plain PyTorch, which takes every shape on every device."""
+
+
+def require_kernel(settings: GptqPrecision) -> None:
+    """Raise `UserError`, before anything is quantized, if the kernel that the precision names does not run here."""
+    if settings.kernel == "auto":
+        return
+    from gptqmodel.utils.importer import select_quant_linear
+
+    try:
+        select_quant_linear(
+            bits=settings.bits,
+            group_size=settings.group_size,
+            desc_act=settings.act_order,
+            sym=settings.symmetric,
+            device=run_device(),
+            backend=f"gptq_{settings.kernel}",
+            pack_dtype=torch.int32,
+            dtype=getattr(torch, settings.compute_dtype),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"kernel: {settings.kernel!r} does not run on this machine ({str(error).rstrip('.')}); name another one in "
+            "the precision, or auto, or quantize where it runs."
+        ) from None
+
+
+def choose_kernel(checkpoint: Path, kernel: str) -> None:
+    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' GPTQConfig does."""
+    path = checkpoint / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["backend"] = f"gptq_{kernel}"
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def kernel_of(model: PreTrainedModel) -> str | None:
+    """The class of gptqmodel that runs the packed layers, such as MarlinLinear; None where no layer is packed."""
+    return ", ".join(sorted({type(layer).__name__ for layer in _packed_layers(model)})) or None
+
+
+def check_runs(checkpoint: Path) -> None:
+    """Raise `CellFailure` if this machine's kernel refuses the checkpoint (unsupported) or it does not fit (oom).
+
+    Which widths and group sizes a kernel takes is known only by trying it. A refusal is an error from inside a packed
+    layer that the plain kernel does not have with the same weights. Any other is no verdict on the technique: a
+    checkpoint that does not load or a fault of the device ends the job as it is, which can then be run again.
+    """
+    try:
+        # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
+        model = load_causal_lm(checkpoint, device_map={"": run_device()})
+    except torch.cuda.OutOfMemoryError as error:
+        raise CellFailure("oom", _first_line(error)) from None
+    except NotImplementedError as error:
+        # A layer's shape, refused when the layer is made.
+        raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(error)}") from None
+    running = _watch(model)
+    try:
+        _run(model)
+    except torch.cuda.OutOfMemoryError as error:
+        raise CellFailure("oom", _first_line(error)) from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        # Kernels refuse by whichever of these they please; a fault of the device is a RuntimeError too.
+        if isinstance(error, torch.AcceleratorError) or not running:
+            raise
+        _run(load_causal_lm(checkpoint, device_map={"": run_device()}, quantization_config=_on_plain_kernel(model)))
+        raise CellFailure(
+            "unsupported",
+            f"no kernel of this machine runs it unasked: gptqmodel takes {running[-1]}, which says "
+            f"{_first_line(error)!r}; the precision's `kernel: torch` runs it",
+        ) from None
+
+
+def run_device() -> str:
+    """Where this machine runs models."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _packed_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if hasattr(module, "qweight"))
+
+
+def _watch(model: PreTrainedModel) -> list[str]:
+    """The kernel of the packed layer that is at work, kept up to date while the model runs."""
+    running: list[str] = []
+
+    def begin(layer: nn.Module, _inputs: object) -> None:
+        running.append(type(layer).__name__)
+
+    def end(_layer: nn.Module, _inputs: object, _output: object) -> None:
+        running.pop()
+
+    for layer in _packed_layers(model):
+        layer.register_forward_pre_hook(begin)
+        layer.register_forward_hook(end)
+    return running
+
+
+def _run(model: PreTrainedModel) -> None:
+    with torch.inference_mode():
+        model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
+
+
+def _on_plain_kernel(model: PreTrainedModel) -> GPTQConfig:
+    """Loading by it takes the rest from the checkpoint."""
+    return GPTQConfig(bits=model.config.quantization_config.bits, backend=_PLAIN)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
