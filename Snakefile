@@ -32,6 +32,7 @@ localrules:
 
 
 onstart:
+    require_records()
     tell_older_code()
 
 

@@ -7,7 +7,7 @@ from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
 from effllm.lease import Lease
-from effllm.planning.state import older_code_line
+from effllm.planning.state import older_code_line, require_todays_specs
 from effllm.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
@@ -173,3 +173,15 @@ def tell_older_code():
     """One line at the start of a run: how many artifacts stand although the code of their stage has changed."""
     if not workflow.remote_exec:
         logger.info(older_code_line(GRAPH))
+
+
+def require_records():
+    """Refuse to use what is of another configuration and is not planned again, because it was copied here."""
+    if workflow.remote_exec:
+        return
+    dag = workflow.dag
+    standing = [path for job in dag.jobs if not dag.needrun(job) for path in job.output]
+    try:
+        require_todays_specs(GRAPH, standing)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None

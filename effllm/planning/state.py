@@ -6,13 +6,13 @@ may be deleted to save space. No payload is read.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, digest_file
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, Manifest, digest_file
 from effllm.errors import UserError
 from effllm.planning.nodes import TABLE, Node
 from effllm.provenance import code_fingerprint
@@ -145,6 +145,27 @@ def older_code_line(graph: Graph) -> str:
         f"{sum(older.values())} of {count} artifacts of the study were built by older code of their stage "
         f"({by_stage}); they stand until its version is raised: effllm status."
     )
+
+
+def require_todays_specs(graph: Graph, standing: Iterable[str]) -> None:
+    """Raise `UserError` if one of these manifests, which are not to be rebuilt, is of another configuration.
+
+    Snakemake reruns what its own record says was built with other parameters. Of artifacts that were copied here, or
+    whose record was deleted, it knows nothing.
+    """
+    others = []
+    for path in map(Path, standing):
+        stage, id = path.parts[-3:-1]
+        if path.name == MANIFEST and path.is_file() and Manifest.read(path).spec != graph.spec(stage, id):
+            others.append(f"{stage}/{id}")
+    if others:
+        listed = ", ".join(sorted(others)[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        rules = " ".join(sorted({name.partition("/")[0] for name in others}))
+        raise UserError(
+            f"{listed}: built under another configuration, and Snakemake has no record of it, so it would not build "
+            f"them again. Delete their directories, or run again with --forcerun {rules}; effllm status says what "
+            "differs."
+        )
 
 
 @cache

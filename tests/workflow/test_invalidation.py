@@ -322,6 +322,30 @@ def test_a_second_run_executes_nothing(finished: Workdir) -> None:
     assert "Nothing to be done" in result.stdout + result.stderr
 
 
+def test_copied_results_are_used_and_refused_where_they_are_of_another_configuration(
+    finished: Workdir, tmp_path: Path
+) -> None:
+    """Snakemake has no record of what was built elsewhere, and would put it into a table of today's study."""
+    shutil.copytree(finished.path / "results", tmp_path / "results")
+    copied = Workdir(tmp_path, copy.deepcopy(finished.study))
+    (tmp_path / "results" / "table9.csv").unlink()
+    assert _built_by_running(copied, "results/table9.csv") == set()
+    shutil.rmtree(tmp_path / ".snakemake")
+    table = tmp_path / "results" / "table9.csv"
+    table.unlink()
+    TINY_CASES["one model's precision settings"][0].edit(copied.study)
+    copied.write()
+    result = copied.snakemake("results/table9.csv", check=False)
+    assert result.returncode != 0
+    sentence = "quantize/llama-1m.int4: built under another configuration, and Snakemake has no record of it"
+    assert sentence in result.stdout + result.stderr
+    assert "--forcerun quantize" in result.stdout + result.stderr
+    assert not table.exists()
+    built = _built_by_running(copied, "results/table9.csv", options=["--forcerun", "quantize"])
+    assert "quantize/llama-1m.int4" in built and "quantize/llama-1m.bfloat16" not in built
+    assert table.exists()
+
+
 def test_a_deleted_table_is_rebuilt_and_nothing_before_it(finished: Workdir) -> None:
     (finished.path / "results" / "table9.csv").unlink()
     assert finished.planned() == {"table9.csv"}
