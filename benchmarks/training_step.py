@@ -8,6 +8,7 @@ attention used. `compiled` compiles layer by layer, so that 28 equal layers are 
 
 dense       GQA at 1.5B, eager, compiled, and with deterministic kernels only, at 2,048 and 8,192 tokens
 nsa, mla    the same backbone with that attention, at 8,192 tokens
+relative    the same backbone with a learned bias on the distance, at 8,192 tokens
 moe         top 2 of 8 experts at 0.5B beside a dense model with the same active parameters, at 2,048 tokens
 
 The output is written after each variant; one that runs out of memory is recorded, and the next goes on.
@@ -75,6 +76,7 @@ VARIANTS = {
     "dense-8k-deterministic": Variant("1.5b", 8192, 1, deterministic=True),
     "nsa-8k": Variant("1.5b", 8192, 1, 1, settings={"attention": "nsa"}),
     "mla-8k": Variant("1.5b", 8192, 1, settings={"attention": "mla"}),
+    "relative-8k": Variant("1.5b", 8192, 1, 1, settings={"position": "relative"}),
     "moe-2k": Variant("0.5b", 2048, 4, settings={"feed_forward": "moe"}),
     "dense-of-moe-2k": Variant("0.5b", 2048, 4, settings={"intermediate_size": 2 * 4864}),
 }
@@ -91,6 +93,7 @@ RATIOS = {
     "deterministic over eager at 8k": ("dense-8k-deterministic", "dense-8k"),
     "NSA over dense at 8k": ("nsa-8k", "dense-8k"),
     "MLA over dense at 8k": ("mla-8k", "dense-8k"),
+    "relative over rotary positions at 8k": ("relative-8k", "dense-8k"),
     "MoE over dense of the same active parameters": ("moe-2k", "dense-of-moe-2k"),
 }
 
