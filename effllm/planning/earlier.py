@@ -167,7 +167,8 @@ def _measured(artifact: Artifact) -> _Measured:
         return _Measured(evaluation["telemetry"], evaluation["cost"]["wall_seconds"])
     profile = _json(directory / "profile.json")
     if profile:
-        phases = [phase for workload in profile["workloads"].values() for phase in workload["telemetry"].values()]
+        measured = [workload["telemetry"] for workload in profile["workloads"].values() if workload["telemetry"]]
+        phases = [phase for phases in measured for phase in phases.values()]
         return _Measured(max(phases, key=lambda phase: phase["duration_s"]))
     return _Measured({})
 

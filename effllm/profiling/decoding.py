@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
@@ -26,6 +26,13 @@ class Generation:
     def plain(self) -> dict[str, Any]:
         """JSON types."""
         return asdict(self)
+
+
+class Decoding(Protocol):
+    """Something that generates, and says how long it took."""
+
+    def run(self) -> Generation:
+        """Generate once. Raises `CellFailure` (invalid) where what comes out is not what was asked for."""
 
 
 class TimedDecoding:

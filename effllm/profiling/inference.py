@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
 from effllm.models.loading import load_causal_lm
-from effllm.profiling.decoding import TimedDecoding
+from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
     ModelCost,
     energy_figures,
@@ -23,10 +23,11 @@ from effllm.profiling.figures import (
     relative_half_width,
     utilization_figures,
 )
+from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.schedule import IDLE, Measured, Phase, run_schedule, window_name
 from effllm.quantization.kernels import kernel_of
 from effllm.stage import Job, main
-from effllm.study.measure import InferenceProtocol
+from effllm.study.measure import InferenceProtocol, Workload
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.validity import Finding, check_mbu, check_mfu, check_summary, status_of
 
@@ -45,7 +46,8 @@ def build(job: Job) -> None:
         model = load_causal_lm(job.inputs["model"].directory / "model", device_map={"": device})
         model.eval()
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
-            measured = run_schedule(decodings(model, protocol, device), protocol, telemetry, job.id)
+            decodings, unsupported = prepare(model, protocol, device)
+            measured = run_schedule(decodings, protocol, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
     cost = ModelCost(
@@ -54,7 +56,12 @@ def build(job: Job) -> None:
         model.dtype,
         info["name"],
     )
-    workloads = {id: workload_content(id, protocol, measured, telemetry, info, cost) for id in protocol.workloads}
+    workloads = {
+        id: _unsupported_content(unsupported[id])
+        if id in unsupported
+        else workload_content(id, protocol, measured, telemetry, info, cost)
+        for id in protocol.workloads
+    }
     job.write_json(
         "records/generations.json",
         {window_name(*key): [[g.plain() for g in w] for w in windows] for key, windows in measured.windows.items()},
@@ -73,22 +80,46 @@ def build(job: Job) -> None:
     )
 
 
-def decodings(
+def prepare(
     model: PreTrainedModel, protocol: InferenceProtocol, device: str
-) -> dict[tuple[str, Phase], TimedDecoding]:
-    """What is timed, by workload and phase: whole generations, and generations of one token, which are prefills."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+) -> tuple[dict[tuple[str, Phase], Decoding], dict[str, str]]:
+    """What is timed, by workload and phase: whole generations, and generations of one token, which are prefills.
+
+    And the workloads that this model or device cannot run, with the reason; `CellFailure` where it can run none.
+    """
     generator = torch.Generator().manual_seed(protocol.seed)
-    result: dict[tuple[str, Phase], TimedDecoding] = {}
+    decodings: dict[tuple[str, Phase], Decoding] = {}
+    unsupported: dict[str, str] = {}
     for id, workload in protocol.workloads.items():
-        needed = workload.prompt_tokens + workload.new_tokens
-        if positions and needed > positions:
-            raise CellFailure("unsupported", f"the model has {positions} positions, workload {id} needs {needed}")
         shape = (workload.batch_size, workload.prompt_tokens)
         prompt = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
-        result[id, "generate"] = TimedDecoding(model, prompt, workload.new_tokens, device)
-        result[id, "prefill"] = TimedDecoding(model, prompt, 1, device)
-    return result
+        try:
+            decodings |= {(id, phase): decoding for phase, decoding in _phases(model, prompt, workload, device).items()}
+        except CellFailure as failure:
+            unsupported[id] = failure.reason
+    if not decodings:
+        raise CellFailure("unsupported", "; ".join(f"workload {id}: {reason}" for id, reason in unsupported.items()))
+    return decodings, unsupported
+
+
+def _phases(model: PreTrainedModel, prompt: torch.Tensor, workload: Workload, device: str) -> dict[Phase, Decoding]:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    needed = workload.prompt_tokens + workload.new_tokens
+    if positions and needed > positions:
+        raise CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
+    if workload.cuda_graph:
+        graphs = Graphs(model, prompt, workload.new_tokens, device)
+        return {"generate": GraphedDecoding(graphs, workload.new_tokens), "prefill": GraphedDecoding(graphs, 1)}
+    return {
+        "generate": TimedDecoding(model, prompt, workload.new_tokens, device),
+        "prefill": TimedDecoding(model, prompt, 1, device),
+    }
+
+
+def _unsupported_content(reason: str) -> dict[str, Any]:
+    """As `workload_content`, for a workload that could not run."""
+    parts = dict.fromkeys(("energy", "figures", "telemetry", "utilization"))
+    return {**parts, "findings": [], "reason": reason, "status": "unsupported"}
 
 
 def workload_content(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from effllm.profiling.decoding import Generation, TimedDecoding
+from effllm.profiling.decoding import Decoding, Generation
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry
 
@@ -37,7 +37,7 @@ def window_name(workload: str, phase: Phase) -> str:
     return f"{workload}/{phase}"
 
 
-def settle(decoding: TimedDecoding, protocol: InferenceProtocol) -> Warmup:
+def settle(decoding: Decoding, protocol: InferenceProtocol) -> Warmup:
     """Generate until the last three times span at most `warmup_tolerance` of their median, or to the maximum."""
     seconds: list[float] = []
     while len(seconds) < protocol.warmup_maximum:
@@ -51,7 +51,7 @@ def settle(decoding: TimedDecoding, protocol: InferenceProtocol) -> Warmup:
 
 
 def run_schedule(
-    decodings: Mapping[tuple[str, Phase], TimedDecoding], protocol: InferenceProtocol, telemetry: Telemetry, label: str
+    decodings: Mapping[tuple[str, Phase], Decoding], protocol: InferenceProtocol, telemetry: Telemetry, label: str
 ) -> Measured:
     """Measure every workload's phases in `protocol.repeats` windows each.
 
@@ -72,7 +72,7 @@ def run_schedule(
     return Measured(windows, warmups)
 
 
-def _window(decoding: TimedDecoding, minimum_s: float) -> list[Generation]:
+def _window(decoding: Decoding, minimum_s: float) -> list[Generation]:
     generations = []
     started = time.perf_counter()
     while time.perf_counter() - started < minimum_s:

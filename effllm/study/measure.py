@@ -57,6 +57,11 @@ class Workload(Section):
     prompt_tokens: PositiveInt = Field(description="Tokens in the prompt.")
     new_tokens: Annotated[int, Field(ge=2)] = Field(description="Tokens generated, minimum and maximum alike.")
     batch_size: PositiveInt = Field(default=1, description="Sequences decoded together.")
+    cuda_graph: bool = Field(
+        default=False,
+        description="Record prefill and decoding step as CUDA graphs over a static cache and replay them: the GPU's "
+        "own speed. false lets Transformers generate, where at small batches the host's dispatch sets the pace.",
+    )
 
 
 class InferenceProtocol(Section):

@@ -101,7 +101,10 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
             row.set(f"{id}_latency_ms", *other.figure("latency_ms"))
             row.set(f"{id}_IT_tokens_per_s", *other.figure("throughput_tokens_per_s"))
             row.set(f"{id}_AMU_GB", *other.window.memory("avg"))
+            row.set(f"{id}_AEC_W", *other.window.figure("power_avg_w"))
             row.set(f"{id}_energy_J_per_token", *other.part("energy", "energy_j_per_token"))
+            row.set(f"{id}_decode_mbu", *other.part("utilization", "decode_mbu"))
+            row.set(f"{id}_status", other.status)
     row.set("mcr_nominal", *compression["nominal"])
     row.set("mcr_measured", *compression["measured"])
     _set_weights(row, variant)
@@ -121,8 +124,13 @@ class _Workload:
 
     def __init__(self, profile: Result, id: str):
         self.id = id
+        self.status, self.reason = profile.status, profile.reason
         self.absent = f"profile is {profile.status}"
         self.content = profile.content["workloads"][id] if profile.content else None
+        if self.content:
+            self.status, self.reason = self.content["status"], self.content["reason"]
+            if self.content["figures"] is None:
+                self.content, self.absent = None, f"workload {id} is {self.status}: {self.reason}"
         self.window = Window(self.content["telemetry"]["generate"] if self.content else None, self.absent)
 
     def figure(self, name: str) -> tuple[Any, str]:
@@ -164,7 +172,7 @@ def _status(variant: _Variant, main: _Workload) -> tuple[str, str | None]:
     failure = variant.first_failure()
     if failure:
         return failure.status, f"{failure.manifest.stage}: {failure.reason}"
-    return main.content["status"], main.content["reason"]
+    return main.status, main.reason
 
 
 def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:

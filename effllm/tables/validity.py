@@ -89,6 +89,10 @@ def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:
         protocol = result.content["protocol"]["workloads"]
         for name, workload in result.content["workloads"].items():
             figures, asked = workload["figures"], protocol[name]
+            if figures is None:
+                unsupported = Finding(f"{name}/{workload['status']}", "error", workload["reason"])
+                yield _Located("profile", id, unsupported)
+                continue
             tokens = asked["new_tokens"] * asked["batch_size"] * figures["generations"]
             findings = [Finding(**finding) for finding in workload["findings"]]
             findings += check_token_count(tokens, figures["generated_tokens"])

@@ -16,7 +16,7 @@ from effllm.errors import CellFailure
 from effllm.profiling import schedule
 from effllm.profiling.decoding import Generation, TimedDecoding
 from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
-from effllm.profiling.inference import build, check_protocol
+from effllm.profiling.inference import build, check_protocol, prepare
 from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
 from effllm.stage import run
 from effllm.study.measure import InferenceProtocol, Workload
@@ -251,8 +251,20 @@ def test_a_workload_longer_than_the_model_is_unsupported(builder: Any, tmp_path:
     spec["config"]["workloads"]["single"]["prompt_tokens"] = 512
     model = builder.build("quantize", "llama-1m.bfloat16").directory / MANIFEST
     artifact = run("profile", build, spec=spec, inputs={"model": [model]}, output=tmp_path / "results/profile/x")
-    assert artifact.manifest.status == "unsupported"
-    assert "512 positions" in artifact.manifest.reason
+    workloads = artifact.json("profile.json")["workloads"]
+    assert workloads["single"]["status"] == "unsupported"
+    assert "512 positions" in workloads["single"]["reason"]
+    assert workloads["single"]["figures"] is None
+    assert workloads["batch"]["figures"]["generations"] > 0, "the others are measured"
+
+
+def test_a_model_that_can_run_no_workload_is_unsupported(model: Any) -> None:
+    workloads = {"long": {"prompt_tokens": 4000, "new_tokens": 3}}
+    if not torch.cuda.is_available():
+        workloads["graph"] = {"prompt_tokens": 10, "new_tokens": 3, "cuda_graph": True}
+    with pytest.raises(CellFailure, match=r"workload long: the model has 2048 positions, 4003 are needed") as failure:
+        prepare(model, _protocol(workloads=workloads), "cpu")
+    assert failure.value.status == "unsupported"
 
 
 def test_the_shuffle_is_of_the_standard_library() -> None:

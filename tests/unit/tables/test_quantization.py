@@ -95,6 +95,26 @@ def test_validity_notices_tokens_that_are_missing(study: Study) -> None:
     assert messages == ["199 tokens were produced where 200 were asked for"]
 
 
+def test_a_workload_that_could_not_run_is_empty_alone_and_said_everywhere(study: Study) -> None:
+    reason = "CUDA graphs need an NVIDIA GPU, and this ran on cpu"
+    absent = dict.fromkeys(("energy", "figures", "telemetry", "utilization"))
+    content = {**absent, "findings": [], "reason": reason, "status": "unsupported"}
+    directory = Path(study.graph.manifest("profile", "llama-1m.int4")).parent
+    complete = json.loads((directory / "profile.json").read_text())
+    workloads = complete["workloads"]
+    study.write("profile", "llama-1m.int4", "profile.json", complete | {"workloads": workloads | {"batch": content}})
+    row = next(r for r in study.rows("table9") if r["model"] == "Llama-1M" and r["precision"] == "int4")
+    assert row["status"] == "ok" and row["latency_ms"] is not None
+    assert row["batch_latency_ms"] is None and row["batch_status"] == "unsupported"
+    assert f"batch_decode_mbu: workload batch is unsupported: {reason}" in row["not_measured"]
+    found = [row for row in study.rows("validity") if row["rule"] == "batch/unsupported"]
+    assert [(row["severity"], row["message"]) for row in found] == [("error", reason)]
+    study.write("profile", "llama-1m.int4", "profile.json", complete | {"workloads": workloads | {"single": content}})
+    row = next(r for r in study.rows("table9") if r["model"] == "Llama-1M" and r["precision"] == "int4")
+    assert (row["status"], row["reason"]) == ("unsupported", reason)
+    assert row["latency_ms"] is None and row["batch_status"] == "ok"
+
+
 def test_validity_of_a_sound_study_is_an_empty_table_with_its_columns(study: Study) -> None:
     for model in study.graph.study.models:
         study.score(f"{model}.int4", "adjacent-swap", 0.8, "accuracy")

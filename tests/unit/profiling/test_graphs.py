@@ -1,0 +1,118 @@
+"""Decoding over a static cache, and by CUDA graphs where there is a GPU, chooses the tokens that `generate` chooses."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effllm.errors import CellFailure
+from effllm.models.decoder import EffConfig, EffForCausalLM
+from effllm.profiling.graphs import GraphedDecoding, Graphs, StaticSteps
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NEW_TOKENS = 9
+
+
+def _model(family: str = "qwen2", device: str = "cpu", **settings: Any) -> Any:
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 300,
+        # Wide enough that the next token depends on all before it, and is never chosen by a hair.
+        "initializer_range": 0.3,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    config = AutoConfig.for_model(family, **shape | settings)
+    return AutoModelForCausalLM.from_config(config).eval().to(device)
+
+
+def _prompt(seed: int = 0) -> torch.Tensor:
+    return torch.randint(300, (2, 11), generator=torch.Generator().manual_seed(seed))
+
+
+def _generated(model: Any, prompt: torch.Tensor) -> torch.Tensor:
+    """The tokens that the library's own greedy decoding over a growing cache appends."""
+    output = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False
+    )
+    return output[:, prompt.shape[1] :]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+@torch.inference_mode()
+def test_static_steps_choose_what_generate_chooses_again_and_again(family: str) -> None:
+    model, prompt = _model(family), _prompt()
+    expected = _generated(model, prompt)
+    assert len(set(expected.flatten().tolist())) > 4, "a model that repeats itself shows nothing"
+    steps = StaticSteps(model, prompt, NEW_TOKENS)
+    for _ in range(2):
+        steps.prefill()
+        chosen = [steps.token.clone()]
+        for _ in range(NEW_TOKENS - 1):
+            steps.step()
+            chosen.append(steps.token.clone())
+        assert torch.equal(torch.cat(chosen, dim=1), expected)
+        assert steps.cached_tokens() == prompt.shape[1] + NEW_TOKENS - 1
+
+
+def test_models_that_a_graph_cannot_repeat_are_unsupported() -> None:
+    windowed = _model("mistral", sliding_window=4)
+    with pytest.raises(CellFailure, match="keeps StaticSlidingWindowLayer in its cache"):
+        StaticSteps(windowed, _prompt(), NEW_TOKENS)
+    config = EffConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
+    with pytest.raises(CellFailure, match="EffForCausalLM takes no static cache") as failure:
+        StaticSteps(EffForCausalLM(config), _prompt(), NEW_TOKENS)
+    assert failure.value.status == "unsupported"
+
+
+def test_a_processor_has_no_cuda_graphs() -> None:
+    with pytest.raises(CellFailure, match="CUDA graphs need an NVIDIA GPU, and this ran on cpu"):
+        Graphs(_model(), _prompt(), NEW_TOKENS, "cpu")
+
+
+@needs_cuda
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_graphs_choose_what_generate_chooses(family: str) -> None:
+    model, prompt = _model(family, "cuda:0"), _prompt().to("cuda:0")
+    expected = _generated(model, prompt)
+    graphs = Graphs(model, prompt, NEW_TOKENS, "cuda:0")
+    for _ in range(2):
+        generation = GraphedDecoding(graphs, NEW_TOKENS).run()
+        assert torch.equal(graphs.steps.token[:, 0], expected[:, -1])
+        assert generation.generated_tokens == 2 * NEW_TOKENS
+        assert len(generation.token_s) == NEW_TOKENS - 1
+        prefill = GraphedDecoding(graphs, 1).run()
+        assert torch.equal(graphs.steps.token[:, 0], expected[:, 0])
+        assert prefill.token_s == []
+
+
+@needs_cuda
+def test_a_model_that_asks_the_host_is_unsupported_and_still_generates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = _model(device="cuda:0"), _prompt().to("cuda:0")
+    expected = _generated(model, prompt)
+    forward = type(model).forward
+
+    def asking(self: Any, *arguments: Any, **settings: Any) -> Any:
+        output = forward(self, *arguments, **settings)
+        output.logits.sum().item()
+        return output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", asking)
+        with pytest.raises(CellFailure, match="a CUDA graph cannot hold the model's prefill"):
+            Graphs(model, prompt, NEW_TOKENS, "cuda:0")
+    assert torch.equal(_generated(model, prompt), expected)
+
+
+@needs_cuda
+def test_a_generation_that_cached_another_number_of_tokens_is_invalid() -> None:
+    graphs = Graphs(_model(device="cuda:0"), _prompt().to("cuda:0"), NEW_TOKENS, "cuda:0")
+    graphs.step = graphs.prefill
+    with pytest.raises(CellFailure, match="11 tokens are in the cache after a generation that caches 19"):
+        GraphedDecoding(graphs, NEW_TOKENS).run()
