@@ -38,9 +38,7 @@ def _prompt(seed: int = 0) -> torch.Tensor:
 
 def _generated(model: Any, prompt: torch.Tensor) -> torch.Tensor:
     """The tokens that the library's own greedy decoding over a growing cache appends."""
-    output = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False
-    )
+    output = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False)
     return output[:, prompt.shape[1] :]
 
 
