@@ -1,4 +1,4 @@
-"""Greedy decoding by CUDA graphs over a static cache: the device's own speed, without the host's dispatch of kernels."""
+"""Greedy decoding by CUDA graphs over a static cache: the speed of the device, without dispatch by the host."""
 
 import time
 from collections.abc import Callable
