@@ -25,10 +25,10 @@ def decoder() -> EffForCausalLM:
     return EffForCausalLM(config).train()
 
 
-def step(model: EffForCausalLM) -> torch.Tensor:
+def step(model: EffForCausalLM, items: torch.Tensor | None = None) -> torch.Tensor:
     tokens = torch.arange(256).view(2, 128) * 7 % 512
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False, skip_logits=True).loss
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False, skip_logits=True, num_items_in_batch=items).loss
     loss.backward()
     return loss.detach()
 
@@ -47,3 +47,12 @@ def test_a_sharded_step_has_the_loss_and_gradients_of_a_whole_one(one_gloo_rank:
         # Weights are rounded before the norms and the sum of residuals, where autocast keeps them in float32.
         error = torch.linalg.vector_norm(gradient - weight.grad) / torch.linalg.vector_norm(weight.grad)
         assert error < 0.05, name
+
+
+def test_the_number_of_labels_that_a_loss_is_divided_by_is_not_rounded(one_gloo_rank: None) -> None:
+    model = decoder()
+    for module in (*model.model.layers, model):
+        fully_shard(module, mp_policy=mixed_precision_policy())
+    # As the Trainer gives it: a tensor of a floating type. In bfloat16 it would be 32768.
+    items = torch.tensor(32752.0)
+    assert (step(model, items) * items / 254).item() == pytest.approx(step(model).item(), rel=1e-6)
