@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
+from transformers import StaticCache
 
-from effllm.planning.costs import weight_b
+from effllm.planning.cost import Subject
+from effllm.planning.costs import cost_of, weight_b
 from effllm.planning.training_costs import trained_parameters, training_state_b
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.methods import Method
@@ -75,3 +77,26 @@ def test_weights_of_16_bits_are_two_bytes_each(small_model: torch.nn.Module) -> 
     small_model = small_model.to(torch.bfloat16)
     held_b = sum(parameter.numel() * parameter.element_size() for parameter in small_model.parameters())
     assert weight_b(small_model.config, {"kind": "cast", "dtype": "bfloat16"}) == held_b
+
+
+def test_a_profile_holds_the_caches_of_graphs_beside_the_largest_other(small_model: torch.nn.Module) -> None:
+    def memory_b(**workloads: dict[str, Any]) -> float:
+        config = {**protocol, "workloads": workloads}
+        subject = Subject(
+            "m.bf", config, lambda: small_model.config, lambda _: {"precision": precision}, lambda _: None
+        )
+        return cost_of("profile", subject).memory_b
+
+    def cache_b(length: int) -> int:
+        cache = StaticCache(config=small_model.config, max_cache_len=length)
+        small_model.bfloat16()(torch.zeros(1, 2, dtype=torch.long), past_key_values=cache)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+    protocol = {"idle_s": 1, "warmup_maximum": 3, "repeats": 2, "minimum_window_s": 1, "cooldown_s": 0}
+    protocol["maximum_relative_interval"] = 0.1
+    precision = {"kind": "cast", "dtype": "bfloat16"}
+    long, short = {"prompt_tokens": 12, "new_tokens": 4}, {"prompt_tokens": 4, "new_tokens": 4}
+    alone_b = memory_b(long=long)
+    assert alone_b == memory_b(long=long, short=short)
+    assert memory_b(long=long, graph=short | {"cuda_graph": True}) - alone_b == cache_b(8)
+    assert memory_b(graph=short | {"cuda_graph": True}, other=long | {"cuda_graph": True}) == alone_b + cache_b(8)
