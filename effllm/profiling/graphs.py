@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
 from effllm.errors import CellFailure
 from effllm.profiling.decoding import Generation
@@ -27,9 +27,11 @@ class StaticSteps:
         name = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
             raise CellFailure("unsupported", f"{name} takes no static cache, which a CUDA graph of decoding needs")
-        self.cache = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + new_tokens)
+        length = prompt.shape[1] + new_tokens
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        # A layer with a window counts in Python, and a graph would repeat the count of its recording.
+        self.cache.layers = [_without_window(layer, length) for layer in self.cache.layers]
         if others := sorted({type(layer).__name__ for layer in self.cache.layers if type(layer) is not StaticLayer}):
-            # A layer with a window counts in Python, and a graph would repeat the count of its recording.
             raise CellFailure(
                 "unsupported", f"{name} keeps {', '.join(others)} in its cache, which a CUDA graph cannot repeat"
             )
@@ -53,6 +55,12 @@ class StaticSteps:
     def _forward(self, tokens: torch.Tensor) -> None:
         output = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, **self._head)
         self.token.copy_(output.logits[:, -1].argmax(-1, keepdim=True))
+
+
+def _without_window(layer: CacheLayerMixin, length: int) -> CacheLayerMixin:
+    """A plain layer in place of one whose window is as long as everything that is cached."""
+    is_covered = type(layer) is StaticSlidingWindowLayer and layer.max_cache_len == length
+    return StaticLayer(max_cache_len=length) if is_covered else layer
 
 
 class Graphs:

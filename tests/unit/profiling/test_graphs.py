@@ -42,10 +42,19 @@ def _generated(model: Any, prompt: torch.Tensor) -> torch.Tensor:
     return output[:, prompt.shape[1] :]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("qwen2", {}),
+    ("gpt_neox", {}),
+    # A window that is just long enough for prompt and answer.
+    ("mistral", {"sliding_window": 20}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), FAMILIES)
 @torch.inference_mode()
-def test_static_steps_choose_what_generate_chooses_again_and_again(family: str) -> None:
-    model, prompt = _model(family), _prompt()
+def test_static_steps_choose_what_generate_chooses_again_and_again(family: str, settings: dict[str, Any]) -> None:
+    model, prompt = _model(family, **settings), _prompt()
     expected = _generated(model, prompt)
     assert len(set(expected.flatten().tolist())) > 4, "a model that repeats itself shows nothing"
     steps = StaticSteps(model, prompt, NEW_TOKENS)
@@ -60,7 +69,7 @@ def test_static_steps_choose_what_generate_chooses_again_and_again(family: str) 
 
 
 def test_models_that_a_graph_cannot_repeat_are_unsupported() -> None:
-    windowed = _model("mistral", sliding_window=4)
+    windowed = _model("mistral", sliding_window=19)
     with pytest.raises(CellFailure, match="keeps StaticSlidingWindowLayer in its cache"):
         StaticSteps(windowed, _prompt(), NEW_TOKENS)
     config = EffConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
@@ -75,9 +84,9 @@ def test_a_processor_has_no_cuda_graphs() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
-def test_graphs_choose_what_generate_chooses(family: str) -> None:
-    model, prompt = _model(family, "cuda:0"), _prompt().to("cuda:0")
+@pytest.mark.parametrize(("family", "settings"), FAMILIES)
+def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, Any]) -> None:
+    model, prompt = _model(family, "cuda:0", **settings), _prompt().to("cuda:0")
     expected = _generated(model, prompt)
     graphs = Graphs(model, prompt, NEW_TOKENS, "cuda:0")
     for _ in range(2):
