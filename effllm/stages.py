@@ -35,6 +35,6 @@ STAGES: dict[str, Stage] = {
         Stage("quantize", "effllm.quantization.quantize", 2),
         Stage("benchmark", "effllm.evaluation.benchmark", 2, network=True),
         Stage("evaluate", "effllm.evaluation.evaluate", 1),
-        Stage("profile", "effllm.profiling.inference", 1),
+        Stage("profile", "effllm.profiling.inference", 2),
     )
 }

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from effllm.models.arithmetic import cache_bytes, decoding_flops, forward_flops
+from effllm.models.arithmetic import cache_bytes, decoding_flops, forward_flops, parameter_count
 from effllm.profiling.decoding import Generation
 from effllm.study.measure import Workload
 from effllm.telemetry.metrics import (
@@ -97,8 +97,9 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
     """`prefill_mfu` and `decode_mbu`, fractions of the device's dense arithmetic and memory bandwidth peaks.
 
     Decoding moves the weights once per step and the cache of every sequence at its length then (its mean is taken);
-    the weights are those on disk, so an int4 model moves fewer bytes. None with a reason for a device of unknown
-    peaks or an architecture without cost formulas.
+    the weights are those on disk, so an int4 model moves fewer bytes, but for an input table that is not the head's
+    too: of that a step reads a row. None with a reason for a device of unknown peaks or an architecture without cost
+    formulas.
     """
     reasons: dict[str, str] = {}
     unknown_peak = f"the peak of {cost.device_name!r} is not in the table of peaks"
@@ -107,7 +108,7 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
         head_flops = 2 * cost.config.vocab_size * cost.config.hidden_size * (workload.prompt_tokens - 1)
         prefill_flops = workload.batch_size * (forward_flops(cost.config, workload.prompt_tokens) - head_flops)
         context = workload.prompt_tokens + workload.new_tokens // 2
-        step_bytes = cost.weight_bytes + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
+        step_bytes = _weights_read(cost) + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
         step_flops = workload.batch_size * decoding_flops(cost.config, context)
     except ValueError as error:
         keys = ("prefill_flops", "decode_flops_per_step", "decode_bytes_per_step", "prefill_mfu", "decode_mbu")
@@ -129,6 +130,15 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
         "prefill_mfu": mfu,
         "reasons": reasons,
     }
+
+
+def _weights_read(cost: ModelCost) -> int:
+    """Bytes of the weights that every decoding step reads. Input tables stay in the model's type when it is packed."""
+    count = parameter_count(cost.config)
+    if count.active != count.total:
+        raise ValueError("how many experts a decoding step reads depends on its tokens")
+    tables = 0 if cost.config.tie_word_embeddings else count.embedding
+    return cost.weight_bytes - tables * cost.dtype.itemsize
 
 
 def relative_half_width(mean: float, interval: Sequence[float | None]) -> float:

@@ -13,6 +13,19 @@ from effllm.profiling.decoding import Generation
 WARMUP_RUNS = 3
 
 
+class _PlainLayer(StaticLayer):
+    """A layer of the static cache that knows when it is empty.
+
+    Its length is a tensor, which a recording cannot look into, so that attention over a prompt would run under a mask
+    over the whole cache, and not by the causal kernel that it runs by otherwise.
+    """
+
+    is_empty = False
+
+    def get_seq_length(self) -> int | torch.Tensor:
+        return 0 if self.is_empty else super().get_seq_length()
+
+
 class StaticSteps:
     """Prefill and one decoding step of a prompt, on tensors that keep their places, which is what a graph can record.
 
@@ -29,20 +42,26 @@ class StaticSteps:
             raise CellFailure("unsupported", f"{name} takes no static cache, which a CUDA graph of decoding needs")
         length = prompt.shape[1] + new_tokens
         self.cache = StaticCache(config=model.config, max_cache_len=length)
-        # A layer with a window counts in Python, and a graph would repeat the count of its recording.
-        self.cache.layers = [_without_window(layer, length) for layer in self.cache.layers]
-        if others := sorted({type(layer).__name__ for layer in self.cache.layers if type(layer) is not StaticLayer}):
+        # Any other layer counts in Python, and a graph would repeat the count of its recording.
+        if others := sorted({type(layer).__name__ for layer in self.cache.layers if not _is_plain(layer, length)}):
             raise CellFailure(
                 "unsupported", f"{name} keeps {', '.join(others)} in its cache, which a CUDA graph cannot repeat"
             )
+        self.layers = [_PlainLayer(max_cache_len=length) for _ in self.cache.layers]
+        self.cache.layers = list(self.layers)
         self.token = torch.zeros((prompt.shape[0], 1), dtype=prompt.dtype, device=prompt.device)
         self._head = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
     def prefill(self) -> None:
         """Forget what was cached, take in the prompt, choose the first token."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.cumulative_length.zero_()
-        self._forward(self.prompt)
+            layer.is_empty = True
+        try:
+            self._forward(self.prompt)
+        finally:
+            for layer in self.layers:
+                layer.is_empty = False
 
     def step(self) -> None:
         """Take in the last token, choose the next."""
@@ -50,17 +69,17 @@ class StaticSteps:
 
     def cached_tokens(self) -> int:
         """How many tokens the cache holds now."""
-        return int(self.cache.layers[0].cumulative_length)
+        return int(self.layers[0].cumulative_length)
 
     def _forward(self, tokens: torch.Tensor) -> None:
         output = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, **self._head)
         self.token.copy_(output.logits[:, -1].argmax(-1, keepdim=True))
 
 
-def _without_window(layer: CacheLayerMixin, length: int) -> CacheLayerMixin:
-    """A plain layer in place of one whose window is as long as everything that is cached."""
+def _is_plain(layer: CacheLayerMixin, length: int) -> bool:
+    """Whether a layer keeps all `length` tokens: it has no window, or one that is as long."""
     is_covered = type(layer) is StaticSlidingWindowLayer and layer.max_cache_len == length
-    return StaticLayer(max_cache_len=length) if is_covered else layer
+    return is_covered or type(layer) is StaticLayer
 
 
 class Graphs:
@@ -78,24 +97,29 @@ class Graphs:
         self.steps = StaticSteps(model, prompt, new_tokens)
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        # Libraries allocate their workspaces and choose their kernels in the first runs.
+        # A recording that fails leaves its stream the current one; this gives back what was current before.
         with torch.cuda.stream(stream):
+            # Libraries allocate their workspaces and choose their kernels in the first runs.
             for _ in range(WARMUP_RUNS):
                 self.steps.prefill()
                 self.steps.step()
+            self.prefill, self.step = self._record(self.steps.prefill), self._record(self.steps.step)
         torch.cuda.current_stream(device).wait_stream(stream)
-        self.prefill, self.step = self._record(self.steps.prefill), self._record(self.steps.step)
 
     def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             # Other threads may call CUDA meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
-            if "captur" not in str(error):
+            cause: BaseException = error
+            while cause.__context__:
+                # What ended the recording; the last error says no more than that it was ended.
+                cause = cause.__context__
+            if "captur" not in str(cause):
                 raise
-            reason = f"a CUDA graph cannot hold the model's {work.__name__}: {str(error).splitlines()[0]}"
+            reason = f"a CUDA graph cannot hold the model's {work.__name__}: {str(cause).splitlines()[0]}"
             raise CellFailure("unsupported", reason) from None
         return graph
 

@@ -24,10 +24,10 @@ from effllm.profiling.figures import (
     utilization_figures,
 )
 from effllm.profiling.graphs import GraphedDecoding, Graphs
-from effllm.profiling.schedule import IDLE, Measured, Phase, run_schedule, window_name
+from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.kernels import kernel_of
 from effllm.stage import Job, main
-from effllm.study.measure import InferenceProtocol, Workload
+from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.validity import Finding, check_mbu, check_mfu, check_summary, status_of
 
@@ -46,8 +46,7 @@ def build(job: Job) -> None:
         model = load_causal_lm(job.inputs["model"].directory / "model", device_map={"": device})
         model.eval()
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
-            decodings, unsupported = prepare(model, protocol, device)
-            measured = run_schedule(decodings, protocol, telemetry, job.id)
+            measured, refused = measure(model, protocol, device, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
     cost = ModelCost(
@@ -57,8 +56,8 @@ def build(job: Job) -> None:
         info["name"],
     )
     workloads = {
-        id: _unsupported_content(unsupported[id])
-        if id in unsupported
+        id: _refused_content(refused[id])
+        if id in refused
         else workload_content(id, protocol, measured, telemetry, info, cost)
         for id in protocol.workloads
     }
@@ -80,46 +79,66 @@ def build(job: Job) -> None:
     )
 
 
-def prepare(
-    model: PreTrainedModel, protocol: InferenceProtocol, device: str
-) -> tuple[dict[tuple[str, Phase], Decoding], dict[str, str]]:
-    """What is timed, by workload and phase: whole generations, and generations of one token, which are prefills.
+def measure(
+    model: PreTrainedModel, protocol: InferenceProtocol, device: str, telemetry: Telemetry, label: str
+) -> tuple[Measured, dict[str, CellFailure]]:
+    """Measure the workloads, and say of each that could not run why; `CellFailure` where none could.
 
-    And the workloads that this model or device cannot run, with the reason; `CellFailure` where it can run none.
+    First those that the library generates, all together, then those by CUDA graphs, each recorded when its turn comes:
+    graphs and their cache are no part of the others' memory, and one that cannot be recorded does not touch them.
     """
     generator = torch.Generator().manual_seed(protocol.seed)
-    decodings: dict[tuple[str, Phase], Decoding] = {}
-    unsupported: dict[str, str] = {}
+    shapes = {id: (workload.batch_size, workload.prompt_tokens) for id, workload in protocol.workloads.items()}
+    prompts = {id: torch.randint(model.config.vocab_size, shape, generator=generator) for id, shape in shapes.items()}
+    refused: dict[str, CellFailure] = {}
     for id, workload in protocol.workloads.items():
-        shape = (workload.batch_size, workload.prompt_tokens)
-        prompt = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        needed = workload.prompt_tokens + workload.new_tokens
+        if positions and needed > positions:
+            refused[id] = CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
+    rest(protocol, telemetry)
+    generated: dict[tuple[str, Phase], Decoding] = {}
+    for id, workload in protocol.workloads.items():
+        if not workload.cuda_graph and id not in refused:
+            prompt = prompts[id].to(device)
+            generated[id, "generate"] = TimedDecoding(model, prompt, workload.new_tokens, device)
+            generated[id, "prefill"] = TimedDecoding(model, prompt, 1, device)
+    measured = run_schedule(generated, protocol, telemetry, label)
+    recorded = [id for id, workload in protocol.workloads.items() if workload.cuda_graph and id not in refused]
+    for id in recorded:
         try:
-            decodings |= {(id, phase): decoding for phase, decoding in _phases(model, prompt, workload, device).items()}
+            measured |= _replay(id, model, prompts[id].to(device), protocol, telemetry, label)
         except CellFailure as failure:
-            unsupported[id] = failure.reason
-    if not decodings:
-        raise CellFailure("unsupported", "; ".join(f"workload {id}: {reason}" for id, reason in unsupported.items()))
-    return decodings, unsupported
+            refused[id] = failure
+            if failure.status == "unsupported":
+                # What a graph cannot hold of a model, it cannot hold in another workload either.
+                refused |= dict.fromkeys(recorded[recorded.index(id) :], failure)
+                break
+        except torch.cuda.OutOfMemoryError as error:
+            refused[id] = CellFailure("oom", str(error).splitlines()[0])
+    if len(refused) == len(protocol.workloads):
+        status = next(iter(refused.values())).status
+        raise CellFailure(status, "; ".join(f"workload {id}: {failure.reason}" for id, failure in refused.items()))
+    return measured, refused
 
 
-def _phases(model: PreTrainedModel, prompt: torch.Tensor, workload: Workload, device: str) -> dict[Phase, Decoding]:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    needed = workload.prompt_tokens + workload.new_tokens
-    if positions and needed > positions:
-        raise CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
-    if workload.cuda_graph:
-        graphs = Graphs(model, prompt, workload.new_tokens, device)
-        return {"generate": GraphedDecoding(graphs, workload.new_tokens), "prefill": GraphedDecoding(graphs, 1)}
-    return {
-        "generate": TimedDecoding(model, prompt, workload.new_tokens, device),
-        "prefill": TimedDecoding(model, prompt, 1, device),
+def _replay(
+    id: str, model: PreTrainedModel, prompt: torch.Tensor, protocol: InferenceProtocol, telemetry: Telemetry, label: str
+) -> Measured:
+    """Record a workload's graphs, measure them, and forget them."""
+    new_tokens = protocol.workloads[id].new_tokens
+    graphs = Graphs(model, prompt, new_tokens, str(prompt.device))
+    phases: dict[tuple[str, Phase], Decoding] = {
+        (id, "generate"): GraphedDecoding(graphs, new_tokens),
+        (id, "prefill"): GraphedDecoding(graphs, 1),
     }
+    return run_schedule(phases, protocol, telemetry, label)
 
 
-def _unsupported_content(reason: str) -> dict[str, Any]:
+def _refused_content(failure: CellFailure) -> dict[str, Any]:
     """As `workload_content`, for a workload that could not run."""
     parts = dict.fromkeys(("energy", "figures", "telemetry", "utilization"))
-    return {**parts, "findings": [], "reason": reason, "status": "unsupported"}
+    return {**parts, "findings": [], "reason": failure.reason, "status": failure.status}
 
 
 def workload_content(

@@ -31,6 +31,9 @@ class Measured:
     windows: dict[tuple[str, Phase], list[list[Generation]]]
     warmups: dict[tuple[str, Phase], Warmup]
 
+    def __or__(self, other: "Measured") -> "Measured":
+        return Measured(self.windows | other.windows, self.warmups | other.warmups)
+
 
 def window_name(workload: str, phase: Phase) -> str:
     """Name of the telemetry windows of a workload's phase."""
@@ -50,16 +53,20 @@ def settle(decoding: Decoding, protocol: InferenceProtocol) -> Warmup:
     return Warmup(seconds, False)
 
 
+def rest(protocol: InferenceProtocol, telemetry: Telemetry) -> None:
+    """Measure the device with the model loaded and nothing to do."""
+    with telemetry.window(IDLE):
+        time.sleep(protocol.idle_s)
+
+
 def run_schedule(
     decodings: Mapping[tuple[str, Phase], Decoding], protocol: InferenceProtocol, telemetry: Telemetry, label: str
 ) -> Measured:
-    """Measure every workload's phases in `protocol.repeats` windows each.
+    """Measure the given phases in `protocol.repeats` windows each.
 
-    A window repeats its generation until `minimum_window_s` has passed. Windows of all workloads and phases are
-    shuffled together, so that a drift of the machine falls on all of them alike.
+    A window repeats its generation until `minimum_window_s` has passed. Windows of all of them are shuffled together,
+    so that a drift of the machine falls on all alike.
     """
-    with telemetry.window(IDLE):
-        time.sleep(protocol.idle_s)
     warmups = {key: settle(decoding, protocol) for key, decoding in decodings.items()}
     order = [key for key in decodings for _ in range(protocol.repeats)]
     random.Random(protocol.seed).shuffle(order)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
@@ -68,6 +69,27 @@ def test_static_steps_choose_what_generate_chooses_again_and_again(family: str, 
         assert steps.cached_tokens() == prompt.shape[1] + NEW_TOKENS - 1
 
 
+@torch.inference_mode()
+def test_a_recorded_prefill_is_causal_without_a_mask_as_the_librarys_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, bool, bool]] = []
+    attend = F.scaled_dot_product_attention
+
+    def noting(query: Any, key: Any, value: Any, attn_mask: Any = None, **settings: Any) -> Any:
+        calls.append((key.shape[2], attn_mask is None, settings["is_causal"]))
+        return attend(query, key, value, attn_mask=attn_mask, **settings)
+
+    model, prompt = _model(), _prompt()
+    expected = _generated(model, prompt)
+    steps = StaticSteps(model, prompt, NEW_TOKENS)
+    steps.prefill()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
+    # What Transformers asks when it decides whether it may look into a tensor.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    steps.prefill()
+    assert set(calls) == {(prompt.shape[1], True, True)}
+    assert torch.equal(steps.token[:, 0], expected[:, 0])
+
+
 def test_models_that_a_graph_cannot_repeat_are_unsupported() -> None:
     windowed = _model("mistral", sliding_window=19)
     with pytest.raises(CellFailure, match="keeps StaticSlidingWindowLayer in its cache"):
@@ -103,7 +125,7 @@ def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, An
 def test_a_model_that_asks_the_host_is_unsupported_and_still_generates(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt = _model(device="cuda:0"), _prompt().to("cuda:0")
     expected = _generated(model, prompt)
-    forward = type(model).forward
+    forward, stream = type(model).forward, torch.cuda.current_stream()
 
     def asking(self: Any, *arguments: Any, **settings: Any) -> Any:
         output = forward(self, *arguments, **settings)
@@ -114,6 +136,7 @@ def test_a_model_that_asks_the_host_is_unsupported_and_still_generates(monkeypat
         patch.setattr(type(model), "forward", asking)
         with pytest.raises(CellFailure, match="a CUDA graph cannot hold the model's prefill"):
             Graphs(model, prompt, NEW_TOKENS, "cuda:0")
+    assert torch.cuda.current_stream() == stream
     assert torch.equal(_generated(model, prompt), expected)
 
 

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.artifact import MANIFEST
 from effllm.errors import CellFailure
-from effllm.profiling import schedule
+from effllm.profiling import inference, schedule
 from effllm.profiling.decoding import Generation, TimedDecoding
 from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
-from effllm.profiling.inference import build, check_protocol, prepare
+from effllm.profiling.inference import build, check_protocol, measure
 from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
 from effllm.stage import run
 from effllm.study.measure import InferenceProtocol, Workload
@@ -142,8 +142,7 @@ def test_windows_are_shuffled_by_seed_and_last_as_long_as_asked(monkeypatch: pyt
         measured = run_schedule(
             {key: Ticking([]) for key in keys}, protocol.model_copy(update={"seed": seed}), telemetry, "x"
         )
-        assert telemetry.names[0] == "idle"
-        orders.append(telemetry.names[1:])
+        orders.append(telemetry.names)
         assert {key: len(windows) for key, windows in measured.windows.items()} == dict.fromkeys(keys, 5)
         assert all(len(window) == 5 for windows in measured.windows.values() for window in windows), "30 s of 7 s each"
     assert orders[0] == orders[1] != orders[2]
@@ -198,7 +197,11 @@ def test_utilization_by_hand_on_a_known_device_and_empty_on_another(model: Any) 
     cache = DynamicCache()
     model(torch.randint(300, (1, 65)), past_key_values=cache)
     elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
-    assert result["decode_bytes_per_step"] == 10**6 + 2 * elements
+    # The input table is not the head's, and a step reads one row of it.
+    tied = AutoConfig.for_model(**model.config.to_dict() | {"tie_word_embeddings": True})
+    assert result["decode_bytes_per_step"] == 10**6 + 2 * elements - 2 * model.get_input_embeddings().weight.numel()
+    shared = utilization_figures(figures, workload, ModelCost(tied, 10**6, torch.bfloat16, "NVIDIA H200"))
+    assert shared["decode_bytes_per_step"] == 10**6 + 2 * elements
     assert result["prefill_mfu"] == pytest.approx(result["prefill_flops"] / 0.01 / 989e12, rel=1e-6)
     assert result["reasons"] == {}
     unknown = utilization_figures(figures, workload, ModelCost(model.config, 10**6, torch.bfloat16, "a CPU"))
@@ -263,8 +266,35 @@ def test_a_model_that_can_run_no_workload_is_unsupported(model: Any) -> None:
     if not torch.cuda.is_available():
         workloads["graph"] = {"prompt_tokens": 10, "new_tokens": 3, "cuda_graph": True}
     with pytest.raises(CellFailure, match=r"workload long: the model has 2048 positions, 4003 are needed") as failure:
-        prepare(model, _protocol(workloads=workloads), "cpu")
+        measure(model, _protocol(workloads=workloads), "cpu", _Windows(), "x")
     assert failure.value.status == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "recordings"),
+    [
+        (CellFailure("unsupported", "a CUDA graph cannot hold the model's step: it asked the host"), "unsupported", 1),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate a lot"), "oom", 2),
+    ],
+)
+def test_graphs_that_cannot_be_recorded_leave_the_other_workloads_measured(
+    model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, recordings: int
+) -> None:
+    tried = []
+
+    def refuse(*_: Any) -> None:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(inference, "Graphs", refuse)
+    short = {"prompt_tokens": 10, "new_tokens": 3}
+    workloads = {"graph": short | {"cuda_graph": True}, "a": short, "again": short | {"cuda_graph": True}}
+    protocol = _protocol(workloads=workloads, minimum_window_s=0.01)
+    measured, refused = measure(model, protocol, "cpu", _Windows(), "x")
+    assert set(measured.windows) == {("a", "generate"), ("a", "prefill")}
+    assert {id: failure.status for id, failure in refused.items()} == {"graph": status, "again": status}
+    assert refused["again"].reason == str(error).splitlines()[0]
+    assert len(tried) == recordings, "what a model cannot do it is not asked twice"
 
 
 def test_the_shuffle_is_of_the_standard_library() -> None:
