@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
         Stage("tokenizer", "effllm.data.tokenizer", 1, network=True),
         Stage("tokens", "effllm.data.packing", 1),
         Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),
-        Stage("pretrain", "effllm.training.pretrain", 2),
+        Stage("pretrain", "effllm.training.pretrain", 3),
         Stage("model", "effllm.models.import_model", 1, network=True),
         Stage("finetune", "effllm.training.finetune", 1),
         Stage("merge", "effllm.training.merge", 1),
