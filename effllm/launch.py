@@ -43,7 +43,8 @@ def run_stage(
     scratch.mkdir(parents=True, exist_ok=True)
     spec_file = scratch / f"{output.name}.spec.json"
     write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
-    argv = [sys.executable, "-m", STAGES[stage].module, "--spec", str(spec_file), "--output", str(output)]
+    argv = [sys.executable, "-m", "effllm.start", STAGES[stage].module]
+    argv += ["--spec", str(spec_file), "--output", str(output)]
     for name, paths in inputs.items():
         for path in [paths] if isinstance(paths, str) else paths:
             argv += ["--input", f"{name}={path}"]

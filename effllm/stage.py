@@ -26,6 +26,7 @@ from effllm.artifact import MANIFEST, Artifact, Parent, publish
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.lease import lease
 from effllm.stages import STAGES
+from effllm.start import libraries_imported
 
 log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -72,6 +73,7 @@ class Job:
 
 def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None) -> None:
     """Run one stage as a program and exit: 0 published, 2 the user's error, 75 interrupted, else a defect."""
+    libraries_imported()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     arguments = _parse(stage, argv)
     try:

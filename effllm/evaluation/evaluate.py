@@ -3,9 +3,10 @@
     python -m effllm.evaluation.evaluate --spec spec.json --input model=... --input benchmark=... --output DIR
 
 The payload is `evaluation.json`; the answers item by item are in `records/samples.jsonl` and the telemetry in
-`records/telemetry/`. torch and lm-eval are imported inside functions: a wrong input is refused before they load.
+`records/telemetry/`. torch and lm-eval are imported inside functions, so that others import this module at no cost.
 """
 
+import importlib
 import json
 import logging
 import math
@@ -242,4 +243,7 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
+    # What a build imports, while the collector rests.
+    for library in ("effllm.evaluation.metered", "effllm.models.loading", "lm_eval.evaluator", "lm_eval.tasks"):
+        importlib.import_module(library)
     main("evaluate", build)

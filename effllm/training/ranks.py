@@ -22,6 +22,7 @@ from effllm.artifact import Artifact, write_text
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.stage import Job
 from effllm.stages import STAGES
+from effllm.start import libraries_imported
 from effllm.study.training import Parallel
 from effllm.training import torchrun
 from effllm.training.run import TRAINED, run_rank, write_failure
@@ -44,7 +45,7 @@ def run_ranks(job: Job, parallel: Parallel) -> None:
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
     start = torchrun.command(parallel, torch.get_num_threads())
-    code = torchrun.run([*start, "-m", "effllm.training.ranks", str(job_file)], environment)
+    code = torchrun.run([*start, "-m", "effllm.start", "effllm.training.ranks", str(job_file)], environment)
     for path in sorted(job.scratch.glob("failure-*.json")):
         verdict = json.loads(path.read_text())
         if verdict["status"] == "user":
@@ -113,6 +114,7 @@ def main() -> None:
             for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
                 os.dup2(stream.fileno(), descriptor)
     module = importlib.import_module(STAGES[job.stage].module)
+    libraries_imported()
     try:
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))

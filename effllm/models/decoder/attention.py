@@ -106,8 +106,9 @@ def _biased_attention(
 ) -> Tensor:
     """Attention with a bias per head, a chunk of queries at a time.
 
-    SDPA wants a learned bias written out, so a whole sequence would hold [heads, T, T] numbers. A chunk of C queries holds [batch, heads, C, T] of them, over the keys up to its last query
-    only, and recomputes them in the backward pass: one extra forward of the attention is what the bias costs.
+    SDPA wants a learned bias written out, so a whole sequence would hold [heads, T, T] numbers. A chunk of C queries
+    holds [batch, heads, C, T] of them, over the keys up to its last query only, and recomputes them in the backward
+    pass: one extra forward of the attention is what the bias costs.
     """
     key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
     length = query.shape[2]
