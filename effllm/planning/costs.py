@@ -114,17 +114,12 @@ def _profile(subject: Subject) -> Cost:
 
 def _profile_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
     protocol = InferenceProtocol.model_validate(dict(subject.config))
-    held_b, passing_b = 0.0, 0.0
-    for workload in protocol.workloads.values():
-        length = workload.prompt_tokens + workload.new_tokens
-        cache_b = workload.batch_size * cache_bytes(shape, length, number_type("bfloat16"))
-        if workload.cuda_graph:
-            # Recorded before the measurement begins, and kept to its end.
-            held_b += cache_b
-        else:
-            passing_b = max(passing_b, cache_b)
+    caches_b = [
+        workload.batch_size * cache_bytes(shape, workload.prompt_tokens + workload.new_tokens, number_type("bfloat16"))
+        for workload in protocol.workloads.values()
+    ]
     missing = {"disk_b": "the size of the samples is known once a model was profiled", "scratch_b": "not measured"}
-    return {"memory_b": _weights_of_parent(subject, shape) + held_b + passing_b, "reasons": missing}
+    return {"memory_b": _weights_of_parent(subject, shape) + max(caches_b), "reasons": missing}
 
 
 def _weights_of_parent(subject: Subject, shape: "PreTrainedConfig") -> float:
