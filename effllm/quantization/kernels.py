@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GPTQConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPTQConfig, PreTrainedModel
 
 from effllm.artifact import write_text
 from effllm.errors import CellFailure, UserError
@@ -60,25 +60,24 @@ def kernel_of(model: PreTrainedModel) -> str | None:
 def check_runs(checkpoint: Path) -> None:
     """Raise `CellFailure` if this machine's kernel refuses the checkpoint (unsupported) or it does not fit (oom).
 
-    Which widths and group sizes a kernel takes is known only by trying it. A refusal is an error from inside a packed
-    layer that the plain kernel does not have with the same weights. Any other is no verdict on the technique: a
-    checkpoint that does not load or a fault of the device ends the job as it is, which can then be run again.
+    Which widths and group sizes a kernel takes is known only by trying it. A refusal is a layer that cannot be made, or
+    an error from inside a packed layer that the plain kernel does not have with the same weights. Any other is no
+    verdict on the technique: a checkpoint that does not load or a fault of the device ends the job as it is, which can
+    then be run again.
     """
+    _make_layers(checkpoint)
     try:
         # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
         model = load_causal_lm(checkpoint, device_map={"": run_device()})
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", _first_line(error)) from None
-    except NotImplementedError as error:
-        # A layer's shape, refused when the layer is made.
-        raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(error)}") from None
     running = _watch(model)
     try:
         _run(model)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", _first_line(error)) from None
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        # Kernels refuse by whichever of these they please; a fault of the device is a RuntimeError too.
+    except (RuntimeError, ValueError) as error:
+        # Compiled kernels refuse by the one and those in Python by the other; so does much else, which is sorted out.
         if isinstance(error, torch.AcceleratorError) or not running:
             raise
         _run(load_causal_lm(checkpoint, device_map={"": run_device()}, quantization_config=_on_plain_kernel(model)))
@@ -92,6 +91,24 @@ def check_runs(checkpoint: Path) -> None:
 def run_device() -> str:
     """Where this machine runs models."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _make_layers(checkpoint: Path) -> None:
+    """Raise `CellFailure` (unsupported) where the kernel that would be taken here refuses the shape of a layer.
+
+    It says so when the layer is made, by NotImplementedError. So does torch of much that goes wrong while weights are
+    loaded: the layers are therefore made apart, without any.
+    """
+    from optimum.gptq import GPTQQuantizer
+
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    settings = GPTQConfig.from_dict(config.quantization_config).to_dict_optimum()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    try:
+        GPTQQuantizer.from_dict(settings).convert_model(model, device_map={"": run_device()})
+    except NotImplementedError as error:
+        raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(error)}") from None
 
 
 def _packed_layers(model: PreTrainedModel) -> Iterator[nn.Module]:

@@ -214,6 +214,31 @@ def test_a_checkpoint_that_is_not_whole_is_no_verdict_on_the_technique(builder: 
         check_runs(checkpoint)
 
 
+def test_an_operation_that_is_missing_while_weights_load_is_no_refusal(
+    builder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from effllm.quantization import kernels
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr(kernels, "load_causal_lm", fail)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        kernels.check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
+
+
+def test_a_layer_that_the_kernel_does_not_make_is_unsupported(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
+
+    from effllm.quantization.kernels import check_runs
+
+    # What a kernel states of itself, and gptqmodel checks when a layer is made.
+    monkeypatch.setattr(TorchAtenLinear, "SUPPORTS_OUT_FEATURES_DIVISIBLE_BY", [7])
+    with pytest.raises(CellFailure, match=r"no kernel of this machine runs it: .*out_features") as caught:
+        check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
+    assert caught.value.status == "unsupported"
+
+
 def test_an_error_that_the_plain_kernel_has_too_is_no_refusal(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
