@@ -113,15 +113,20 @@ class Graphs:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
-            cause: BaseException = error
-            while cause.__context__:
-                # What ended the recording; the last error says no more than that it was ended.
-                cause = cause.__context__
-            if "captur" not in str(cause):
+            cause = what_ended_recording(error)
+            if cause is None:
                 raise
-            reason = f"a CUDA graph cannot hold the model's {work.__name__}: {str(cause).splitlines()[0]}"
-            raise CellFailure("unsupported", reason) from None
+            raise CellFailure("unsupported", f"a CUDA graph cannot hold the model's {work.__name__}: {cause}") from None
         return graph
+
+
+def what_ended_recording(error: BaseException) -> str | None:
+    """The first complaint of CUDA about a recording behind `error`, which may say only that it was ended; or None."""
+    chain = [error]
+    while chain[-1].__context__:
+        chain.append(chain[-1].__context__)
+    complaints = [str(each).splitlines()[0] for each in chain if "captur" in str(each)]
+    return complaints[-1] if complaints else None
 
 
 class GraphedDecoding:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.models.decoder import EffConfig, EffForCausalLM
-from effllm.profiling.graphs import GraphedDecoding, Graphs, StaticSteps
+from effllm.profiling.graphs import GraphedDecoding, Graphs, StaticSteps, what_ended_recording
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 NEW_TOKENS = 9
@@ -103,6 +103,20 @@ def test_models_that_a_graph_cannot_repeat_are_unsupported() -> None:
 def test_a_processor_has_no_cuda_graphs() -> None:
     with pytest.raises(CellFailure, match="CUDA graphs need an NVIDIA GPU, and this ran on cpu"):
         Graphs(_model(), _prompt(), NEW_TOKENS, "cpu")
+
+
+def test_the_first_complaint_about_a_recording_is_its_reason() -> None:
+    try:
+        try:
+            try:
+                raise KeyError("a library's own, which it handles")
+            except KeyError:
+                raise RuntimeError("operation not permitted when stream is capturing\nand so on") from None
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture") from None
+    except RuntimeError as error:
+        assert what_ended_recording(error) == "operation not permitted when stream is capturing"
+    assert what_ended_recording(RuntimeError("shapes do not match")) is None
 
 
 @needs_cuda
