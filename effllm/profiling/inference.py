@@ -90,9 +90,9 @@ def measure(
     generator = torch.Generator().manual_seed(protocol.seed)
     shapes = {id: (workload.batch_size, workload.prompt_tokens) for id, workload in protocol.workloads.items()}
     prompts = {id: torch.randint(model.config.vocab_size, shape, generator=generator) for id, shape in shapes.items()}
+    positions = getattr(model.config, "max_position_embeddings", None)
     refused: dict[str, CellFailure] = {}
     for id, workload in protocol.workloads.items():
-        positions = getattr(model.config, "max_position_embeddings", None)
         needed = workload.prompt_tokens + workload.new_tokens
         if positions and needed > positions:
             refused[id] = CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")

@@ -90,8 +90,8 @@ def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:
         for name, workload in result.content["workloads"].items():
             figures, asked = workload["figures"], protocol[name]
             if figures is None:
-                unsupported = Finding(f"{name}/{workload['status']}", "error", workload["reason"])
-                yield _Located("profile", id, unsupported)
+                refused = Finding(f"{name}/{workload['status']}", "error", workload["reason"])
+                yield _Located("profile", id, refused)
                 continue
             tokens = asked["new_tokens"] * asked["batch_size"] * figures["generations"]
             findings = [Finding(**finding) for finding in workload["findings"]]
