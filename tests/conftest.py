@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# The longest run, the embedded study, takes a quarter of it.
+_LIMIT_S = 1000
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -83,12 +85,13 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
 
 def run_snakemake(directory: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the real workflow in `directory`, its results below it."""
-    result = subprocess.run(
-        [*SNAKEMAKE, "--directory", str(directory), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-    )
+    command = [*SNAKEMAKE, "--directory", str(directory), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=_LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        # Bytes, whatever was asked for.
+        output = b"".join(stream or b"" for stream in (error.stdout, error.stderr)).decode(errors="replace")
+        raise AssertionError(f"snakemake was not done within {_LIMIT_S} s:\n{output}") from None
     if check and result.returncode:
         raise AssertionError(f"snakemake failed ({result.returncode}):\n{result.stdout}\n{result.stderr}")
     return result
