@@ -20,6 +20,8 @@ from effllm.stage import SCRATCH
 from effllm.stages import STAGES
 
 _PR_SET_PDEATHSIG = 1
+# Opened here: it is called between a fork and the program's start, where a lock may be without its holder.
+_LIBC = ctypes.CDLL(None)
 _LAST_LINES = 15
 _PROGRESS = b"progress: "
 
@@ -76,7 +78,7 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb", buffering=0) as stream:
         child = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=_die_with_parent
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
         )
 
         def forward(signum: int, _frame: FrameType | None) -> None:
@@ -95,8 +97,9 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
                 signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent() -> None:
+    """Let the kernel end this process with the one that started it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _explain(stage: str, output: Path, log: Path, code: int) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from effllm.artifact import Artifact, write_text
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
+from effllm.launch import die_with_parent
 from effllm.stage import Job
 from effllm.stages import STAGES
 from effllm.start import libraries_imported
@@ -102,7 +103,7 @@ def _leave() -> None:
 
 def main() -> None:
     """One rank."""
-    torchrun.die_with_parent()
+    die_with_parent()
     # torchrun ignores the signal, and would pass that on.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = _job(Path(sys.argv[1]))

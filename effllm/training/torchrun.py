@@ -1,6 +1,5 @@
 """How the ranks of a run are started: torchrun on one node, or one torchrun a node in a step of a Slurm job."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -12,9 +11,9 @@ from types import FrameType
 import psutil
 
 from effllm.errors import UserError
+from effllm.launch import die_with_parent
 from effllm.study.training import Parallel
 
-_PR_SET_PDEATHSIG = 1
 # Of 10,000 ports, by the job's number: two jobs that share a node rarely meet.
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
@@ -71,11 +70,6 @@ def run(argv: Sequence[str], environment: dict[str, str]) -> int:
             return launcher.wait()
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prepare() -> None:
