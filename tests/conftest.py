@@ -13,7 +13,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The longest run, the embedded study, takes a quarter of it.
-_LIMIT_S = 1000
+_LIMIT_S = 1500
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
