@@ -23,7 +23,7 @@ _LIMIT_S = 300
 
 def run_all(lines: list[list[str]]) -> list[tuple[int, str]]:
     """Exit code and output of each command line."""
-    answers: list[tuple[int, str]] = [(0, "")] * len(lines)
+    answers: dict[int, tuple[int, str]] = {}
     children: dict[int, tuple[int, IO[str]]] = {}
     for number, line in enumerate(lines):
         if len(children) == _AT_ONCE:
@@ -35,10 +35,10 @@ def run_all(lines: list[list[str]]) -> list[tuple[int, str]]:
         children[child] = number, output
     while children:
         _await_one(children, answers)
-    return answers
+    return [answers[number] for number in range(len(lines))]
 
 
-def _await_one(children: dict[int, tuple[int, IO[str]]], answers: list[tuple[int, str]]) -> None:
+def _await_one(children: dict[int, tuple[int, IO[str]]], answers: dict[int, tuple[int, str]]) -> None:
     child, status = os.wait()
     number, output = children.pop(child)
     with output:
