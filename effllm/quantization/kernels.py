@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPTQConfig, PreTrainedModel
+from transformers import GPTQConfig, PreTrainedModel
 
 from effllm.artifact import write_text
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
+from effllm.quantization.weights import packed_shapes
 from effllm.study.models import GptqPrecision
 
 _PLAIN = "gptq_torch"
@@ -60,12 +61,12 @@ def kernel_of(model: PreTrainedModel) -> str | None:
 def check_runs(checkpoint: Path) -> None:
     """Raise `CellFailure` if this machine's kernel refuses the checkpoint (unsupported) or it does not fit (oom).
 
-    Which widths and group sizes a kernel takes is known only by trying it. A refusal is a layer that cannot be made, or
-    an error from inside a packed layer that the plain kernel does not have with the same weights. Any other is no
-    verdict on the technique: a checkpoint that does not load or a fault of the device ends the job as it is, which can
-    then be run again.
+    Which widths and group sizes a kernel takes is known only by trying it. A refusal is a shape that
+    the kernel says it does not take, or an error from inside a packed layer that the plain kernel does not have with
+    the same weights. Any other is no verdict on the technique: a checkpoint that does not load or a fault of the device
+    ends the job as it is, which can then be run again.
     """
-    _make_layers(checkpoint)
+    _require_shapes(checkpoint)
     try:
         # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
         model = load_causal_lm(checkpoint, device_map={"": run_device()})
@@ -93,22 +94,28 @@ def run_device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def _make_layers(checkpoint: Path) -> None:
+def _require_shapes(checkpoint: Path) -> None:
     """Raise `CellFailure` (unsupported) where the kernel that would be taken here refuses the shape of a layer.
 
-    It says so when the layer is made, by NotImplementedError. So does torch of much that goes wrong while weights are
-    loaded: the layers are therefore made apart, without any.
+    Asked of the kernel before anything is loaded: an error while weights are loaded would tell of much else too.
     """
     from optimum.gptq import GPTQQuantizer
 
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    settings = GPTQConfig.from_dict(config.quantization_config).to_dict_optimum()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    try:
-        GPTQQuantizer.from_dict(settings).convert_model(model, device_map={"": run_device()})
-    except NotImplementedError as error:
-        raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(error)}") from None
+    settings = json.loads((checkpoint / "config.json").read_text())["quantization_config"]
+    quantizer = GPTQQuantizer.from_dict(GPTQConfig.from_dict(settings).to_dict_optimum())
+    quantizer.select_quant_linear(device_map={"": run_device()})
+    for in_features, out_features in sorted(packed_shapes(checkpoint)):
+        runs, refusal = quantizer.quant_linear.validate(
+            bits=quantizer.bits,
+            group_size=quantizer.group_size,
+            desc_act=quantizer.desc_act,
+            sym=quantizer.sym,
+            in_features=in_features,
+            out_features=out_features,
+            pack_dtype=torch.int32,
+        )
+        if not runs:
+            raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(refusal)}")
 
 
 def _packed_layers(model: PreTrainedModel) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""Bytes of weights on disk, read from the headers of safetensors files."""
+"""Bytes of weights on disk, and widths of packed layers, read from the headers of safetensors files."""
 
 import math
 from pathlib import Path
@@ -18,14 +18,20 @@ def weight_bytes(directory: Path) -> dict[str, Any]:
     rows x columns x 2 bytes of the weights they stand for. Both are None where nothing is quantized.
     """
     tensors = _tensors(directory)
-    layers = {name.rpartition(".")[0] for name in tensors if name.endswith(".qweight")}
+    layers = _packed_layers(tensors)
     parts = [tensors[f"{layer}.{kind}"] for layer in layers for kind in _PACKED]
+    bytes_16_bit = sum(rows * columns * 2 for rows, columns in layers.values())
     return {
         "bytes": sum(_size(*tensor) for tensor in tensors.values()),
         "quantized_layers": len(layers),
         "quantized_layers_bytes": sum(_size(*part) for part in parts) if layers else None,
-        "quantized_layers_bytes_16_bit": sum(_bytes_16_bit(tensors, layer) for layer in layers) if layers else None,
+        "quantized_layers_bytes_16_bit": bytes_16_bit if layers else None,
     }
+
+
+def packed_shapes(directory: Path) -> set[tuple[int, int]]:
+    """Input and output widths of the packed layers of a GPTQ checkpoint."""
+    return set(_packed_layers(_tensors(directory)).values())
 
 
 def _tensors(directory: Path) -> dict[str, tuple[list[int], str]]:
@@ -39,11 +45,15 @@ def _tensors(directory: Path) -> dict[str, tuple[list[int], str]]:
     return found
 
 
-def _bytes_16_bit(tensors: dict[str, tuple[list[int], str]], layer: str) -> int:
-    (in_features,), _ = tensors[f"{layer}.g_idx"]
-    # Scales are [groups, out_features].
-    (_, out_features), _ = tensors[f"{layer}.scales"]
-    return in_features * out_features * 2
+def _packed_layers(tensors: dict[str, tuple[list[int], str]]) -> dict[str, tuple[int, int]]:
+    """Input and output width of each packed layer, by name."""
+    shapes = {}
+    for layer in (name.rpartition(".")[0] for name in tensors if name.endswith(".qweight")):
+        (in_features,), _ = tensors[f"{layer}.g_idx"]
+        # Scales are [groups, out_features].
+        (_, out_features), _ = tensors[f"{layer}.scales"]
+        shapes[layer] = (in_features, out_features)
+    return shapes
 
 
 def _size(shape: list[int], dtype: str) -> int:

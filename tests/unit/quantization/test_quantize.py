@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from effllm.errors import CellFailure, UserError
+from effllm.models.loading import load_causal_lm
 from effllm.quantization.calibration import calibration_sequences, text_sequences
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import check_group_size, check_losses
-from effllm.quantization.weights import weight_bytes
+from effllm.quantization.weights import packed_shapes, weight_bytes
 from effllm.study.models import Calibration, CastPrecision
 
 
@@ -227,6 +229,14 @@ def test_an_operation_that_is_missing_while_weights_load_is_no_refusal(
         kernels.check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
 
 
+@pytest.mark.parametrize("model", ["llama-1m", "qwen2-1m"])
+def test_the_widths_a_kernel_is_asked_for_are_those_of_the_layers_it_gets(builder: Any, model: str) -> None:
+    checkpoint = builder.build("quantize", f"{model}.int4").directory / "model"
+    layers = [module for module in load_causal_lm(checkpoint).modules() if hasattr(module, "qweight")]
+    assert layers
+    assert packed_shapes(checkpoint) == {(layer.in_features, layer.out_features) for layer in layers}
+
+
 def test_a_layer_that_the_kernel_does_not_make_is_unsupported(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
 
@@ -303,7 +313,8 @@ def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypa
     from effllm.quantization.kernels import check_runs
 
     def select(self: Any, device_map: Any, pack: bool = False) -> None:
-        raise NotImplementedError(f"a kernel for {device_map}")
+        refusal = NotImplementedError(f"a kernel for {device_map}")
+        self.quant_linear = SimpleNamespace(validate=lambda **_: (False, refusal))
 
     checkpoint = builder.build("quantize", "llama-1m.int4").directory / "model"
     monkeypatch.setattr(GPTQQuantizer, "select_quant_linear", select)
