@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -96,6 +97,8 @@ def test_efficiency_is_of_steady_steps_without_saves(builder: Any, monkeypatch: 
 
     original = checkpoints.MarkComplete.on_save
     monkeypatch.setattr(checkpoints.MarkComplete, "on_save", slow_save)
+    # Another test may have built it already.
+    shutil.rmtree(Path(builder.graph.manifest("pretrain", "qwen2-1m")).parent, ignore_errors=True)
     artifact = builder.build("pretrain", "qwen2-1m")
     steps = builder.graph.study.pretraining["qwen2-1m"].max_steps
     efficiency = json.loads((artifact.directory / "records" / "efficiency.json").read_text())
