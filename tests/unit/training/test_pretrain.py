@@ -2,8 +2,8 @@
 
 import json
 import math
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import time
