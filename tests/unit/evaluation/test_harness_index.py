@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,10 +11,8 @@ PAPER = ("mmlu_pro", "bbh", "gpqa", "ifeval", "math_hard", "musr")
 
 
 @pytest.mark.parametrize("name", [f"leaderboard_{task}" for task in PAPER])
-def test_the_tasks_of_the_paper_exist_and_are_found_in_half_a_second(name):
-    start = time.perf_counter()
+def test_the_tasks_of_the_paper_exist(name):
     assert harness_task_exists(name)
-    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize("name", ["leaderboard_mmlu_prox", "no_such_task", "", "leaderboard", "..", "leaderboard/gpqa"])
