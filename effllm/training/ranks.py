@@ -45,7 +45,7 @@ def run_ranks(job: Job, parallel: Parallel) -> None:
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
-    start = torchrun.command(parallel, torch.get_num_threads())
+    start = torchrun.command(parallel, torch.get_num_threads(), job.scratch / "torchrun")
     code = torchrun.run([*start, "-m", "effllm.start", "effllm.training.ranks", str(job_file)], environment)
     for path in sorted(job.scratch.glob("failure-*.json")):
         verdict = json.loads(path.read_text())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -18,13 +19,15 @@ from effllm.study.training import Parallel
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
 
-def command(parallel: Parallel, threads: int) -> list[str]:
+def command(parallel: Parallel, threads: int, log_directory: Path) -> list[str]:
     """What starts `parallel.world_size` ranks of the program whose arguments follow; `threads` are a rank's own.
 
-    Over several nodes the ranks meet on the first one, and a rank that ends with an error ends the step. UserError
-    outside of a Slurm job.
+    Over several nodes the ranks meet on the first one, and a rank that ends with an error ends the step. torchrun keeps
+    its own files in `log_directory`; unasked, it leaves a folder of them in /tmp for every run. UserError outside of a
+    Slurm job.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={parallel.devices}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    torchrun += [f"--nproc-per-node={parallel.devices}", f"--log-dir={log_directory}"]
     if parallel.nodes == 1:
         return [*torchrun, "--standalone"]
     job, first_node = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURMD_NODENAME")

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -42,9 +43,18 @@ def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> list[flo
     [("ddp", 2, False), ("zero2", 2, False), ("zero3", 1, True), ("zero3", 2, True)],
 )
 def test_the_loss_curve_does_not_depend_on_the_ranks(
-    pretrain: Callable[..., Any], one_rank: list[float], strategy: str, devices: int, offload: bool
+    pretrain: Callable[..., Any],
+    one_rank: list[float],
+    strategy: str,
+    devices: int,
+    offload: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Four sequences a step: one rank takes them in two micro batches, two ranks one each."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     parallel = {"strategy": strategy, "devices": devices, "offload": offload}
     command = pretrain("several", micro_batch_size=2, parallel=parallel)
     command.run()
@@ -54,6 +64,7 @@ def test_the_loss_curve_does_not_depend_on_the_ranks(
     assert efficiency["strategy"] == strategy
     assert efficiency["tokens"] == efficiency["steps"] * 4 * 64
     assert (command.output / "records" / "ranks" / "rank-1.log").exists() == (devices == 2)
+    assert list(temporary.iterdir()) == []
 
 
 def test_experts_are_balanced_over_all_ranks(pretrain: Callable[..., Any]) -> None:
