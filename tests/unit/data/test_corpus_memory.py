@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from effllm.data.schema import SCHEMA
 
 _DOCUMENTS_PER_FILE = 20_000
-# Measured: 40 to 55 MiB on two processors, of which the digests of 200,000 texts take about 25. The rest is memory
+# Measured: 37 to 55 MiB on two processors, of which the digests of 200,000 texts take about 25. The rest is memory
 # that the allocators keep, which depends on how the threads take turns.
 # A sampler that held texts, batches or shards would need the 360 MB that come in addition.
 _GROWTH_LIMIT_MIB = 128
