@@ -61,10 +61,9 @@ def kernel_of(model: PreTrainedModel) -> str | None:
 def check_runs(checkpoint: Path) -> None:
     """Raise `CellFailure` if this machine's kernel refuses the checkpoint (unsupported) or it does not fit (oom).
 
-    Which widths and group sizes a kernel takes is known only by trying it. A refusal is a shape that
-    the kernel says it does not take, or an error from inside a packed layer that the plain kernel does not have with
-    the same weights. Any other is no verdict on the technique: a checkpoint that does not load or a fault of the device
-    ends the job as it is, which can then be run again.
+    A refusal is what the kernel says of itself when asked, or, for what only running it shows, an error from inside a
+    packed layer that the plain kernel does not have with the same weights. Any other is no verdict on the technique: a
+    checkpoint that does not load or a fault of the device ends the job as it is, which can then be run again.
     """
     _require_shapes(checkpoint)
     try:
@@ -95,7 +94,7 @@ def run_device() -> str:
 
 
 def _require_shapes(checkpoint: Path) -> None:
-    """Raise `CellFailure` (unsupported) where the kernel that would be taken here refuses the shape of a layer.
+    """Raise `CellFailure` (unsupported) where no kernel is there, or the one taken here refuses the shape of a layer.
 
     Asked of the kernel before anything is loaded: an error while weights are loaded would tell of much else too.
     """
@@ -103,7 +102,10 @@ def _require_shapes(checkpoint: Path) -> None:
 
     settings = json.loads((checkpoint / "config.json").read_text())["quantization_config"]
     quantizer = GPTQQuantizer.from_dict(GPTQConfig.from_dict(settings).to_dict_optimum())
-    quantizer.select_quant_linear(device_map={"": run_device()})
+    try:
+        quantizer.select_quant_linear(device_map={"": run_device()})
+    except NotImplementedError as refusal:
+        raise _unsupported(refusal) from None
     for in_features, out_features in sorted(packed_shapes(checkpoint)):
         runs, refusal = quantizer.quant_linear.validate(
             bits=quantizer.bits,
@@ -115,7 +117,11 @@ def _require_shapes(checkpoint: Path) -> None:
             pack_dtype=torch.int32,
         )
         if not runs:
-            raise CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(refusal)}")
+            raise _unsupported(refusal)
+
+
+def _unsupported(refusal: Exception) -> CellFailure:
+    return CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(refusal)}")
 
 
 def _packed_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
