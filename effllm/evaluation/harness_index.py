@@ -27,7 +27,7 @@ def tasks_folder() -> Path:
 
 
 def harness_task_exists(name: str) -> bool:
-    """Whether `name` is a task or group that lm-eval registers; milliseconds if it is, up to 1 s if not.
+    """Whether `name` is a task or group that lm-eval registers.
 
     A tag is neither: it names tasks without a rule for one score over them.
     """

@@ -2,17 +2,23 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
+from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists, tasks_folder
 
 PAPER = ("mmlu_pro", "bbh", "gpqa", "ifeval", "math_hard", "musr")
 
 
 @pytest.mark.parametrize("name", [f"leaderboard_{task}" for task in PAPER])
-def test_the_tasks_of_the_paper_exist(name):
+def test_the_tasks_of_the_paper_exist_and_are_found_without_reading_other_folders(name, monkeypatch):
+    read = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))
     assert harness_task_exists(name)
+    assert read
+    assert {path.relative_to(tasks_folder()).parts[0] for path in read} == {"leaderboard"}
 
 
 @pytest.mark.parametrize("name", ["leaderboard_mmlu_prox", "no_such_task", "", "leaderboard", "..", "leaderboard/gpqa"])
@@ -37,8 +43,6 @@ def test_the_look_up_imports_neither_the_harness_nor_torch():
 
 def test_the_look_up_agrees_with_the_harness_on_a_folder():
     from lm_eval.tasks import TaskManager
-
-    from effllm.evaluation.harness_index import tasks_folder
 
     manager = TaskManager(include_path=str(tasks_folder() / "leaderboard"), include_defaults=False)
     known = [*manager.all_subtasks, *manager.all_groups]
