@@ -1,43 +1,96 @@
-"""Checkpoints of this study, loaded whole or not at all."""
+"""Checkpoints and tokenizers of this study, loaded whole or not at all."""
 
-from collections.abc import Collection, Mapping
+import errno
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 # Registers the decoder: its variants that Transformers does not know are saved in its own format.
 import effllm.models.decoder.model  # noqa: F401
-from effllm.errors import CellFailure
+from effllm.errors import CellFailure, UserError
 
 _MOST_NAMES = 3
+_LONGEST_REASON = 160
+# Errors of the system that tell of the checkpoint; any other, such as a full disk, tells of the machine.
+_OF_THE_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
 def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> PreTrainedModel:
     """The causal language model in `checkpoint`; raises `CellFailure` (unsupported) unless every weight was loaded.
 
     Transformers fills weights that a checkpoint lacks at random, and only warns. `options` are those of
-    `from_pretrained`.
+    `from_pretrained`. `UserError` where Transformers or safetensors cannot read what is there.
     """
-    model, keys = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
-    )
+    with reading(checkpoint):
+        model, keys = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+        )
     require_all_weights(keys)
+    if getattr(model.config, "output_router_logits", False):
+        # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
+        # with the mask of the whole sequence, which ends in an error where rows are padded.
+        model.config.output_router_logits = False
     return model
 
 
-def require_all_weights(keys: Mapping[str, Collection[str]]) -> None:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's directory; `UserError` where Transformers cannot read it."""
+    with reading(directory):
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Turn what Transformers, tokenizers and safetensors say of files that they cannot read into a `UserError`.
+
+    They raise nearly every type there is. Failures of a cell, a lack of memory and faults of the device or of the file
+    system pass through: they say nothing of the files.
+    """
+    try:
+        yield
+    except (CellFailure, UserError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        of_the_machine = isinstance(error, OSError) and error.errno and error.errno not in _OF_THE_FILES
+        if of_the_machine or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            raise
+        raise UserError(
+            f"{directory} cannot be loaded ({reason_of(error)}): delete {directory.parent} and run again, or choose "
+            "another model where that does not help."
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of an error, shortened, without its full stop."""
+    text = " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
+
+def require_all_weights(keys: Mapping[str, Collection[Any]]) -> None:
     """Raise `CellFailure` (unsupported) unless checkpoint and model hold the same tensors.
 
     `keys` is what `from_pretrained(..., output_loading_info=True)` returns beside the model. A figure of a model with
     layers at random values would look like any other.
     """
+    if difference := weight_difference(keys):
+        raise CellFailure("unsupported", f"the checkpoint {difference}")
+
+
+def weight_difference(keys: Mapping[str, Collection[Any]]) -> str | None:
+    """How a checkpoint's tensors differ from the model's, as `lacks ...`; None where they are the same."""
     for what, names in (
         ("lacks", keys["missing_keys"]),
         ("holds what the model has not:", keys["unexpected_keys"]),
         ("holds in another shape", keys["mismatched_keys"]),
     ):
         if names:
-            listed = ", ".join(sorted(map(str, names))[:_MOST_NAMES])
+            # A mismatch comes as (name, shape in the checkpoint, shape in the model).
+            plain = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-            raise CellFailure("unsupported", f"the checkpoint {what} {listed}{more}")
+            return f"{what} {', '.join(plain[:_MOST_NAMES])}{more}"
+    return None

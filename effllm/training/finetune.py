@@ -9,6 +9,7 @@ A run on synthetic instructions measures and keeps no weights: its losses are nu
 """
 
 import gc
+import inspect
 import json
 import statistics
 from functools import cached_property
@@ -190,6 +191,7 @@ class Finetuning:
             shuffle=False,
             take=record.take,
             callbacks=(record,),
+            forward_options={"output_router_logits": True} if has_balancing_loss(model) else {},
         )
 
     def score(self, model: nn.Module, when: str) -> AnswerLoss:
@@ -262,6 +264,12 @@ def load(job: Job, directory: Path) -> nn.Module:
     if task.run.trains_whole_model:
         return load_causal_lm(directory)
     return load_adapter(task.load_base(), directory)
+
+
+def has_balancing_loss(model: PreTrainedModel) -> bool:
+    """Whether the model's own class adds a loss that balances its experts where the routers' logits are asked for."""
+    asks = "output_router_logits" in inspect.signature(type(model).forward).parameters
+    return asks and getattr(model.config, "router_aux_loss_coef", 0) > 0
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:

@@ -77,8 +77,10 @@ def _mixture(config: EffConfig) -> dict[str, Any]:
         "num_experts": config.num_experts,
         "num_experts_per_tok": config.num_experts_per_tok,
         "norm_topk_prob": True,
+        # Qwen2-MoE computes its balancing loss wherever the routers' logits are asked for, also in decoding, and with a
+        # mask of the whole sequence for the one new token: who trains the model asks for them.
         "router_aux_loss_coef": config.router_aux_loss_coef,
-        "output_router_logits": True,
+        "output_router_logits": False,
     }
 
 

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effllm.errors import UserError
+from effllm.models.loading import load_causal_lm
+from effllm.models.saving import save_causal_lm
 from effllm.study.methods import Method
 from effllm.training import methods
 from effllm.training.adapters import adapter_bytes, merge_adapter, save_adapter, write_start
+from effllm.training.finetune import has_balancing_loss
 from effllm.training.methods import Tuned, decoder_layers, trainable_parameters, tune
 from tests.unit.training.small_models import small_model
 
@@ -356,3 +359,17 @@ def test_a_method_that_does_not_fit_the_model_is_refused_in_a_sentence(method: C
 def test_every_kind_of_method_is_registered() -> None:
     schema = TypeAdapter(Method).json_schema()
     assert set(schema["discriminator"]["mapping"]) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("effllm-moe", True), ("effllm-gqa", False), ("effllm-mla", False)])
+def test_an_exported_mixture_is_trained_with_its_balancing_loss(
+    tokens: Tensor, family: str, expected: bool, tmp_path: Path
+) -> None:
+    ours = small_model(family)
+    save_causal_lm(ours, tmp_path)
+    exported = load_causal_lm(tmp_path)
+    assert has_balancing_loss(exported) is expected
+    if expected:
+        asked = exported(tokens, labels=tokens, output_router_logits=True).loss
+        torch.testing.assert_close(asked, ours(tokens, labels=tokens).loss)
+        assert exported(tokens, labels=tokens).loss < asked
