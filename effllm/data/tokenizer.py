@@ -15,6 +15,7 @@ from tokenizers.trainers import BpeTrainer
 
 from effllm.data.shards import read_batches
 from effllm.errors import UserError
+from effllm.hub.repository import Repository
 from effllm.progress import progress
 from effllm.stage import Job, main
 from effllm.study.base import Section
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DIRECTORY = "tokenizer"
+# Configuration and vocabulary, in the forms of all tokenizers; no weights.
+_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -35,7 +38,7 @@ def build(job: Job) -> None:
     """Train or fetch the tokenizer that `job.spec` describes and save it."""
     config = job.config(_Config).tokenizer
     is_trained = isinstance(config, TrainedTokenizer)
-    tokenizer = train(job.inputs["corpus"].directory, config) if is_trained else fetch(config)
+    tokenizer = train(job.inputs["corpus"].directory, config) if is_trained else fetch(config, job.scratch / DIRECTORY)
     tokenizer.save_pretrained(job.output / DIRECTORY)
 
 
@@ -87,17 +90,24 @@ def train(corpus: Path, config: TrainedTokenizer) -> "PreTrainedTokenizerBase":
     )
 
 
-def fetch(config: HubTokenizer) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `config.repo` at its pinned revision; `UserError` without network or where there is none."""
+def fetch(config: HubTokenizer, directory: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of `config.repo` at its pinned revision, its files fetched into `directory`.
+
+    `UserError` where the hub does not give it, or where there is none.
+    """
     from transformers import AutoTokenizer
 
+    repository = Repository("model", config.repo, config.revision)
+    directory.mkdir(exist_ok=True)
+    files = [file for file in repository.files(_FILES) if not file.path.endswith(".index.json")]
+    repository.fetch(files, directory)
     try:
-        return AutoTokenizer.from_pretrained(config.repo, revision=config.revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"the tokenizer of {config.repo} at {config.revision[:8]} cannot be read ({reason}); check the network, "
-            "the repository and the revision, or run `hf download` for it where there is network."
+            f"{repository.label} holds no tokenizer that can be read ({reason.replace(str(directory), config.repo)}); "
+            "name a repository that has one."
         ) from None
 
 

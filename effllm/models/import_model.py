@@ -9,6 +9,7 @@ import shutil
 from pydantic import TypeAdapter
 
 from effllm.errors import UserError
+from effllm.hub.repository import Repository
 from effllm.stage import Job, main
 from effllm.study.graph import MODEL_FILES
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
@@ -30,35 +31,18 @@ def build(job: Job) -> None:
         for path in job.files.values():
             shutil.copyfile(path, target / path.name)
         return
-    _download(source, job)
-    if not any(target.glob("*.safetensors")):
+    repository = Repository("model", source.repo, source.revision)
+    files = repository.files(MODEL_FILES)
+    if not any(file.path.endswith(".safetensors") for file in files):
         raise UserError(
             f"{source.repo} at {source.revision} has no safetensors: choose a revision that has, or convert it and "
             "use a local source."
         )
-
-
-def _download(source: HubModelSource, job: Job) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        # Into the scratch first: a download that was cut short is taken up again by the next run.
-        snapshot = job.scratch / "snapshot"
-        snapshot_download(source.repo, revision=source.revision, local_dir=snapshot, allow_patterns=list(MODEL_FILES))
-    except GatedRepoError:
-        raise UserError(
-            f"{source.repo} is gated on the hub: accept its terms there and set HF_TOKEN for this host."
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise UserError(
-            f"{source.repo} cannot be fetched ({type(error).__name__}): the study needs the hub here; connect this "
-            "host, unset HF_HUB_OFFLINE, or use a local source."
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{source.repo} at {source.revision}: {str(error).splitlines()[0]}") from None
-    shutil.rmtree(snapshot / ".cache", ignore_errors=True)
-    snapshot.rename(job.output / "model")
+    # Into the scratch first: a download that was cut short is taken up again by the next run.
+    fetched = job.scratch / "model"
+    fetched.mkdir(exist_ok=True)
+    repository.fetch(files, fetched)
+    fetched.rename(target)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,222 @@
+"""Repositories of the hub at a pinned commit: their files, listed and fetched."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from urllib.parse import quote
+
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+
+from effllm.errors import UserError
+from effllm.hub.digests import Digest
+from effllm.hub.explain import HUB_ERRORS, explain
+from effllm.hub.patience import InterruptedTransferError, patiently
+from effllm.hub.transfer import Stopped, transfer
+from effllm.progress import Progress
+
+log = logging.getLogger(__name__)
+# At INFO the HTTP client logs every address, signed ones included.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+PARALLEL_TRANSFERS = 4
+LARGEST_FILE_BYTES = constants.MAX_HTTP_DOWNLOAD_SIZE
+"""The hub gives larger files out by its Xet protocol alone."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository, as the hub's tree lists it."""
+
+    path: str
+    size: int
+    digest: Digest
+
+
+class Repository:
+    """A model or dataset repository at one commit.
+
+    With HF_HUB_OFFLINE it is what the hub's cache holds of that commit. Files that the cache has are taken from there
+    in any case, after a look at their digests.
+    """
+
+    def __init__(self, kind: Literal["model", "dataset"], repo: str, revision: str):
+        self.label = f"{repo} at {revision[:8]}"
+        self._kind = kind
+        self._repo = repo
+        self._revision = revision
+
+    def files(self, patterns: Sequence[str] | None = None) -> list[HubFile]:
+        """The files sorted by path: all, or those of the top folder that match a pattern.
+
+        `UserError` if the hub does not list them.
+        """
+        try:
+            validate_repo_id(self._repo)
+            files = self._cached_files(patterns) if constants.is_offline_mode() else self._listed_files()
+        except HUB_ERRORS as error:
+            raise UserError(explain(error, self._kind, self._repo, self._revision)) from None
+        for file in files:
+            path = PurePosixPath(file.path)
+            if path.is_absolute() or ".." in path.parts or "\\" in file.path or "\0" in file.path:
+                raise UserError(f"{self.label}: the file name {file.path!r} leads out of the repository; take another.")
+        chosen = [file for file in files if patterns is None or _matches(file.path, patterns)]
+        return sorted(chosen, key=lambda file: file.path)
+
+    def fetch(self, files: Sequence[HubFile], directory: Path) -> None:
+        """Put `files` at their paths below `directory`, each checked against its digest.
+
+        What is there already and whole stays, and what a killed run left of a file is taken up. `UserError` for what
+        cannot be fetched, for a full disk before the first byte, and for content that twice was not the hub's.
+        """
+        with Progress(sum(file.size for file in files), unit="bytes", label=f"fetching {self.label}") as bar:
+            wanted = [file for file in files if not self._is_there(file, directory, bar)]
+            self._require_room(wanted, directory)
+            fetching = _Fetching(self, directory, bar)
+            with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+                pending = [pool.submit(fetching.fetch, file) for file in wanted]
+            failed = [error for future in pending if (error := future.exception()) is not None]
+        # The first that failed on its own account has stopped the others.
+        for error in sorted(failed, key=lambda error: isinstance(error, Stopped)):
+            if isinstance(error, HUB_ERRORS):
+                raise UserError(explain(error, self._kind, self._repo, self._revision)) from None
+            raise error
+
+    def url(self, file: HubFile) -> str:
+        """Where the hub gives `file` out."""
+        prefix = "datasets/" if self._kind == "dataset" else ""
+        return f"{constants.ENDPOINT}/{prefix}{self._repo}/resolve/{self._revision}/{quote(file.path)}"
+
+    def cached(self, file: HubFile) -> Path | None:
+        """The file in the hub's cache, if it is there."""
+        found = try_to_load_from_cache(self._repo, file.path, revision=self._revision, repo_type=self._kind)
+        return Path(found) if isinstance(found, str) else None
+
+    def _is_there(self, file: HubFile, directory: Path, bar: Progress) -> bool:
+        path = directory / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size == file.size and file.digest.fits(path):
+            bar.update(file.size)
+            return True
+        return False
+
+    def _require_room(self, files: Iterable[HubFile], directory: Path) -> None:
+        for file in files:
+            if file.size > LARGEST_FILE_BYTES and self.cached(file) is None:
+                raise UserError(
+                    f"{self.label}: {file.path} has {file.size / 1e9:,.0f} GB and the hub gives out at most "
+                    f"{LARGEST_FILE_BYTES / 1e9:,.0f} GB over HTTP; fetch it with `hf download {self._repo} --revision "
+                    f"{self._revision}`, then run again."
+                )
+        needed, free = sum(file.size for file in files), shutil.disk_usage(directory).free
+        if needed > free:
+            raise UserError(
+                f"{self.label} has {needed / 1e9:,.1f} GB to fetch and the file system of {directory} has "
+                f"{free / 1e9:,.1f} GB free: free some space and run again."
+            )
+
+    def _listed_files(self) -> list[HubFile]:
+        revision = quote(self._revision, safe="")
+        url: str | None = f"{constants.ENDPOINT}/api/{self._kind}s/{self._repo}/tree/{revision}?recursive=true"
+        files = []
+        while url is not None:
+            entries, url = patiently(f"listing {self.label}", lambda url=url: _page(url))
+            files += [_hub_file(entry) for entry in entries if entry["type"] == "file"]
+        return files
+
+    def _cached_files(self, patterns: Sequence[str] | None) -> list[HubFile]:
+        try:
+            found = snapshot_download(
+                self._repo,
+                revision=self._revision,
+                repo_type=self._kind,
+                local_files_only=True,
+                allow_patterns=None if patterns is None else list(patterns),
+            )
+        except LocalEntryNotFoundError:
+            raise OfflineModeIsEnabled from None
+        folder = Path(found)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        digests = {path: Digest.of_name(path.resolve().name) for path in paths}
+        return [
+            HubFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
+            for path, digest in digests.items()
+            if digest is not None
+        ]
+
+
+class _Fetching:
+    """Fetches files of one repository beside each other, until one fails."""
+
+    def __init__(self, repository: Repository, directory: Path, bar: Progress):
+        self._repository = repository
+        self._directory = directory
+        self._bar = bar
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def fetch(self, file: HubFile) -> None:
+        try:
+            self._fetch(file)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _fetch(self, file: HubFile) -> None:
+        target = self._directory / file.path
+        if self._stop.is_set():
+            raise Stopped
+        cached = self._repository.cached(file)
+        if cached is not None and cached.stat().st_size == file.size and file.digest.fits(cached):
+            shutil.copyfile(cached, target)
+            self._count(file.size)
+            return
+        if constants.is_offline_mode():
+            raise UserError(
+                f"{self._repository.label}: {file.path} in the hub's cache ({constants.HF_HUB_CACHE}) is damaged, its "
+                "digest is not the one in its name; delete it and fetch it again without HF_HUB_OFFLINE."
+            )
+        label = f"{file.path} of {self._repository.label}"
+        # What is taken up may be of a damaged disk or an interrupted write, so the whole file gets a second try.
+        for is_last in (False, True):
+            transfer(self._repository.url(file), target, file.size, label, self._stop, self._count)
+            if file.digest.fits(target):
+                return
+            target.unlink()
+            self._count(-file.size)
+            if is_last:
+                raise UserError(
+                    f"{label} arrived with another {file.digest.kind} digest than the hub lists ({file.digest.value}), "
+                    "twice: something on the way alters it; fetch it over another network."
+                )
+            log.warning("%s does not have the digest that the hub lists: fetching it anew", label)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._bar.update(size)
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return "/" not in path and any(fnmatch(path, pattern) for pattern in patterns)
+
+
+def _page(url: str) -> tuple[list[dict[str, Any]], str | None]:
+    response = get_session().get(url, headers=build_hf_headers(), timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    hf_raise_for_status(response)
+    try:
+        entries = response.json()
+    except ValueError:
+        raise InterruptedTransferError("the list of files is not JSON") from None
+    return entries, response.links.get("next", {}).get("url")
+
+
+def _hub_file(entry: dict[str, Any]) -> HubFile:
+    lfs = entry.get("lfs")
+    digest = Digest("sha256", lfs["oid"]) if lfs else Digest("git", entry["oid"])
+    return HubFile(entry["path"], entry["size"], digest)

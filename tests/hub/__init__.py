@@ -1,0 +1,1 @@
+"""A hub on loopback that fails on request, for tests of everything that downloads."""

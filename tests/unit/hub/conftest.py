@@ -1,0 +1,3 @@
+"""A hub on loopback."""
+
+from tests.hub.fixtures import hub, waits  # noqa: F401
