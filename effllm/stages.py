@@ -29,7 +29,7 @@ STAGES: dict[str, Stage] = {
         Stage("tokens", "effllm.data.packing", 1),
         Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),
         Stage("pretrain", "effllm.training.pretrain", 4),
-        Stage("model", "effllm.models.import_model", 1, network=True),
+        Stage("model", "effllm.models.import_model", 2, network=True),
         Stage("finetune", "effllm.training.finetune", 2),
         Stage("merge", "effllm.training.merge", 2),
         Stage("quantize", "effllm.quantization.quantize", 3),

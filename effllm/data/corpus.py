@@ -33,7 +33,7 @@ _DROPPED = tuple(fate for fate in Fate if fate not in SPLITS.values())
 def build(job: Job) -> None:
     """Sample the corpus that `job.spec` describes."""
     config = job.config(Corpus)
-    source = open_source(config.source, job.files)
+    source = open_source(config.source, job.files, job.scratch / "hub")
     job.write_json("corpus.json", sample(source, config, job.output, job.scratch))
 
 

@@ -130,7 +130,7 @@ def _harness(job: Job, settings: HarnessBenchmark) -> Description:
     higher_is_better = resolved.higher_is_better(settings.metric)
     tasks = []
     for leaf in resolved.leaves:
-        splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name)
+        splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name, job.scratch / "hub")
         fetch_nltk_data(leaf, job.output / NLTK_DATA)
         rows = splits[leaf.evaluated_split()][1]
         tasks.append(

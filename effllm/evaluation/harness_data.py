@@ -12,6 +12,7 @@ from typing import Any
 
 from effllm.errors import UserError
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists, near_folders, tasks_folder
+from effllm.hub.dataset import HubDataset
 
 log = logging.getLogger(__name__)
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
@@ -164,28 +165,23 @@ def _relative(path: Path) -> str:
     return Path(path).resolve().relative_to(tasks_folder().resolve()).as_posix()
 
 
-def fetch(leaf: Leaf, revision: str, directory: Path) -> dict[str, tuple[Path, int]]:
+def fetch(leaf: Leaf, revision: str, directory: Path, scratch: Path) -> dict[str, tuple[Path, int]]:
     """Write each split of a leaf's dataset at `revision` as parquet; return {split: (file, rows)}.
 
-    `UserError` in one sentence where the hub cannot be reached, asks for a licence, or lacks what is asked for.
+    Downloads go to `scratch`. `UserError` in one sentence where the hub cannot be reached, asks for a licence, or
+    lacks what is asked for.
     """
-    import datasets
-
     path, name = leaf.config["dataset_path"], leaf.config.get("dataset_name")
     options = {k: v for k, v in (leaf.config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
+    dataset = HubDataset(path, name, revision, scratch, **options)
     directory.mkdir(parents=True, exist_ok=True)
     written = {}
     for split in leaf.splits():
-        log.info("fetching %s %s %s at %s", path, name or "", split, revision)
+        log.info("fetching %s, split %s", dataset.label, split)
         try:
-            rows = datasets.load_dataset(path, name, split=split, revision=revision, **options)
-        except Exception as error:
-            # The hub's client raises classes of several libraries, without one base.
-            where = f"{path} ({name or 'default'}, split {split}, revision {revision})"
-            sentence = _explain(leaf.name, path, where, error)
-            if sentence is None:
-                raise
-            raise UserError(sentence) from error
+            rows = dataset.load(split)
+        except UserError as error:
+            raise UserError(f"benchmark.task: {leaf.name!r} needs {path}, and {error}") from error
         file = directory / f"{split}.parquet"
         rows.to_parquet(str(file))
         written[split] = (file, rows.num_rows)
@@ -206,32 +202,3 @@ def fetch_nltk_data(leaf: Leaf, directory: Path) -> None:
         )
     for archive in directory.rglob("*.zip"):
         archive.unlink()
-
-
-def _explain(task: str, path: str, where: str, error: Exception) -> str | None:
-    """What the user can do about a dataset that did not load; None for what is not theirs to mend."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).lower()
-    if "gated" in text or "GatedRepoError" in kinds:
-        return (
-            f"benchmark.task: the dataset {path} of {task!r} is gated on the hub; accept its terms on its page with "
-            "your account and set HF_TOKEN to a token of that account."
-        )
-    if kinds & {"FileNotFoundDatasetsError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
-        return (
-            f"benchmark.revision: the hub has no {where}, or hides it; correct the revision or the task, or set "
-            "HF_TOKEN if the dataset is private."
-        )
-    if kinds & {"ConnectionError", "TimeoutError", "HfHubHTTPError", "TransportError"}:
-        return (
-            f"benchmark.task: the dataset {where} of {task!r} is not at hand and the hub cannot be reached; run this "
-            "stage where the network is and without HF_HUB_OFFLINE, then its artifact serves offline machines."
-        )
-    if "scripts are no longer supported" in text:
-        return (
-            f"benchmark.task: the dataset {path} of {task!r} is a script, which is not run; name a task whose "
-            "dataset is made of data files."
-        )
-    if isinstance(error, (ValueError, RuntimeError)) or "DatasetsError" in kinds:
-        return f"benchmark.revision: {where} cannot be read ({error}); correct the revision or the task."
-    return None

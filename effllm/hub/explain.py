@@ -81,18 +81,18 @@ def _explain_answer(error: HfHubHTTPError, what: str, page: str, revision: str) 
     if isinstance(error, DisabledRepoError):
         return f"{what} was disabled by the hub: choose another."
     if isinstance(error, RevisionNotFoundError):
-        return f"{what} has no revision {revision}: correct source.revision, a commit listed at {page}/commits/main."
+        return f"{what} has no revision {revision}: take a commit that {page}/commits/main lists."
     if isinstance(error, EntryNotFoundError):
-        return f"{what} at {revision[:8]} lacks a file that it lists ({page}): correct source.repo or source.revision."
+        return f"{what} at {revision[:8]} lacks a file that it lists: take another revision ({page}/commits/main)."
     if "Invalid credentials" in message or (status == 401 and get_token() is not None):
         return (
             f"{what} cannot be fetched: the hub does not accept {token} (401), or hides the repository from it; make "
             "a new token at https://huggingface.co/settings/tokens, unset HF_TOKEN for public repositories, and "
-            "compare source.repo with the page's name."
+            "compare the name with its page."
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         return (
-            f"{what} does not exist on the hub, or is hidden from this account: correct source.repo; for a private or "
+            f"{what} does not exist on the hub, or is hidden from this account: correct the name; for a private or "
             "gated repository set HF_TOKEN to a token of an account that may read it."
         )
     if status == 403:

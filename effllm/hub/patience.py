@@ -29,28 +29,26 @@ class Patience:
     """Decides, for one request after the other, whether a failure is the end."""
 
     def __init__(self, label: str):
-        self.is_answered = False
+        self._is_answered = False
         self._label = label
         self._failures = 0
 
     def progress(self) -> None:
         """The last attempt brought something: begin to count anew."""
-        self.is_answered = True
+        self._is_answered = True
         self._failures = 0
 
     def wait(self, error: Exception) -> None:
         """Wait before the next attempt; raise `error` if there is none."""
         self._failures += 1
-        self.is_answered |= isinstance(error, HfHubHTTPError | InterruptedTransferError)
-        limit = ATTEMPTS if self.is_answered else ATTEMPTS_UNANSWERED
+        self._is_answered |= not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+        limit = ATTEMPTS if self._is_answered else ATTEMPTS_UNANSWERED
         seconds = _retry_after(error)
         if seconds is None:
             seconds = _FIRST_WAIT_S * 2 ** (self._failures - 1)
         if not is_transient(error) or self._failures >= limit or seconds > LONGEST_WAIT_S:
             raise error
-        log.warning(
-            "%s: %s; trying again in %g s (%d of %d)", self._label, brief(error), seconds, self._failures, limit
-        )
+        log.warning("%s: %s; trying again in %g s", self._label, brief(error), seconds)
         sleep(seconds)
 
 

@@ -13,7 +13,6 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from effllm.hub.patience import InterruptedTransferError, Patience
 
-PARTIAL = ".partial"
 LEAST_BYTES = 64 << 10
 """What an attempt must bring within `STALL_S` to count as one that brought something."""
 STALL_S = 60.0
@@ -28,10 +27,11 @@ def transfer(
 ) -> None:
     """Write the `size` bytes behind `url` to `target`; what an earlier process left in its partial file is kept.
 
-    Every attempt asks the hub itself again, so that a signed address that has expired is replaced by a new one.
-    Raises the last error of `httpx2` or `huggingface_hub` when patience ends, and `Stopped` when `stop` is set.
+    The partial file is hidden, so that it is not taken for one of the repository's. Every attempt asks the hub itself
+    again, so that a signed address that has expired is replaced by a new one. Raises the last error of `httpx2` or
+    `huggingface_hub` when patience ends, and `Stopped` when `stop` is set.
     """
-    partial = target.with_name(target.name + PARTIAL)
+    partial = target.with_name(f".{target.name}.partial")
     patience = Patience(label)
     with partial.open("ab") as file:
         progress(file.tell())

@@ -38,7 +38,7 @@ def build(job: Job) -> None:
     if isinstance(config.source, SyntheticInstructionSource):
         write_synthetic(job, config.source)
         return
-    source = open_source(config.source, job.files)
+    source = open_source(config.source, job.files, job.scratch / "hub")
     job.write_json("instructions.json", prepare(source, config, job.output))
 
 

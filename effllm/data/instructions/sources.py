@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from effllm.data.instructions.questions import QUESTIONS
-from effllm.data.sources.hub import HubDataset
 from effllm.data.sources.reading import json_lines, open_parquet
 from effllm.errors import UserError
+from effllm.hub.dataset import HubDataset
 from effllm.study.instructions import (
     ChatColumns,
     Columns,
@@ -39,19 +39,23 @@ class RowSource(Protocol):
         ...
 
 
-def open_source(config: InstructionSource, files: Mapping[str, Path]) -> RowSource:
-    """The source that `config` describes; `files` are a job's plain input files, in the order to read them."""
-    return _OPEN[type(config)](config, [files[f"files[{index}]"] for index in range(len(files))])
+def open_source(config: InstructionSource, files: Mapping[str, Path], scratch: Path) -> RowSource:
+    """The source that `config` describes.
+
+    `files` are a job's plain input files, in the order to read them; downloads go to `scratch`.
+    """
+    return _OPEN[type(config)](config, [files[f"files[{index}]"] for index in range(len(files))], scratch)
 
 
 class _HubRows:
-    def __init__(self, config: HubInstructionSource):
+    def __init__(self, config: HubInstructionSource, directory: Path):
         self.columns = config.columns
-        self._dataset = HubDataset(config.repo, config.name, config.split, config.revision)
+        self._split = config.split
+        self._dataset = HubDataset(config.repo, config.name, config.revision, directory)
         self.label = self._dataset.label
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self._dataset.batches("the instruction data", "correct source.name or source.split"):
+        for batch in self._dataset.batches(self._split):
             _require_columns(self.columns, batch.schema.names, self.label)
             yield from batch.select(self.columns.names()).to_pylist()
 
@@ -105,9 +109,9 @@ class _EmbeddedRows:
 
 
 _OPEN: dict[type, Callable[..., RowSource]] = {
-    HubInstructionSource: lambda config, files: _HubRows(config),
-    FilesInstructionSource: _FileRows,
-    EmbeddedInstructionSource: lambda config, files: _EmbeddedRows(config),
+    HubInstructionSource: lambda config, files, scratch: _HubRows(config, scratch),
+    FilesInstructionSource: lambda config, files, scratch: _FileRows(config, files),
+    EmbeddedInstructionSource: lambda config, files, scratch: _EmbeddedRows(config),
 }
 
 

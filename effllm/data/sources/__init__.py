@@ -30,16 +30,19 @@ class Source(Protocol):
 
 
 _OPEN: dict[type, Callable[..., Source]] = {
-    HubCorpusSource: lambda config, files: HubSource(config.repo, config.name, config.split, config.revision),
-    FilesCorpusSource: lambda config, files: FilesSource(files),
-    EmbeddedCorpusSource: lambda config, files: EmbeddedSource(config.minimum_characters),
+    HubCorpusSource: lambda config, files, scratch: HubSource(
+        config.repo, config.name, config.split, config.revision, scratch
+    ),
+    FilesCorpusSource: lambda config, files, scratch: FilesSource(files),
+    EmbeddedCorpusSource: lambda config, files, scratch: EmbeddedSource(config.minimum_characters),
 }
 
 
-def open_source(config: CorpusSource, files: Mapping[str, Path]) -> Source:
+def open_source(config: CorpusSource, files: Mapping[str, Path], scratch: Path) -> Source:
     """The source that `config` describes.
 
-    `files` are a job's plain input files, `files[0]`, `files[1]`, ... in the order to read them.
+    `files` are a job's plain input files, `files[0]`, `files[1]`, ... in the order to read them; downloads go to
+    `scratch`.
     """
     ordered = [files[f"files[{index}]"] for index in range(len(files))]
-    return _OPEN[type(config)](config, ordered)
+    return _OPEN[type(config)](config, ordered, scratch)

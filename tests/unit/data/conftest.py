@@ -11,6 +11,7 @@ from effllm.artifact import Artifact
 from effllm.data import corpus, packing, tokenizer
 from effllm.data.instructions import prepare
 from effllm.stages import STAGES
+from tests.hub.fixtures import hub, waits  # noqa: F401
 
 _BUILD = {
     "corpus": corpus.build,

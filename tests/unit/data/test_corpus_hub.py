@@ -1,117 +1,189 @@
-"""The hub source: what it asks `datasets` for, what it makes of the answer, and what a missing network gets."""
+"""The hub source: the pinned rows in their order, whatever the hub's faults, and what a wrong study gets."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
-import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpus_documents import documents, kept
-from huggingface_hub.errors import HTTPError
 
 from effllm.errors import UserError
+from effllm.hub import dataset
+from tests.hub.server import Corrupt, Reset, Status, Truncate
 
-SOURCE = {"kind": "hub", "repo": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "revision": "0123456789" * 4}
+REPO = "HuggingFaceFW/fineweb-edu"
+README = b"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*/*
+- config_name: sample-10BT
+  data_files:
+  - split: train
+    path: sample/10BT/*
+---
+"""
+OTHER = "data/CC-MAIN-2024-10/000_00000"
+SHARD = r"GET cdn .*sample/10BT/001_00000.parquet"
+
+
+def parquet(rows):
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=100)
+    return file.getvalue()
 
 
 @pytest.fixture
-def sample_hub(run_stage):
-    def sample(**config):
-        return run_stage("corpus", "hub", {"source": SOURCE, "held_out_fraction": 0.2} | config)
+def sample_hub(run_stage, hub):
+    """Sample a repository of the hub: `sample(rows by file, **config)`."""
+
+    def sample(shards, source=None, **config):
+        files = {"README.md": README}
+        for name, rows in (shards | {OTHER: documents(10)}).items():
+            files[f"{name}.parquet"] = parquet(rows)
+        revision = hub.add("dataset", REPO, files)
+        source = {"kind": "hub", "repo": REPO, "name": "sample-10BT", "revision": revision} | (source or {})
+        return run_stage("corpus", "hub", {"source": source, "held_out_fraction": 0.2} | config)
 
     return sample
 
 
-@pytest.fixture
-def answer(monkeypatch):
-    """Let `datasets.load_dataset` return what a function gives; the list holds the arguments it was called with."""
-    calls = []
-
-    def install(respond):
-        def load_dataset(*args, **kwargs):
-            calls.append((args, kwargs))
-            return respond()
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        return calls
-
-    return install
+def shards(count=2500, **changes):
+    rows = documents(count, **changes)
+    third = len(rows) // 3
+    return rows, {
+        "sample/10BT/000_00000": rows[:third],
+        "sample/10BT/001_00000": rows[third : 2 * third],
+        "sample/10BT/002_00000": rows[2 * third :],
+    }
 
 
-def stream_of(rows):
-    return datasets.Dataset.from_list(rows).to_iterable_dataset()
+def in_order(corpus, rows):
+    held_out = {row["id"] for row in kept(corpus, "held_out")}
+    return held_out and kept(corpus, "train") == [row for row in rows if row["id"] not in held_out]
 
 
-def test_the_pinned_revision_is_streamed_without_code_from_the_repository(sample_hub, answer):
-    rows = documents(2500, extra_column="ignored")
-    calls = answer(lambda: stream_of(rows))
-    corpus = sample_hub()
-    assert calls == [
-        (
-            (),
-            {
-                "path": "HuggingFaceFW/fineweb-edu",
-                "name": "sample-10BT",
-                "split": "train",
-                "revision": "0123456789" * 4,
-                "streaming": True,
-            },
-        )
-    ]
+def test_the_configuration_is_read_whole_and_in_order_and_nothing_else_is_fetched(sample_hub, hub):
+    rows, files = shards(extra_column="ignored")
+    corpus = sample_hub(files)
     for row in rows:
         del row["extra_column"]
-    found = kept(corpus, "train")
-    held_out = {row["id"] for row in kept(corpus, "held_out")}
-    assert held_out and found == [row for row in rows if row["id"] not in held_out]
+    assert in_order(corpus, rows)
+    assert hub.asked("CC-MAIN") == []
+    assert [len(hub.asked(f"cdn .*/00{shard}_")) for shard in range(3)] == [1, 1, 1]
 
 
-def test_a_budget_stops_reading_the_stream(sample_hub, answer):
-    read = []
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        (SHARD, Status(503)),
+        (SHARD, Status(429, {"Retry-After": "3"})),
+        (SHARD, Reset(after=5000)),
+        (SHARD, Truncate(after=5000)),
+        (SHARD, Corrupt()),
+        (SHARD, Status(403)),
+        (r"/tree/", Status(502)),
+        (r"/resolve/.*README", Reset()),
+    ],
+)
+def test_faults_of_the_hub_change_nothing(sample_hub, hub, pattern, fault):
+    rows, files = shards(600)
+    hub.fault(pattern, fault)
+    assert in_order(sample_hub(files), rows)
 
-    def rows():
-        for row in documents(20_000):
-            read.append(row["id"])
-            yield row
 
-    answer(lambda: datasets.IterableDataset.from_generator(rows))
-    assert sample_hub(maximum_tokens=20_000).json("corpus.json")["budget_met"] is True
-    # The budget takes about 500 documents; the batch after them is already being read.
-    assert len(read) <= 4000
+def test_a_budget_stops_before_the_shards_that_it_does_not_need(sample_hub, hub):
+    _, files = shards(20_000)
+    assert sample_hub(files, maximum_tokens=20_000).json("corpus.json")["budget_met"] is True
+    assert [len(hub.asked(f"cdn .*/00{shard}_")) for shard in range(3)] == [1, 0, 0]
 
 
-def test_missing_columns_of_a_dataset_are_named(sample_hub, answer):
+def test_what_an_ended_run_has_fetched_is_not_fetched_again(sample_hub, hub):
+    rows, files = shards(600)
+    hub.fault(r"GET cdn .*/002_", Status(503), times=99)
+    with pytest.raises(
+        UserError, match=r"the dataset HuggingFaceFW/fineweb-edu cannot be fetched: the hub answers 503"
+    ):
+        sample_hub(files)
+    hub.heal()
+    assert in_order(sample_hub(files), rows)
+    assert [len(hub.asked(f"cdn .*/00{shard}_")) for shard in range(3)] == [0, 0, 1]
+
+
+def test_a_split_too_large_to_keep_passes_through_the_disk_file_by_file(sample_hub, monkeypatch, tmp_path):
+    rows, files = shards(600)
+    monkeypatch.setattr(dataset, "KEPT_BYTES", 1000)
+    sizes, read = [], dataset.HubDataset._fetch
+
+    def fetch(self, paths):
+        read(self, paths)
+        sizes.append([path.stat().st_size > 0 for path in sorted(self._root.glob("sample/10BT/*"))])
+
+    monkeypatch.setattr(dataset.HubDataset, "_fetch", fetch)
+    assert in_order(sample_hub(files), rows)
+    assert sizes == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+def test_missing_columns_of_a_dataset_are_named(sample_hub):
     rows = documents(10)
     for row in rows:
         del row["int_score"], row["dump"]
-    answer(lambda: stream_of(rows))
-    with pytest.raises(UserError, match=r"fineweb-edu \(sample-10BT\) at 01234567: no column dump, int_score"):
-        sample_hub()
+    with pytest.raises(UserError, match=r"fineweb-edu \(sample-10BT\) at [0-9a-f]{8}: no column dump, int_score"):
+        sample_hub({"sample/10BT/000_00000": rows})
 
 
-def test_a_connection_lost_in_the_middle_is_the_users_to_mend(sample_hub, answer):
-    def rows():
-        yield from documents(1500)
-        raise HTTPError("connection reset")
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            {"name": "sample-11BT"},
+            r"BuilderConfig 'sample-11BT' not found.*'default', 'sample-10BT'.*name another config",
+        ),
+        ({"split": "test"}, r"has no split 'test': its splits are 'train'"),
+        (
+            {"revision": "0" * 40},
+            r"the dataset HuggingFaceFW/fineweb-edu has no revision 0{40}: take a commit that http",
+        ),
+        ({"repo": "HuggingFaceFW/fineweb-edy"}, r"the dataset HuggingFaceFW/fineweb-edy does not exist on the hub"),
+    ],
+)
+def test_a_wrong_source_names_the_key(sample_hub, source, said):
+    with pytest.raises(UserError, match=said) as raised:
+        sample_hub({"sample/10BT/000_00000": documents(10)}, source)
+    assert "network" not in str(raised.value) and "/work" not in str(raised.value)
 
-    answer(lambda: datasets.IterableDataset.from_generator(rows))
-    with pytest.raises(UserError, match=r"cannot be read \(connection reset\); check the network"):
-        sample_hub()
+
+def test_a_file_that_is_no_parquet_on_the_hub_itself_does_not_blame_the_network(run_stage, hub):
+    files = {"README.md": README, "sample/10BT/a.parquet": b"PAR1 no PAR1", f"{OTHER}.parquet": parquet(documents(10))}
+    revision = hub.add("dataset", REPO, files)
+    source = {"kind": "hub", "repo": REPO, "name": "sample-10BT", "revision": revision}
+    with pytest.raises(UserError, match=r"cannot be read as configured \(sample/10BT/a.parquet: ") as raised:
+        run_stage("corpus", "hub", {"source": source, "held_out_fraction": 0.2})
+    assert "network" not in str(raised.value)
 
 
-def test_an_unknown_configuration_names_the_key(sample_hub, answer):
-    def respond():
-        raise ValueError("BuilderConfig 'sample-10BT' not found. Available: ['default']")
-
-    answer(respond)
-    with pytest.raises(UserError, match=r"BuilderConfig 'sample-10BT' not found.*correct source.name"):
-        sample_hub()
+def test_a_readme_that_names_files_elsewhere_is_refused(run_stage, hub, tmp_path):
+    (tmp_path / "secret.parquet").write_bytes(parquet(documents(10)))
+    readme = README.replace(b"sample/10BT/*", str(tmp_path / "secret.parquet").encode())
+    revision = hub.add("dataset", REPO, {"README.md": readme, "data/a/b.parquet": parquet(documents(10))})
+    source = {"kind": "hub", "repo": REPO, "name": "sample-10BT", "revision": revision}
+    with pytest.raises(UserError, match=r"names a data file outside of it, .*secret.parquet: use another dataset"):
+        run_stage("corpus", "hub", {"source": source, "held_out_fraction": 0.2})
 
 
 @pytest.mark.parametrize(
     ("module", "config", "named"),
     [
-        ("effllm.data.corpus", {"source": SOURCE, "held_out_fraction": 0.1}, "HuggingFaceFW/fineweb-edu"),
+        (
+            "effllm.data.corpus",
+            {"source": {"kind": "hub", "repo": REPO, "revision": "0123456789" * 4}, "held_out_fraction": 0.1},
+            REPO,
+        ),
         (
             "effllm.data.tokenizer",
             {"tokenizer": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B", "revision": "0123456789" * 4}},
@@ -119,7 +191,7 @@ def test_an_unknown_configuration_names_the_key(sample_hub, answer):
         ),
     ],
 )
-def test_without_network_the_program_prints_one_sentence_and_exits_with_2(tmp_path, module, config, named):
+def test_offline_the_program_prints_one_sentence_and_exits_with_2(tmp_path, module, config, named):
     spec = tmp_path / "spec.json"
     stage = module.rpartition(".")[2]
     spec.write_text(json.dumps({"stage": stage, "version": 1, "config": config}))
@@ -128,6 +200,6 @@ def test_without_network_the_program_prints_one_sentence_and_exits_with_2(tmp_pa
     finished = subprocess.run(argv, env=environment, capture_output=True, text=True)
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert finished.returncode == 2, finished.stderr
-    assert len(errors) == 1 and named in errors[0] and "check the network" in errors[0]
+    assert len(errors) == 1 and named in errors[0] and "HF_HUB_OFFLINE is set" in errors[0]
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "results" / stage / "hub").exists()

@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from effllm.artifact import Artifact
 from effllm.data.instructions.samples import Message, Sample, read_samples
 from effllm.errors import UserError
 from effllm.study.instructions import Instructions
+from tests.hub.server import Hub, Truncate
 
 REVISION = "0123456789" * 4
 PAIRS = {"kind": "prompt_response"}
@@ -51,9 +52,12 @@ def chat(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+def lines(rows: Iterable[Any]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
 def write_lines(path: Path, rows: list[Any]) -> Path:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(gzip.compress(lines(rows)) if path.suffix == ".gz" else lines(rows))
     return path
 
 
@@ -65,10 +69,10 @@ def conversations(artifact: Artifact) -> set[tuple[Message, ...]]:
     return {sample.messages for sample in samples(artifact)}
 
 
-# Published forms: the files are laid out as on the hub and read by `datasets` itself, from a directory.
+# Published forms: the files are laid out as on the hub.
 
 
-def test_openo1_in_its_published_columns(tmp_path: Path, prepare: Prepare) -> None:
+def test_openo1_in_its_published_columns(hub: Hub, prepare: Prepare) -> None:
     rows = [
         {
             "instruction": f"Wie viel ist {n} + 1? 答",
@@ -76,42 +80,39 @@ def test_openo1_in_its_published_columns(tmp_path: Path, prepare: Prepare) -> No
         }
         for n in range(30)
     ]
-    repository = tmp_path / "OpenO1-SFT"
-    repository.mkdir()
-    write_lines(repository / "OpenO1-SFT.jsonl", rows)
-    (repository / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\n---\n# SFT data\n")
+    readme = b"---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\n---\n# SFT data\n"
+    revision = hub.add("dataset", "O1-OPEN/OpenO1-SFT", {"OpenO1-SFT.jsonl": lines(rows), "README.md": readme})
     columns = PAIRS | {"prompt": "instruction", "response": "output"}
-    source = {"kind": "hub", "repo": str(repository), "revision": REVISION, "columns": columns}
-    found = prepare(source)
+    hub.fault("/resolve/.*jsonl", Truncate(after=500))
+    found = prepare({"kind": "hub", "repo": "O1-OPEN/OpenO1-SFT", "revision": revision, "columns": columns})
     assert conversations(found) == {
         (Message("user", row["instruction"]), Message("assistant", row["output"])) for row in rows
     }
 
 
-def test_the_copy_of_openo1_by_llamafactory_has_other_columns(tmp_path: Path, prepare: Prepare) -> None:
-    repository = tmp_path / "OpenO1-SFT"
-    repository.mkdir()
-    write_lines(repository / "OpenO1-SFT-Pro.jsonl", [pair(n) for n in range(30)])
-    source = {"kind": "hub", "repo": str(repository), "revision": REVISION, "columns": PAIRS}
+def test_the_copy_of_openo1_by_llamafactory_has_other_columns(hub: Hub, prepare: Prepare) -> None:
+    revision = hub.add("dataset", "llamafactory/OpenO1-SFT", {"OpenO1-SFT-Pro.jsonl": lines(map(pair, range(30)))})
+    source = {"kind": "hub", "repo": "llamafactory/OpenO1-SFT", "revision": revision, "columns": PAIRS}
     assert prepare(source).json("instructions.json")["seen"] == 30
 
 
 @pytest.mark.parametrize(("name", "question"), [("en", "A patient, {}?"), ("zh", "患者 {}。")])
 def test_medical_o1_in_its_published_columns_and_configurations(
-    tmp_path: Path, prepare: Prepare, name: str, question: str
+    hub: Hub, prepare: Prepare, name: str, question: str
 ) -> None:
-    repository = tmp_path / "medical-o1-reasoning-SFT"
-    repository.mkdir()
+    repo = "FreedomIntelligence/medical-o1-reasoning-SFT"
+    files = {}
     for file, text in {"medical_o1_sft.json": "A patient, {}?", "medical_o1_sft_Chinese.json": "患者 {}。"}.items():
         rows = [{"Question": text.format(n), "Complex_CoT": f"Hmm, {n}.", "Response": f"It is {n}."} for n in range(30)]
-        (repository / file).write_text(json.dumps(rows, ensure_ascii=False, indent=2))
-    (repository / "README.md").write_text(
-        "---\nconfigs:\n"
-        "- config_name: en\n  data_files:\n  - split: train\n    path: medical_o1_sft.json\n"
-        "- config_name: zh\n  data_files:\n  - split: train\n    path: medical_o1_sft_Chinese.json\n---\n"
+        files[file] = json.dumps(rows, ensure_ascii=False, indent=2).encode()
+    files["README.md"] = (
+        b"---\nconfigs:\n"
+        b"- config_name: en\n  data_files:\n  - split: train\n    path: medical_o1_sft.json\n"
+        b"- config_name: zh\n  data_files:\n  - split: train\n    path: medical_o1_sft_Chinese.json\n---\n"
     )
+    revision = hub.add("dataset", repo, files)
     columns = PAIRS | {"prompt": "Question", "reasoning": "Complex_CoT", "response": "Response"}
-    source = {"kind": "hub", "repo": str(repository), "name": name, "revision": REVISION, "columns": columns}
+    source = {"kind": "hub", "repo": repo, "name": name, "revision": revision, "columns": columns}
     assert conversations(prepare(source)) == {
         (
             Message("user", question.format(n)),
@@ -121,16 +122,19 @@ def test_medical_o1_in_its_published_columns_and_configurations(
     }
 
 
-def test_a_hub_dataset_without_the_named_columns_is_named_with_those_it_has(tmp_path: Path, prepare: Prepare) -> None:
-    write_lines(tmp_path / "data.jsonl", [{"question": "a", "response": "b"}])
-    source = {"kind": "hub", "repo": str(tmp_path), "revision": REVISION, "columns": PAIRS}
-    with pytest.raises(UserError, match=r"at 01234567: no column 'prompt'; its columns are 'question', 'response'"):
+def test_a_hub_dataset_without_the_named_columns_is_named_with_those_it_has(hub: Hub, prepare: Prepare) -> None:
+    revision = hub.add("dataset", "owner/name", {"data.jsonl": lines([{"question": "a", "response": "b"}])})
+    source = {"kind": "hub", "repo": "owner/name", "revision": revision, "columns": PAIRS}
+    with pytest.raises(UserError, match=r"no column 'prompt'; its columns are 'question', 'response'"):
         prepare(source)
 
 
-def test_without_network_the_sentence_says_what_is_needed(prepare: Prepare) -> None:
-    source = {"kind": "hub", "repo": "nobody/nothing", "revision": REVISION, "columns": PAIRS}
-    with pytest.raises(UserError, match=r"the instruction data needs nobody/nothing at 01234567 .*check the network"):
+def test_a_gated_dataset_says_how_to_get_it(hub: Hub, prepare: Prepare) -> None:
+    revision = hub.add("dataset", "owner/name", {"data.jsonl": lines([pair(1)])}, "gated")
+    source = {"kind": "hub", "repo": "owner/name", "revision": revision, "columns": PAIRS}
+    with pytest.raises(
+        UserError, match=r"dataset owner/name is gated: accept its licence at http.*/datasets/owner/name"
+    ):
         prepare(source)
 
 

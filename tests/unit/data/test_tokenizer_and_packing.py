@@ -18,6 +18,7 @@ from effllm.data.shards import read_texts
 from effllm.data.tokenizer import END_OF_TEXT, load
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
+from tests.hub.server import Status
 
 TEXTS = [
     "plain English text, with  spaces \t and\r\nlines \n\n",
@@ -106,20 +107,25 @@ def test_a_corpus_too_small_for_the_vocabulary_names_both_numbers(train):
         train(vocab_size=60_000)
 
 
-def test_a_hub_tokenizer_is_saved_from_its_pinned_revision(monkeypatch, run_stage, train):
+def test_a_hub_tokenizer_is_saved_from_its_pinned_revision(hub, run_stage, train):
     local = train().directory / "tokenizer"
-    real, calls = transformers.AutoTokenizer.from_pretrained, []
-
-    def from_pretrained(repo, **kwargs):
-        calls.append((repo, kwargs))
-        return real(local)
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    config = {"tokenizer": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B", "revision": "ab" * 20}}
+    files = {path.name: path.read_bytes() for path in local.iterdir()}
+    revision = hub.add("model", "Qwen/Qwen2.5-7B", files | {"model.safetensors": b"large", "config.json": b"{}"})
+    hub.fault("/resolve/.*tokenizer.json", Status(503))
+    config = {"tokenizer": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B", "revision": revision}}
     fetched = run_stage("tokenizer", "hub", config)
-    assert calls == [("Qwen/Qwen2.5-7B", {"revision": "ab" * 20, "trust_remote_code": False})]
-    monkeypatch.undo()
-    assert load(fetched.directory)("some text")["input_ids"] == real(local)("some text")["input_ids"]
+    assert hub.asked("safetensors") == []
+    assert load(fetched.directory)("some text")["input_ids"] == load(local.parent)("some text")["input_ids"]
+    for path in (fetched.directory / "tokenizer").iterdir():
+        assert str(fetched.directory) not in path.read_text() and ".scratch" not in path.read_text()
+
+
+def test_a_repository_without_a_tokenizer_is_said_to_have_none(hub, run_stage):
+    revision = hub.add("model", "owner/weights", {"model.safetensors": b"large", "config.json": b"{}"})
+    config = {"tokenizer": {"kind": "hub", "repo": "owner/weights", "revision": revision}}
+    with pytest.raises(UserError, match=r"owner/weights at .* holds no tokenizer that can be read") as raised:
+        run_stage("tokenizer", "hub", config)
+    assert ".scratch" not in str(raised.value)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -182,7 +182,7 @@ def test_small_files_are_checked_too(repository: Repository, hub: Hub, tmp_path:
 
 def test_a_partial_file_of_something_else_is_replaced(repository: Repository, hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors.partial").write_bytes(b"x" * 1000)
+    (tmp_path / "out" / ".model.safetensors.partial").write_bytes(b"x" * 1000)
     assert fetched(repository, tmp_path / "out") == TOP
     assert [request.range for request in hub.asked(CDN)] == ["bytes=1000-", None]
 
@@ -197,7 +197,7 @@ def test_a_killed_download_is_taken_up(repository: Repository, hub: Hub, tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen([sys.executable, "-c", code, out], env=os.environ | environment(hub, tmp_path / "home"))
-    partial = out / "model.safetensors.partial"
+    partial = out / ".model.safetensors.partial"
     while not ((out / "config.json").exists() and partial.exists() and partial.stat().st_size > 600_000):
         assert process.poll() is None
         time.sleep(0.02)
@@ -262,7 +262,7 @@ def test_offline_the_cache_is_what_there_is(
             "private",
             {},
             None,
-            r"does not exist on the hub, or is hidden from this account: correct source.repo",
+            r"does not exist on the hub, or is hidden from this account: correct the name",
         ),
         ("private", {"mine": set()}, "mine", r"does not exist on the hub, or is hidden from this account"),
     ],
@@ -301,7 +301,7 @@ def test_a_token_goes_to_the_hub_and_not_to_the_cdn_nor_into_the_log(
         (
             "owner/name",
             "0" * 40,
-            r"the model owner/name has no revision 0{40}: correct source.revision",
+            r"the model owner/name has no revision 0{40}: take a commit that http",
         ),
         ("owner/other", "0" * 40, r"the model owner/other does not exist on the hub"),
         ("https://huggingface.co/a/b", "0" * 40, r"cannot name a repository of the hub .*: write owner/name"),
