@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Count, Float, PositiveFloat, PositiveInt, Section
+from effllm.study.base import Count, Dimension, Float, Layers, PositiveFloat, Section
 from effllm.study.decoder_shape import (
     Attention,
     FeedForward,
@@ -13,6 +13,7 @@ from effllm.study.decoder_shape import (
     check_decoder_shape,
     default_key_value_heads,
     require_multiple,
+    require_pairs,
     saved_model_type,
 )
 
@@ -20,12 +21,14 @@ from effllm.study.decoder_shape import (
 class _Shape(Section):
     """What every family has."""
 
-    hidden_size: PositiveInt = Field(description="Width of the residual stream.")
-    num_hidden_layers: PositiveInt = Field(description="Number of layers.")
-    vocab_size: PositiveInt | None = Field(
+    hidden_size: Dimension = Field(description="Width of the residual stream.")
+    num_hidden_layers: Layers = Field(description="Number of layers.")
+    vocab_size: Dimension | None = Field(
         default=None, description="Rows of the embedding, at least the tokenizer's words; null takes just these."
     )
-    initializer_range: PositiveFloat = Field(default=0.02, description="Standard deviation of initial weights.")
+    initializer_range: Annotated[PositiveFloat, Field(le=10)] = Field(
+        default=0.02, description="Standard deviation of initial weights."
+    )
 
     @property
     def longest_sequence(self) -> int | None:
@@ -45,9 +48,9 @@ class _Shape(Section):
 class _Transformer(_Shape):
     """A shape with attention heads."""
 
-    intermediate_size: PositiveInt = Field(description="Width of the feed-forward layer.")
-    num_attention_heads: PositiveInt = Field(description="Number of query heads.")
-    max_position_embeddings: PositiveInt = Field(description="Longest sequence in tokens.")
+    intermediate_size: Dimension = Field(description="Width of the feed-forward layer.")
+    num_attention_heads: Dimension = Field(description="Number of query heads.")
+    max_position_embeddings: Dimension = Field(description="Longest sequence in tokens.")
 
     def linear_in_features(self) -> dict[str, int]:
         return {
@@ -62,9 +65,9 @@ class LlamaArchitecture(_Transformer):
     """A decoder of Transformers' Llama, Phi3 or Qwen2 classes."""
 
     model_type: Literal["llama", "phi3", "qwen2"] = Field(description="Family, as Transformers names it.")
-    num_key_value_heads: PositiveInt = Field(description="Number of key and value heads.")
+    num_key_value_heads: Dimension = Field(description="Number of key and value heads.")
     rope_theta: PositiveFloat = Field(default=10000.0, description="Base of the rotary position embedding.")
-    rms_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of RMSNorm.")
+    rms_norm_eps: Annotated[PositiveFloat, Field(le=1)] = Field(default=1e-6, description="Epsilon of RMSNorm.")
     tie_word_embeddings: bool = Field(default=True, description="Share the embedding with the output head.")
 
     @model_validator(mode="after")
@@ -73,6 +76,7 @@ class LlamaArchitecture(_Transformer):
         require_multiple(
             "num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads
         )
+        require_pairs(self.hidden_size // self.num_attention_heads)
         return self
 
 
@@ -83,32 +87,32 @@ class DecoderArchitecture(_Transformer):
     attention: Attention = Field(default="gqa", description="mha, gqa, mqa, mla or nsa.")
     position: Position = Field(default="rope", description="rope, sinusoidal, learned, relative or none.")
     feed_forward: FeedForward = Field(default="swiglu", description="swiglu, or moe: a mixture of such experts.")
-    num_key_value_heads: PositiveInt | None = Field(
+    num_key_value_heads: Dimension | None = Field(
         default=None, description="Key and value heads; null leaves the attention's own number (gqa and nsa: 2)."
     )
-    head_dim: PositiveInt | None = Field(default=None, description="Width of a head; null divides hidden_size.")
+    head_dim: Dimension | None = Field(default=None, description="Width of a head; null divides hidden_size.")
     rope_theta: PositiveFloat = Field(default=1e6, description="Base of the rotary position embedding.")
-    rms_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of RMSNorm.")
+    rms_norm_eps: Annotated[PositiveFloat, Field(le=1)] = Field(default=1e-6, description="Epsilon of RMSNorm.")
     tie_word_embeddings: bool = Field(default=True, description="Share the embedding with the output head.")
-    relative_attention_max_distance: PositiveInt = Field(
+    relative_attention_max_distance: Dimension = Field(
         default=128, description="relative: distances from here on share a bias."
     )
-    kv_lora_rank: PositiveInt | None = Field(
+    kv_lora_rank: Dimension | None = Field(
         default=None, description="mla: width of the cached latent; null takes hidden_size / 8."
     )
-    qk_nope_head_dim: PositiveInt = Field(default=128, description="mla: unrotated width of queries and keys.")
-    qk_rope_head_dim: PositiveInt = Field(default=64, description="mla: rotated width of queries and keys.")
-    v_head_dim: PositiveInt = Field(default=128, description="mla: width of a head's values.")
-    nsa_window: PositiveInt = Field(default=128, description="nsa: tokens of the sliding window.")
-    nsa_compression_block: PositiveInt = Field(default=64, description="nsa: tokens of a compressed block.")
-    nsa_compression_stride: PositiveInt = Field(default=32, description="nsa: tokens between compressed blocks.")
-    nsa_selection_block: PositiveInt = Field(default=64, description="nsa: tokens of a selected block.")
-    nsa_selected_blocks: PositiveInt = Field(default=4, description="nsa: blocks that a query attends to in full.")
+    qk_nope_head_dim: Dimension = Field(default=128, description="mla: unrotated width of queries and keys.")
+    qk_rope_head_dim: Dimension = Field(default=64, description="mla: rotated width of queries and keys.")
+    v_head_dim: Dimension = Field(default=128, description="mla: width of a head's values.")
+    nsa_window: Dimension = Field(default=128, description="nsa: tokens of the sliding window.")
+    nsa_compression_block: Dimension = Field(default=64, description="nsa: tokens of a compressed block.")
+    nsa_compression_stride: Dimension = Field(default=32, description="nsa: tokens between compressed blocks.")
+    nsa_selection_block: Dimension = Field(default=64, description="nsa: tokens of a selected block.")
+    nsa_selected_blocks: Dimension = Field(default=4, description="nsa: blocks that a query attends to in full.")
     nsa_initial_blocks: Count = Field(default=1, description="nsa: of these, blocks at the start of the text.")
-    nsa_local_blocks: PositiveInt = Field(default=2, description="nsa: of these, blocks up to the query.")
-    num_experts: PositiveInt = Field(default=8, description="moe: number of experts.")
-    num_experts_per_tok: PositiveInt = Field(default=2, description="moe: experts that a token is sent to.")
-    moe_intermediate_size: PositiveInt | None = Field(
+    nsa_local_blocks: Dimension = Field(default=2, description="nsa: of these, blocks up to the query.")
+    num_experts: Dimension = Field(default=8, description="moe: number of experts.")
+    num_experts_per_tok: Dimension = Field(default=2, description="moe: experts that a token is sent to.")
+    moe_intermediate_size: Dimension | None = Field(
         default=None, description="moe: width of an expert; null takes intermediate_size."
     )
     router_aux_loss_coef: Annotated[Float, Field(ge=0)] = Field(
@@ -136,6 +140,10 @@ class DecoderArchitecture(_Transformer):
         return self.model_dump(exclude={"model_type", "vocab_size"}, exclude_none=True)
 
 
+# rotary_pct of Transformers' GPTNeoXConfig, and of Pythia.
+GPT_NEOX_ROTARY_SHARE = 0.25
+
+
 class GptNeoxArchitecture(_Transformer):
     """GPT-NeoX, the architecture of Pythia: rotary quarter heads, LayerNorm, GELU, parallel residual, untied head."""
 
@@ -144,6 +152,7 @@ class GptNeoxArchitecture(_Transformer):
     @model_validator(mode="after")
     def _heads_divide(self) -> "GptNeoxArchitecture":
         require_multiple("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+        require_pairs(int(self.hidden_size // self.num_attention_heads * GPT_NEOX_ROTARY_SHARE))
         return self
 
 
@@ -151,17 +160,19 @@ class MambaArchitecture(_Shape):
     """Mamba (Gu and Dao 2023): selective state spaces, with Transformers' expansion 2, state 16 and tied head."""
 
     model_type: Literal["mamba"] = Field(description="Family.")
-    initializer_range: PositiveFloat = Field(default=0.1, description="Standard deviation of initial weights.")
+    initializer_range: Annotated[PositiveFloat, Field(le=10)] = Field(
+        default=0.1, description="Standard deviation of initial weights."
+    )
 
 
 class RwkvArchitecture(_Shape):
     """RWKV version 4 (Peng et al. 2023), the one that Transformers has; untied head."""
 
     model_type: Literal["rwkv"] = Field(description="Family.")
-    intermediate_size: PositiveInt | None = Field(
+    intermediate_size: Dimension | None = Field(
         default=None, description="Width of the channel mixing; null takes four times hidden_size."
     )
-    max_position_embeddings: PositiveInt = Field(description="Longest sequence in training (context_length).")
+    max_position_embeddings: Dimension = Field(description="Longest sequence in training (context_length).")
 
 
 Architecture = Annotated[

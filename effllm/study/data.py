@@ -4,16 +4,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from effllm.study.base import Count, Fraction, Id, PositiveFloat, PositiveInt, Revision, Section
+from effllm.study.base import (
+    Count,
+    Dimension,
+    Fraction,
+    Id,
+    PositiveFloat,
+    PositiveInt,
+    Repository,
+    Revision,
+    Section,
+    Seed,
+    Text,
+    path_of,
+)
+
+CorpusPath = path_of(".parquet", ".jsonl", ".jsonl.gz")
 
 
 class HubCorpusSource(Section):
     """A dataset on the hub in FineWeb-Edu's columns, read as a stream."""
 
     kind: Literal["hub"]
-    repo: str = Field(description="Dataset repository on the hub, such as HuggingFaceFW/fineweb-edu.")
-    name: str | None = Field(default=None, description="Configuration of the dataset, such as sample-350BT.")
-    split: str = Field(default="train", description="Split of the dataset.")
+    repo: Repository = Field(description="Dataset repository on the hub, such as HuggingFaceFW/fineweb-edu.")
+    name: Text | None = Field(default=None, description="Configuration of the dataset, such as sample-350BT.")
+    split: Text = Field(default="train", description="Split of the dataset.")
     revision: Revision = Field(description="Commit of the dataset repository, 40 hexadecimal digits.")
 
 
@@ -21,7 +36,7 @@ class FilesCorpusSource(Section):
     """Local parquet or JSON-lines files in FineWeb-Edu's columns."""
 
     kind: Literal["files"]
-    paths: Annotated[list[str], Field(min_length=1)] = Field(
+    paths: Annotated[list[CorpusPath], Field(min_length=1)] = Field(
         description="Files or glob patterns (*.parquet, *.jsonl, *.jsonl.gz), read in sorted order."
     )
 
@@ -40,7 +55,7 @@ class Corpus(Section):
     """A sample of documents, split into a training and a held-out part."""
 
     source: CorpusSource = Field(description="Where the documents come from: hub, files or embedded.")
-    languages: list[str] | None = Field(
+    languages: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None, description="Keep documents in these languages (column `language`); null keeps all."
     )
     minimum_int_score: Count = Field(
@@ -59,7 +74,7 @@ class Corpus(Section):
         description="Share of documents held out, chosen by a hash of the text alone: whatever the seed or "
         "the source, a text is on the same side of the split."
     )
-    seed: Count = Field(default=0, description="Seed of the sample.")
+    seed: Seed = Field(default=0, description="Seed of the sample.")
     shard_documents: PositiveInt = Field(default=100_000, description="Documents per parquet file written.")
 
 
@@ -68,7 +83,7 @@ class TrainedTokenizer(Section):
 
     kind: Literal["train"]
     corpus: Id = Field(description="Id of the corpus.")
-    vocab_size: Annotated[int, Field(ge=258)] = Field(
+    vocab_size: Annotated[Dimension, Field(ge=258)] = Field(
         description="Size of the vocabulary, the 256 bytes and the end-of-text token included."
     )
     minimum_frequency: PositiveInt = Field(default=2, description="Pairs seen less often are never merged.")
@@ -78,7 +93,7 @@ class HubTokenizer(Section):
     """The tokenizer of a model on the hub."""
 
     kind: Literal["hub"]
-    repo: str = Field(description="Model repository on the hub.")
+    repo: Repository = Field(description="Model repository on the hub.")
     revision: Revision = Field(description="Commit of the repository, 40 hexadecimal digits.")
 
 
@@ -101,13 +116,13 @@ class SyntheticStream(Section):
     """
 
     kind: Literal["synthetic"]
-    vocab_size: Annotated[int, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
+    vocab_size: Annotated[Dimension, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
     tokens: PositiveInt = Field(description="Number of tokens.")
     distribution: Literal["uniform", "zipf"] = Field(
         default="uniform", description="uniform: every id alike. zipf: id k with a weight of (k + 1)^-exponent."
     )
     exponent: PositiveFloat = Field(default=1.0, description="Exponent of zipf.")
-    seed: Count = Field(default=0, description="Seed of the ids.")
+    seed: Seed = Field(default=0, description="Seed of the ids.")
 
 
 def _encoded_unless_told(value: Any) -> Any:

@@ -42,6 +42,15 @@ def require_multiple(divisor_key: str, divisor: int, key: str, value: int) -> No
         raise ValueError(f"{key} {value} is not a multiple of {divisor_key} {divisor}: change one of them")
 
 
+def require_pairs(rotary_dimensions: int) -> None:
+    """Raise ValueError unless rotary embeddings can rotate these dimensions of a head in pairs."""
+    if rotary_dimensions < 2 or rotary_dimensions % 2:
+        raise ValueError(
+            f"rotary positions turn pairs of dimensions, and {rotary_dimensions} of each head are to be turned: choose "
+            "hidden_size and num_attention_heads so that this number is even"
+        )
+
+
 def _check_heads(shape: Any) -> None:
     heads = shape.num_attention_heads
     required = {"mha": heads, "mla": heads, "mqa": 1}.get(shape.attention)
@@ -52,8 +61,8 @@ def _check_heads(shape: Any) -> None:
         )
     require_multiple("num_key_value_heads", shape.num_key_value_heads, "num_attention_heads", heads)
     rotary = shape.qk_rope_head_dim if shape.attention == "mla" else shape.head_dim
-    if shape.position == "rope" and rotary % 2:
-        raise ValueError(f"position rope rotates pairs, and {rotary} dimensions are odd: make the head dim even")
+    if shape.position == "rope":
+        require_pairs(rotary)
 
 
 def _check_nsa(shape: Any) -> None:

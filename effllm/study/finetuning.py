@@ -12,7 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from effllm.study.architectures import Architecture
-from effllm.study.base import Count, Float, Fraction, Id, PlainId, PositiveFloat, PositiveInt, Section
+from effllm.study.base import (
+    Dimension,
+    Float,
+    Fraction,
+    Id,
+    LearningRate,
+    PlainId,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    repeated,
+)
 from effllm.study.instructions import Encoding
 from effllm.study.methods import FreezeMethod, FullMethod, LowRankMethod, Method
 from effllm.study.support import PARTLY_ADAPTED_MODEL_TYPES
@@ -27,7 +39,7 @@ class FinetuningOptimizer(Section):
     )
     beta1: Fraction = Field(default=0.9, description="Decay of the first moment.")
     beta2: Fraction = Field(default=0.999, description="Decay of the second moment.")
-    epsilon: PositiveFloat = Field(default=1e-8, description="Added to the denominator.")
+    epsilon: Annotated[PositiveFloat, Field(le=1)] = Field(default=1e-8, description="Added to the denominator.")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(
         default=0.0, description="Decoupled weight decay, of all trained tensors but vectors."
     )
@@ -38,10 +50,10 @@ class _Protocol(Section):
     """What every method of a suite shares, and what its runs are made of."""
 
     encoding: Encoding = Field(description="Template, truncation and packing.")
-    samples_per_step: PositiveInt = Field(
+    samples_per_step: Dimension = Field(
         description="Samples per optimizer step, over all devices; with packing, packed sequences."
     )
-    epochs: PositiveInt | None = Field(
+    epochs: Dimension | None = Field(
         default=None, description="Passes over the training samples; each in an order of its own. Or give max_steps."
     )
     max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps. Or give epochs.")
@@ -66,7 +78,7 @@ class _Protocol(Section):
     held_out_samples: PositiveInt | None = Field(
         default=None, description="Held-out samples that are scored before and after; null scores all."
     )
-    seed: Count = Field(default=0, description="Seed of the order of samples, of the adapters and of dropout.")
+    seed: Seed = Field(default=0, description="Seed of the order of samples, of the adapters and of dropout.")
 
     @model_validator(mode="after")
     def _has_one_length(self) -> "_Protocol":
@@ -85,8 +97,8 @@ class FinetuningRun(_Protocol):
     """One method on one model: a node's slice of the study."""
 
     method: Method = Field(description="What is trained.")
-    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
-    micro_batch_size: PositiveInt = Field(description="Samples per forward pass on one device.")
+    learning_rate: LearningRate = Field(description="Peak learning rate.")
+    micro_batch_size: Dimension = Field(description="Samples per forward pass on one device.")
     parallel: Parallel = Field(description="Devices, and what is sharded over them.")
 
     @property
@@ -132,12 +144,12 @@ class FinetuningSuite(_Protocol):
     instructions: Id = Field(description="Id of the instructions.")
     models: Annotated[list[Id], Field(min_length=1)] = Field(description="Ids of the base models.")
     methods: Annotated[list[PlainId], Field(min_length=1)] = Field(description="Ids of the methods.")
-    learning_rate: PositiveFloat = Field(description="Peak learning rate of the models that have no rate of their own.")
-    learning_rate_by_model: dict[Id, PositiveFloat] = Field(
+    learning_rate: LearningRate = Field(description="Peak learning rate of the models that have no rate of their own.")
+    learning_rate_by_model: dict[Id, LearningRate] = Field(
         default_factory=dict, description="Peak learning rates by model: larger models take smaller ones."
     )
-    micro_batch_size: PositiveInt = Field(description="Samples per forward pass on one device.")
-    micro_batch_size_by_method: dict[PlainId, PositiveInt] = Field(
+    micro_batch_size: Dimension = Field(description="Samples per forward pass on one device.")
+    micro_batch_size_by_method: dict[PlainId, Dimension] = Field(
         default_factory=dict, description="Micro batches of single methods; the samples per step stay the same."
     )
     parallel: Parallel = Field(default_factory=Parallel, description="Devices, and what is sharded over them.")
@@ -169,8 +181,8 @@ class FinetuningSuite(_Protocol):
                 if id not in members:
                     raise ValueError(f"{key}: {id!r} is not among the suite's {what}: correct it, or list it there")
         for what, ids in (("models", self.models), ("methods", self.methods)):
-            if repeated := sorted({id for id in ids if ids.count(id) > 1}):
-                raise ValueError(f"{what}: {', '.join(repeated)} is listed twice; list it once")
+            if twice := repeated(ids):
+                raise ValueError(f"{what}: {', '.join(twice)} is listed twice; list it once")
         return self
 
     @model_validator(mode="after")

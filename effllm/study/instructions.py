@@ -4,14 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Count, Fraction, PositiveInt, Revision, Section
+from effllm.study.base import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, path_of
+
+InstructionPath = path_of(".parquet", ".jsonl", ".jsonl.gz", ".json")
 
 
 class ChatColumns(Section):
     """A column that holds a conversation: a list of messages `{role, content}` with roles system, user, assistant."""
 
     kind: Literal["chat"]
-    messages: str = Field(default="messages", description="Column of the list of messages.")
+    messages: Text = Field(default="messages", description="Column of the list of messages.")
 
     def names(self) -> list[str]:
         """The columns to read."""
@@ -22,10 +24,10 @@ class PromptResponseColumns(Section):
     """Columns that hold one question and its answer."""
 
     kind: Literal["prompt_response"]
-    prompt: str = Field(default="prompt", description="Column of the question.")
-    response: str = Field(default="response", description="Column of the answer.")
-    system: str | None = Field(default=None, description="Column of the system message, if there is one.")
-    reasoning: str | None = Field(
+    prompt: Text = Field(default="prompt", description="Column of the question.")
+    response: Text = Field(default="response", description="Column of the answer.")
+    system: Text | None = Field(default=None, description="Column of the system message, if there is one.")
+    reasoning: Text | None = Field(
         default=None, description="Column of the reasoning that precedes the answer, if there is one."
     )
     answer: str = Field(
@@ -53,11 +55,11 @@ class HubInstructionSource(Section):
     """A dataset on the hub, read as a stream."""
 
     kind: Literal["hub"]
-    repo: str = Field(
+    repo: Repository = Field(
         description="Dataset repository on the hub, such as FreedomIntelligence/medical-o1-reasoning-SFT."
     )
-    name: str | None = Field(default=None, description="Configuration of the dataset, such as en.")
-    split: str = Field(default="train", description="Split of the dataset.")
+    name: Text | None = Field(default=None, description="Configuration of the dataset, such as en.")
+    split: Text = Field(default="train", description="Split of the dataset.")
     revision: Revision = Field(description="Commit of the dataset repository, 40 hexadecimal digits.")
     columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
 
@@ -66,7 +68,7 @@ class FilesInstructionSource(Section):
     """Local parquet, JSON-lines or JSON files."""
 
     kind: Literal["files"]
-    paths: Annotated[list[str], Field(min_length=1)] = Field(
+    paths: Annotated[list[InstructionPath], Field(min_length=1)] = Field(
         description="Files or glob patterns (*.parquet, *.jsonl, *.jsonl.gz, *.json), read in sorted order."
     )
     columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
@@ -89,11 +91,11 @@ class SyntheticInstructionSource(Section):
     """
 
     kind: Literal["synthetic"]
-    vocab_size: Annotated[int, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
+    vocab_size: Annotated[Dimension, Field(ge=2)] = Field(description="Ids run from 0 to this, exclusive.")
     samples: PositiveInt = Field(description="Number of training samples; there are no held-out ones.")
-    prompt_tokens: PositiveInt = Field(description="Tokens of each prompt, on which there is no loss.")
-    answer_tokens: PositiveInt = Field(description="Tokens of each answer.")
-    seed: Count = Field(default=0, description="Seed of the ids.")
+    prompt_tokens: Dimension = Field(description="Tokens of each prompt, on which there is no loss.")
+    answer_tokens: Dimension = Field(description="Tokens of each answer.")
+    seed: Seed = Field(default=0, description="Seed of the ids.")
 
 
 InstructionSource = Annotated[
@@ -143,7 +145,7 @@ class Encoding(Section):
         description="With template tokenizer: what tokenizers of base models that have no template get; null is an "
         "error for them.",
     )
-    sequence_length: PositiveInt = Field(description="Longest sequence in tokens; longer answers are cut at the end.")
+    sequence_length: Dimension = Field(description="Longest sequence in tokens; longer answers are cut at the end.")
     too_long: Literal["error", "drop"] = Field(
         default="error",
         description="What happens to a sample whose prompt leaves no room for an answer: stop before training and "

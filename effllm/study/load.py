@@ -1,64 +1,59 @@
 """Read a study from YAML and say in one sentence what is wrong with it."""
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from effllm.errors import UserError
+from effllm.study.base import shortened
+from effllm.study.reading import read_yaml
 from effllm.study.study import Study, suggestion
 
 _YAML_FLOAT_AS_TEXT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_MOST_ERRORS = 8
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice in a mapping is an error, not the last one's victory."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice: delete one", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+# A terminal shows so much at a glance. What does not fit is counted.
+_LONGEST_MESSAGE = 390
+_LONGEST_SENTENCE = 280
 
 
 def load_study(path: str | Path) -> Study:
     """Read and check the study in `path`; `UserError` names the file, the key, the value and the remedy."""
-    try:
-        with open(path) as stream:
-            raw = yaml.load(stream, Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name an existing study file.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    return parse_study(raw, source=str(path))
+    return parse_study(read_yaml(path), source=str(path))
 
 
 def parse_study(raw: Any, source: str) -> Study:
     """Check an already parsed study; `source` names it in errors."""
+    source = source if len(source) < 120 else f"...{source[-117:]}"
     if not isinstance(raw, dict):
         raise UserError(f"{source} holds no study: it must be a mapping with the keys of config/schema.json.")
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        sentences = [_sentence(item) for item in error.errors()]
-        more = len(sentences) - _MOST_ERRORS
-        listed = "; ".join(sentences[:_MOST_ERRORS]) + (f"; and {more} more" if more > 0 else "")
-        raise UserError(f"{source}: {listed}.") from None
+        raise UserError(_message(error.errors(include_url=False), source)) from None
+
+
+def _message(items: list[Any], source: str) -> str:
+    """One line: the source, as many of the errors as have room, and the number of the others."""
+    line = f"{source}: "
+    # A misspelt key is often the reason why another one is missing.
+    items = sorted(items, key=lambda item: item["type"] not in ("extra_forbidden", "invalid_key"))
+    for index, item in enumerate(items):
+        sentence = _clipped(" ".join(_sentence(item).split()), _LONGEST_SENTENCE)
+        if index and len(line) + len(sentence) > _LONGEST_MESSAGE - 20:
+            return f"{line}; and {len(items) - index} more."
+        line += f"; {sentence}" if index else sentence
+    return f"{line}."
+
+
+def _clipped(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _sentence(item: Any) -> str:
-    where = ".".join(str(part) for part in _path(item["loc"]))
+    where = ".".join(_clipped(str(part), 64) for part in _path(item["loc"]))
     value, kind, context = item["input"], item["type"], item.get("ctx", {})
     if kind == "value_error":
         message = str(context["error"])
@@ -67,23 +62,27 @@ def _sentence(item: Any) -> str:
         mantissa, exponent = re.split("[eE]", value)
         mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
         sign = exponent if exponent[0] in "+-" else f"+{exponent}"
-        return f"{where}: {value!r} is text to YAML, not a number: write {mantissa}e{sign}"
+        return f"{where}: {shortened(value)} is text to YAML, not a number: write {mantissa}e{sign}"
     if kind == "extra_forbidden":
-        return f"{where}: unknown key (value {value!r}); {_known_keys(item['loc'])}"
+        return f"{where}: unknown key (value {shortened(value)}); {_known_keys(item['loc'])}"
     if kind == "missing":
         return f"{where}: this key is missing; add it (config/schema.json describes it)"
     if kind == "string_pattern_mismatch":
-        return f"{where}: {value!r} is not allowed; {_explain_pattern(context['pattern'])}"
+        return f"{where}: {shortened(value)} is not allowed; {_explain_pattern(context['pattern'])}"
     if kind == "union_tag_invalid":
         choices = [choice.strip("' ") for choice in context["expected_tags"].split(",")]
         key = context["discriminator"].strip("'")
-        return f"{where}.{key}: {context['tag']!r} does not exist; {suggestion(context['tag'], choices)}"
+        return f"{where}.{key}: {shortened(context['tag'])} does not exist; {suggestion(context['tag'], choices)}"
     if kind == "union_tag_not_found":
         key = context["discriminator"].strip("'")
         return f"{where}.{key}: this key is missing; it says which of the forms in config/schema.json is meant"
     if kind == "literal_error":
-        return f"{where}: {value!r} is not allowed; choose {context['expected']}"
-    return f"{where}: {item['msg']}, got {value!r}; correct it"
+        return f"{where}: {shortened(value)} is not allowed; choose {context['expected']}"
+    if kind == "string_too_long":
+        return f"{where}: {shortened(value)} has {len(value)} characters; write at most {context['max_length']}"
+    if kind == "invalid_key":
+        return f"{where}: the key {shortened(value)} is not text; write it in quotes"
+    return f"{where}: {item['msg']}, got {shortened(value)}; correct it"
 
 
 def _path(loc: Iterable[Any]) -> list[Any]:
@@ -97,7 +96,7 @@ def _known_keys(loc: tuple[Any, ...]) -> str:
 
 def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Follow a location of pydantic's through the study's schema: its keys without tags, and the schema it ends at."""
-    schema: Any = Study.model_json_schema()
+    schema: Any = _schema()
     definitions = schema["$defs"]
     path = []
     for part in loc:
@@ -116,6 +115,11 @@ def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
             entries = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), {})
             schema = entries if isinstance(entries, dict) else {}
     return path, _resolve(schema, definitions)
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Study.model_json_schema()
 
 
 def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -4,18 +4,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Count, Float, Fraction, Id, PlainId, PositiveFloat, PositiveInt, Revision, Section
+from effllm.study.base import (
+    Count,
+    Dimension,
+    Fraction,
+    Id,
+    PlainId,
+    PositiveFloat,
+    PositiveInt,
+    Revision,
+    SamplePeriod,
+    Seconds,
+    Section,
+    Seed,
+    Text,
+)
 
 
 class HarnessBenchmark(Section):
     """A task or group of lm-evaluation-harness, its data fetched from the hub at a pinned revision."""
 
     kind: Literal["harness"]
-    task: str = Field(description="Name of the task or group in lm-eval, such as leaderboard_mmlu_pro.")
+    task: Text = Field(description="Name of the task or group in lm-eval, such as leaderboard_mmlu_pro.")
     revision: Revision = Field(description="Commit of the task's dataset repository, 40 hexadecimal digits.")
-    metric: str = Field(description="The score, as lm-eval names it: acc, acc_norm, exact_match, ...")
+    metric: Text = Field(description="The score, as lm-eval names it: acc, acc_norm, exact_match, ...")
     chance_level: Fraction = Field(description="Expected score of guessing.")
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
     limit: PositiveInt | None = Field(default=None, description="Documents per task; null takes all.")
 
 
@@ -30,8 +44,8 @@ class HeldOutBenchmark(Section):
         "generate the last word. perplexity: rolling log-likelihood of whole documents."
     )
     items: PositiveInt = Field(description="Number of items; an error if the held-out text has fewer.")
-    seed: Count = Field(default=0, description="Seed of the choice of items and of their alterations.")
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
+    seed: Seed = Field(default=0, description="Seed of the choice of items and of their alterations.")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
 
 
 Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark, Field(discriminator="kind")]
@@ -40,23 +54,23 @@ Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark, Field(discriminator="
 class EvaluationProtocol(Section):
     """How every benchmark is run."""
 
-    batch_size: PositiveInt = Field(description="Requests per forward pass.")
-    max_length: PositiveInt | None = Field(
+    batch_size: Dimension = Field(description="Requests per forward pass.")
+    max_length: Dimension | None = Field(
         default=None, description="Longest input in tokens; null takes the model's own limit."
     )
-    bootstrap_iters: Count = Field(
+    bootstrap_iters: Annotated[Count, Field(le=1_000_000)] = Field(
         default=1000, description="Bootstrap resamples for standard errors that have no closed form."
     )
-    sample_period_s: PositiveFloat = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
-    seed: Count = Field(default=0, description="Seed of few-shot sampling.")
+    sample_period_s: SamplePeriod = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
+    seed: Seed = Field(default=0, description="Seed of few-shot sampling.")
 
 
 class Workload(Section):
     """Greedy decoding of a set number of tokens from a prompt of random tokens."""
 
-    prompt_tokens: PositiveInt = Field(description="Tokens in the prompt.")
-    new_tokens: Annotated[int, Field(ge=2)] = Field(description="Tokens generated, minimum and maximum alike.")
-    batch_size: PositiveInt = Field(default=1, description="Sequences decoded together.")
+    prompt_tokens: Dimension = Field(description="Tokens in the prompt.")
+    new_tokens: Annotated[Dimension, Field(ge=2)] = Field(description="Tokens generated, minimum and maximum alike.")
+    batch_size: Dimension = Field(default=1, description="Sequences decoded together.")
     cuda_graph: bool = Field(
         default=False,
         description="Record prefill and decoding step as CUDA graphs over a static cache and replay them: the GPU's "
@@ -68,8 +82,10 @@ class InferenceProtocol(Section):
     """How the fixed workloads are measured by which precisions are compared."""
 
     workloads: Annotated[dict[PlainId, Workload], Field(min_length=1)] = Field(description="Workloads by id.")
-    idle_s: PositiveFloat = Field(description="Seconds of rest with the model loaded: the baseline of power.")
-    warmup_minimum: Annotated[int, Field(ge=3)] = Field(
+    idle_s: Annotated[Seconds, Field(gt=0)] = Field(
+        description="Seconds of rest with the model loaded: the baseline of power."
+    )
+    warmup_minimum: Annotated[Dimension, Field(ge=3)] = Field(
         default=3, description="Generations before a measurement, at least."
     )
     warmup_maximum: PositiveInt = Field(
@@ -78,18 +94,18 @@ class InferenceProtocol(Section):
     warmup_tolerance: Annotated[Fraction, Field(gt=0)] = Field(
         default=0.1, description="The last three times have settled when they span at most this share of their median."
     )
-    repeats: Annotated[int, Field(ge=2)] = Field(
+    repeats: Annotated[Dimension, Field(ge=2)] = Field(
         description="Measured windows per workload and phase, in an order shuffled over both."
     )
-    minimum_window_s: PositiveFloat = Field(
+    minimum_window_s: Annotated[Seconds, Field(gt=0)] = Field(
         description="Shortest window in seconds: as many generations as it takes. Power sensors want 30."
     )
-    cooldown_s: Annotated[Float, Field(ge=0)] = Field(description="Seconds of rest between windows.")
+    cooldown_s: Seconds = Field(description="Seconds of rest between windows.")
     maximum_relative_interval: PositiveFloat = Field(
         description="A row is invalid if the 95 % interval of its latency reaches further than this share of the mean."
     )
-    sample_period_s: PositiveFloat = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
-    seed: Count = Field(default=0, description="Seed of the prompts and of the order of windows.")
+    sample_period_s: SamplePeriod = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
+    seed: Seed = Field(default=0, description="Seed of the prompts and of the order of windows.")
 
     @model_validator(mode="after")
     def _warms_up(self) -> "InferenceProtocol":

@@ -4,19 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from effllm.study.base import Fraction, PositiveFloat, PositiveInt, Section
+from effllm.study.base import Dimension, Fraction, Layers, PositiveFloat, Section, Text
 
 
 class _LowRankMethod(Section):
     """An update B A of rank r beside each targeted linear layer, which itself is fixed."""
 
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
-    rank: PositiveInt = Field(description="Rank r of the update.")
-    alpha: PositiveInt = Field(description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
+    rank: Dimension = Field(description="Rank r of the update.")
+    alpha: Dimension = Field(description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).")
     dropout: Annotated[Fraction, Field(lt=1)] = Field(
         default=0.0, description="Dropout of the update's input in training."
     )
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = Field(
         default="all-linear",
         description="Linear layers that get an update: all but the output head, or the last parts of their names, such "
         "as [q_proj, v_proj].",
@@ -33,7 +33,7 @@ class LoraPlusMethod(_LowRankMethod):
     """LoRA+ (Hayou et al., arXiv 2402.12354): LoRA whose B learns faster than its A."""
 
     kind: Literal["lora_plus"]
-    learning_rate_ratio: Annotated[PositiveFloat, Field(ge=1)] = Field(
+    learning_rate_ratio: Annotated[PositiveFloat, Field(ge=1, le=1e4)] = Field(
         default=16.0, description="Learning rate of B divided by that of A, which is the suite's."
     )
 
@@ -60,15 +60,15 @@ class FreezeMethod(Section):
     """The input embeddings and the first layers are fixed, all above is trained."""
 
     kind: Literal["freeze"]
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
-    frozen_layers: PositiveInt = Field(description="Number of layers, counted from the input, that are fixed.")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
+    frozen_layers: Layers = Field(description="Number of layers, counted from the input, that are fixed.")
 
 
 class FullMethod(Section):
     """Every parameter is trained."""
 
     kind: Literal["full"]
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
 
 
 LowRankMethod = LoraMethod | LoraPlusMethod | RsLoraMethod | DoraMethod | PissaMethod

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.study.architectures import Architecture
-from effllm.study.base import Count, Fraction, Id, PlainId, PositiveInt, Revision, Section
+from effllm.study.base import Dimension, Fraction, Id, PlainId, PositiveInt, Repository, Revision, Section, Seed, Text
 
 
 class PretrainedSource(Section):
@@ -19,7 +19,7 @@ class HubModelSource(Section):
     """A model on the hub."""
 
     kind: Literal["hub"]
-    repo: str = Field(description="Model repository on the hub.")
+    repo: Repository = Field(description="Model repository on the hub.")
     revision: Revision = Field(description="Commit of the repository, 40 hexadecimal digits.")
 
 
@@ -27,7 +27,7 @@ class LocalModelSource(Section):
     """A model directory on this file system, as `save_pretrained` writes it (safetensors and tokenizer)."""
 
     kind: Literal["local"]
-    path: str = Field(description="The directory.")
+    path: Text = Field(description="The directory.")
 
 
 class FinetunedSource(Section):
@@ -53,7 +53,7 @@ class RandomSource(Section):
     kind: Literal["random"]
     architecture: Architecture = Field(description="Shape of the model, by its model_type, with its vocab_size.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type of the weights.")
-    seed: Count = Field(default=0, description="Seed of the weights.")
+    seed: Seed = Field(default=0, description="Seed of the weights.")
 
     @model_validator(mode="after")
     def _has_a_vocabulary(self) -> "RandomSource":
@@ -73,7 +73,7 @@ class Model(Section):
     """A model under test."""
 
     source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local, finetuned or random.")
-    label: str | None = Field(default=None, description="Name in the tables; null prints the id.")
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,
         description="Settings of single precisions that differ for this model, by precision id and key, "
@@ -93,8 +93,8 @@ class Calibration(Section):
         default=None, description="Id of a synthetic token stream, in place of a corpus, for models of kind random."
     )
     samples: PositiveInt = Field(description="Number of sequences.")
-    sequence_length: PositiveInt = Field(description="Tokens per sequence.")
-    seed: Count = Field(default=0, description="Seed of the choice of documents, or of a stream's sequences.")
+    sequence_length: Dimension = Field(description="Tokens per sequence.")
+    seed: Seed = Field(default=0, description="Seed of the choice of documents, or of a stream's sequences.")
 
     @property
     def source(self) -> str:

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Collection
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
+from effllm.study.agreement import check_lengths, check_names, check_vocabularies
 from effllm.study.architectures import Architecture
-from effllm.study.base import Id, PlainId, Section
+from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.instructions import Instructions
@@ -32,6 +34,8 @@ from effllm.study.support import GPTQ_MODEL_TYPES
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
+_MOST_CHOICES = 16
+
 
 class _PrecisionOf(Section):
     """Wraps the union, so that a merged precision is validated like one read from the file."""
@@ -42,8 +46,8 @@ class _PrecisionOf(Section):
 class Study(Section):
     """Everything that decides a result. Where and how it runs is a profile's business."""
 
-    name: str = Field(description="Name of the study.")
-    description: str = Field(description="What it is for, in a sentence.")
+    name: Text = Field(description="Name of the study.")
+    description: Annotated[str, Field(max_length=LONGEST_TEXT)] = Field(description="What it is for, in a sentence.")
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
@@ -100,6 +104,9 @@ class Study(Section):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
+        check_names(self)
+        check_vocabularies(self)
+        check_lengths(self)
         return self
 
     def precision_of(self, model: str, precision: str) -> Precision:
@@ -160,7 +167,7 @@ class Study(Section):
             self.precision_of(model, precision)
         except ValidationError as error:
             details = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc'][2:])}: {item['msg']} (got {item['input']!r})"
+                f"{'.'.join(str(part) for part in item['loc'][2:])}: {item['msg']} (got {shortened(item['input'])})"
                 for item in error.errors()
             )
             raise ValueError(f"{where}: {details}") from None
@@ -235,9 +242,8 @@ class Study(Section):
         ):
             for id in ids:
                 _require(f"{where}.{key}", id, known)
-            repeated = {id for id in ids if ids.count(id) > 1}
-            if repeated:
-                raise ValueError(f"{where}.{key}: {', '.join(sorted(repeated))} is listed twice; list it once")
+            if twice := repeated(ids):
+                raise ValueError(f"{where}.{key}: {', '.join(twice)} is listed twice; list it once")
         for model in table.models:
             if table.benchmarks and isinstance(self.models[model].source, RandomSource):
                 raise ValueError(
@@ -260,10 +266,14 @@ def _require(where: str, id: str, known: Collection[str]) -> None:
 
 def suggestion(word: str, known: Collection[str]) -> str:
     """What to write instead of an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(word[:100], known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"choose one of {', '.join(sorted(known))}" if known else "none is defined: add it"
+    if not known:
+        return "none is defined: add it"
+    listed = sorted(known)
+    more = f" or {len(listed) - _MOST_CHOICES} more" if len(listed) > _MOST_CHOICES else ""
+    return f"choose one of {', '.join(listed[:_MOST_CHOICES])}{more}"
 
 
 def _divisor(width: int) -> int:

@@ -5,15 +5,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Id, PlainId, Section
+from effllm.study.base import Id, PlainId, Section, Text, repeated
 from effllm.study.training import PretrainingRun
 
 
 class PretrainingRow(Section):
     """One architecture, trained once or under several seeds; what it was trained with is in its runs."""
 
-    method: str = Field(description="Name of the technique, such as MQA.")
-    parameters: str = Field(description="Nominal size, such as 0.5B; the real number of parameters stands beside it.")
+    method: Text = Field(description="Name of the technique, such as MQA.")
+    parameters: Text = Field(description="Nominal size, such as 0.5B; the real number of parameters stands beside it.")
     runs: Annotated[list[Id], Field(min_length=1)] = Field(
         description="Ids of pretraining runs; several are seeds of one configuration and make one row."
     )
@@ -28,8 +28,8 @@ class PretrainingTable(Section):
     def _rows_differ(self) -> "PretrainingTable":
         names = [f"{row.method} {row.parameters}" for row in self.rows]
         for kind, listed in (("row", names), ("run", [run for row in self.rows for run in row.runs])):
-            if repeated := sorted({item for item in listed if listed.count(item) > 1}):
-                raise ValueError(f"rows: the {kind} {', '.join(map(repr, repeated))} stands twice; list it once")
+            if twice := repeated(listed):
+                raise ValueError(f"rows: the {kind} {', '.join(map(repr, twice))} stands twice; list it once")
         return self
 
 

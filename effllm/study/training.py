@@ -5,18 +5,29 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from effllm.study.architectures import Architecture
-from effllm.study.base import Count, Float, Fraction, Id, PositiveFloat, PositiveInt, Section
+from effllm.study.base import (
+    Count,
+    Dimension,
+    Float,
+    Fraction,
+    Id,
+    LearningRate,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+)
 
 
 class AdamW(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    learning_rate: LearningRate = Field(description="Peak learning rate.")
     minimum_learning_rate: Annotated[Float, Field(ge=0)] = Field(description="Learning rate at the last step.")
     warmup_steps: Count = Field(description="Optimizer steps of linear warm-up.")
     beta1: Fraction = Field(default=0.9, description="Decay of the first moment.")
     beta2: Fraction = Field(default=0.95, description="Decay of the second moment.")
-    epsilon: PositiveFloat = Field(default=1e-8, description="Added to the denominator.")
+    epsilon: Annotated[PositiveFloat, Field(le=1)] = Field(default=1e-8, description="Added to the denominator.")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.1, description="Decoupled weight decay.")
     max_grad_norm: PositiveFloat = Field(default=1.0, description="Gradients are clipped to this norm.")
 
@@ -38,8 +49,8 @@ class Parallel(Section):
         description="single: one device. ddp: a whole copy on each. fsdp2: weights, gradients and optimizer sharded by "
         "PyTorch. zero2, zero3: DeepSpeed, sharding gradients and optimizer, or the weights too.",
     )
-    devices: PositiveInt = Field(default=1, description="Devices per node, one rank each.")
-    nodes: PositiveInt = Field(default=1, description="Nodes.")
+    devices: Annotated[Dimension, Field(le=100_000)] = Field(default=1, description="Devices per node, one rank each.")
+    nodes: Annotated[Dimension, Field(le=100_000)] = Field(default=1, description="Nodes.")
     offload: bool = Field(
         default=False, description="zero2, zero3: keep the optimizer (zero3: and the weights) in the host's memory."
     )
@@ -63,9 +74,9 @@ class Parallel(Section):
 class Recipe(Section):
     """What the Trainer is told, whatever is trained. The global batch does not depend on the number of ranks."""
 
-    sequence_length: PositiveInt = Field(description="Tokens per training sequence.")
-    global_batch_size: PositiveInt = Field(description="Sequences per optimizer step, over all devices.")
-    micro_batch_size: PositiveInt = Field(description="Sequences per forward pass on one device.")
+    sequence_length: Dimension = Field(description="Tokens per training sequence.")
+    global_batch_size: Dimension = Field(description="Sequences per optimizer step, over all devices.")
+    micro_batch_size: Dimension = Field(description="Sequences per forward pass on one device.")
     max_steps: PositiveInt = Field(description="Optimizer steps.")
     optimizer: AdamW = Field(description="Optimizer and schedule.")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -85,7 +96,7 @@ class Recipe(Section):
         description="Steps between checkpoints to resume from; null writes none, and a stopped run starts over."
     )
     log_every_steps: PositiveInt = Field(default=10, description="Steps between points of the loss curve.")
-    seed: Count = Field(default=0, description="Seed of the initial weights and of the order of sequences.")
+    seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of sequences.")
 
     @property
     def gradient_accumulation_steps(self) -> int:

@@ -42,7 +42,7 @@ def sample_files(run_stage: RunStage) -> Callable[..., Artifact]:
     """Sample files into a corpus: `sample_files(paths, id=..., **config)`."""
 
     def sample(paths: Iterable[Path], id: str = "sample", **config: Any) -> Artifact:
-        source = {"kind": "files", "paths": ["unused"]}
+        source = {"kind": "files", "paths": ["unused.jsonl"]}
         return run_stage("corpus", id, {"source": source, "held_out_fraction": 0.2} | config, files=paths)
 
     return sample

@@ -23,7 +23,7 @@ from effllm.data.sources.files import FilesSource
 from effllm.study.data import Corpus
 
 output, *paths = map(Path, sys.argv[1:])
-source = {"kind": "files", "paths": ["unused"]}
+source = {"kind": "files", "paths": ["unused.jsonl"]}
 config = Corpus.model_validate({"source": source, "sample_fraction": 0.99, "held_out_fraction": 0.05})
 summary = sample(FilesSource(paths), config, output, output)
 # Not ru_maxrss, which a process inherits from the one that started it.

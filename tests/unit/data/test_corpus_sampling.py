@@ -200,7 +200,7 @@ def test_the_summary_counts_what_the_shards_hold(tmp_path, sample_files):
 def test_processes_with_different_hash_seeds_write_the_same_bytes(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [*documents(1500), *documents(300)])
     config = {
-        "source": {"kind": "files", "paths": ["unused"]},
+        "source": {"kind": "files", "paths": ["unused.jsonl"]},
         "sample_fraction": 0.6,
         "held_out_fraction": 0.1,
         "seed": 11,

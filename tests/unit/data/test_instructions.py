@@ -39,7 +39,7 @@ def prepare_files(prepare: Prepare) -> Prepare:
     """Prepare local files: `prepare_files(paths, columns, ...)`."""
 
     def run(paths: list[Path], columns: dict[str, Any], **config: Any) -> Artifact:
-        return prepare({"kind": "files", "paths": ["unused"], "columns": columns}, files=paths, **config)
+        return prepare({"kind": "files", "paths": ["unused.jsonl"], "columns": columns}, files=paths, **config)
 
     return run
 

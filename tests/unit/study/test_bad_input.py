@@ -156,6 +156,100 @@ CASES = {
         25,
         ["pretraining.llama-1m", "checkpoint_every_steps 25", "log_every_steps 10"],
     ),
+    "an infinite rate": (
+        "pretraining/llama-1m/optimizer/learning_rate",
+        float("inf"),
+        ["pretraining.llama-1m.optimizer.learning_rate", "inf"],
+    ),
+    "a rate that overflows": (
+        "finetuning/describe/learning_rate",
+        1e308,
+        ["finetuning.describe.learning_rate", "1e+308"],
+    ),
+    "a number of 400 digits": (
+        "pretraining/llama-1m/max_steps",
+        10**400,
+        ["pretraining.llama-1m.max_steps", "about 401 digits"],
+    ),
+    "no time to rest": ("inference/idle_s", float("nan"), ["inference.idle_s", "nan"]),
+    "an empty repository": (
+        "models/hub",
+        {"source": {"kind": "hub", "repo": "", "revision": "0" * 40}},
+        ["models.hub.source.repo", "write owner/name"],
+    ),
+    "a repository with a space": (
+        "models/hub",
+        {"source": {"kind": "hub", "repo": "Qwen /Qwen2.5", "revision": "0" * 40}},
+        ["models.hub.source.repo", "write Qwen/Qwen2.5"],
+    ),
+    "an address for a repository": (
+        "tokenizers/python-docs-2k",
+        {"kind": "hub", "repo": "https://huggingface.co/Qwen/Qwen2.5-1.5B/tree/main", "revision": "0" * 40},
+        ["tokenizers.python-docs-2k.repo", "write Qwen/Qwen2.5-1.5B"],
+    ),
+    "an address for a dataset": (
+        "corpora/python-docs/source",
+        {"kind": "hub", "repo": "https://huggingface.co/datasets/a/b", "revision": "0" * 40},
+        ["corpora.python-docs.source.repo", "write a/b"],
+    ),
+    "odd rotary dimensions of llama": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "model_type": "llama", "hidden_size": 12, "num_key_value_heads": 4},
+        ["pretraining.llama-1m.architecture", "3 of each head"],
+    ),
+    "odd rotary dimensions of gpt_neox": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "model_type": "gpt_neox", "hidden_size": 80},
+        ["pretraining.llama-1m.architecture", "5 of each head"],
+    ),
+    "no rotary dimensions of gpt_neox": (
+        "pretraining/llama-1m/architecture",
+        {**DECODER, "model_type": "gpt_neox", "hidden_size": 12},
+        ["pretraining.llama-1m.architecture", "0 of each head"],
+    ),
+    "a vocabulary below the tokenizer's": (
+        "pretraining/llama-1m/architecture/vocab_size",
+        1000,
+        ["pretraining.llama-1m.architecture.vocab_size", "1000 rows", "2048"],
+    ),
+    "a prompt beyond the positions": (
+        "inference/workloads/single/prompt_tokens",
+        5000,
+        ["inference.workloads.single", "5064 tokens", "512 positions"],
+    ),
+    "an evaluation beyond the positions": (
+        "evaluation/max_length",
+        5000,
+        ["evaluation.max_length", "5000 tokens", "512 positions"],
+    ),
+    "a calibration beyond the positions": (
+        "precisions/int4/calibration/sequence_length",
+        5000,
+        ["precisions.int4.calibration.sequence_length", "5000 tokens", "512 positions"],
+    ),
+    "ids that differ by case": (
+        "models/Llama-1m",
+        {"source": {"kind": "pretrained", "run": "llama-1m"}},
+        ["models.Llama-1m", "'llama-1m'", "rename one"],
+    ),
+    "two models of one label": (
+        "models/qwen2-1m/label",
+        "Llama-1M",
+        ["'llama-1m' and 'qwen2-1m'", "models.qwen2-1m.label"],
+    ),
+    "a label that is another's id": ("models/qwen2-1m/label", "phi3-1m", None),
+    "a system file for a corpus": (
+        "corpora/python-docs/source",
+        {"kind": "files", "paths": ["/etc/passwd"]},
+        ["corpora.python-docs.source.paths.0", "'/etc/passwd'", "*.parquet"],
+    ),
+    "a folder for instructions": (
+        "instructions/stdlib-name/source",
+        {"kind": "files", "paths": ["data/"], "columns": {"kind": "chat"}},
+        ["instructions.stdlib-name.source.paths.0", "'data/'", "*.jsonl"],
+    ),
+    "a label with a line break": ("models/qwen2-1m/label", "a\nb", ["models.qwen2-1m.label", "control character"]),
+    "an id as long as a file name": ("precisions/" + "x" * 200, {"kind": "cast", "dtype": "float16"}, ["x" * 50]),
     "warm-up": ("pretraining/llama-1m/optimizer/warmup_steps", 10_000, ["warmup_steps 10000", "lower it"]),
 }
 
@@ -166,7 +260,7 @@ def test_bad_input_is_named_with_its_remedy(tiny: dict[str, Any], name: str) -> 
     _set(tiny, path.replace("\\", "\0"), value)
     tiny["models"] = {key.replace("\0", "/"): model for key, model in tiny["models"].items()}
     if expected is None:
-        assert parse_study(tiny, "study.yaml").precisions["int4"].group_size == value
+        assert parse_study(tiny, "study.yaml")
         return
     with pytest.raises(UserError) as caught:
         parse_study(tiny, "study.yaml")

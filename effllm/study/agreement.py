@@ -1,0 +1,124 @@
+"""What the sections of a study must agree on, beside the names by which they refer to each other.
+
+Every check raises ValueError with the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from effllm.study.base import repeated
+from effllm.study.data import SyntheticStream, TrainedTokenizer
+from effllm.study.instructions import SyntheticInstructionSource
+from effllm.study.models import GptqPrecision, PretrainedSource
+from effllm.study.tables import FinetuningTable, InferenceTable, QuantizationTable
+
+if TYPE_CHECKING:
+    from effllm.study.study import Study
+
+
+def check_names(study: Study) -> None:
+    """Ids are directories, which some file systems do not tell apart by case; labels tell rows apart."""
+    for section, entries in study:
+        if isinstance(entries, dict):
+            by_lower: dict[str, str] = {}
+            for id in entries:
+                other = by_lower.setdefault(id.lower(), id)
+                if other != id:
+                    raise ValueError(
+                        f"{section}.{id}: it differs from {other!r} by case alone, and some file systems cannot hold "
+                        "both: rename one"
+                    )
+    for name, table in study.tables:
+        if isinstance(table, QuantizationTable):
+            _check_labels(f"tables.{name}.models", "models", table.models, study.models)
+            _check_labels(f"tables.{name}.benchmarks", "benchmarks", table.benchmarks, study.benchmarks)
+        if isinstance(table, FinetuningTable):
+            suite = study.finetuning[table.suite]
+            _check_labels(f"finetuning.{table.suite}.models", "models", suite.models, study.models)
+            _check_labels(f"finetuning.{table.suite}.methods", "methods", suite.methods, study.methods)
+
+
+def check_vocabularies(study: Study) -> None:
+    """An embedding has a row for every id that its text, or its stream of random ids, holds."""
+    for id, run in study.pretraining.items():
+        rows, needed = run.architecture.vocab_size, vocabulary_of_stream(study, run.tokens)
+        if rows is not None and needed is not None and rows < needed:
+            raise ValueError(
+                f"pretraining.{id}.architecture.vocab_size: {rows} rows are fewer than the {needed} ids of "
+                f"{run.tokens!r}: raise it, or leave the key out"
+            )
+    for id, suite in study.finetuning.items():
+        source = study.instructions[suite.instructions].source
+        if not isinstance(source, SyntheticInstructionSource):
+            continue
+        for model in suite.models:
+            rows = vocabulary_of_model(study, model)
+            if rows is not None and rows < source.vocab_size:
+                raise ValueError(
+                    f"finetuning.{id}.models: {model!r} has {rows} ids, fewer than the {source.vocab_size} of "
+                    f"{suite.instructions!r}: lower instructions.{suite.instructions}.source.vocab_size"
+                )
+
+
+def check_lengths(study: Study) -> None:
+    """No model is asked to read further than its positions reach."""
+    for name, table in study.tables:
+        if not isinstance(table, QuantizationTable):
+            continue
+        for model in table.models:
+            shape = study.architecture_of(model)
+            if shape is None or shape.longest_sequence is None:
+                continue
+            for key, tokens in _lengths(study, table, model):
+                if tokens > shape.longest_sequence:
+                    raise ValueError(
+                        f"{key}: {tokens} tokens exceed the {shape.longest_sequence} positions of {model!r} "
+                        f"(tables.{name}): lower it, or take the model out of the table"
+                    )
+
+
+def vocabulary_of_stream(study: Study, stream: str) -> int | None:
+    """Number of token ids of a stream; None for a tokenizer of the hub, which has not been fetched yet."""
+    tokens = study.tokens[stream]
+    if isinstance(tokens, SyntheticStream):
+        return tokens.vocab_size
+    tokenizer = study.tokenizers[tokens.tokenizer]
+    return tokenizer.vocab_size if isinstance(tokenizer, TrainedTokenizer) else None
+
+
+def vocabulary_of_model(study: Study, model: str) -> int | None:
+    """Rows of a model's embedding; None where only its files know."""
+    shape = study.architecture_of(model)
+    if shape is None or shape.vocab_size is not None:
+        return shape.vocab_size if shape else None
+    source = study.models[model].source
+    return (
+        vocabulary_of_stream(study, study.pretraining[source.run].tokens)
+        if isinstance(source, PretrainedSource)
+        else None
+    )
+
+
+def _lengths(study: Study, table: QuantizationTable, model: str) -> Iterable[tuple[str, int]]:
+    """What a table makes a model read: the key that says so, and tokens."""
+    if isinstance(table, InferenceTable):
+        for id, workload in study.inference.workloads.items():
+            yield f"inference.workloads.{id}: prompt and new tokens", workload.prompt_tokens + workload.new_tokens
+    if table.benchmarks and study.evaluation.max_length is not None:
+        yield "evaluation.max_length", study.evaluation.max_length
+    for precision in table.precisions:
+        settings = study.precision_of(model, precision)
+        if isinstance(settings, GptqPrecision):
+            yield f"precisions.{precision}.calibration.sequence_length", settings.calibration.sequence_length
+
+
+def _check_labels(where: str, section: str, ids: Iterable[str], entries: Mapping[str, object]) -> None:
+    labels = {id: getattr(entries[id], "label", None) or id for id in ids}
+    if twice := repeated(labels.values()):
+        same = [id for id, label in labels.items() if label == twice[0]]
+        raise ValueError(
+            f"{where}: {' and '.join(map(repr, same[:2]))} are both called {twice[0]!r:.60}: change "
+            f"{section}.{same[-1]}.label, by which readers tell them apart"
+        )
