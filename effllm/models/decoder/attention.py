@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
+from effllm.models.decoder.accumulation import widen
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.positions import RelativeBias, rotate
 
@@ -110,8 +111,11 @@ def _biased_attention(
     holds [batch, heads, C, T] of them, over the keys up to its last query only, and recomputes them in the backward
     pass: one extra forward of the attention is what the bias costs.
     """
-    key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
     length = query.shape[2]
+    recomputes = length > BIAS_CHUNK and torch.is_grad_enabled()
+    if recomputes:
+        key, value = widen(key), widen(value)
+    key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
 
     def attend(start: int, end: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mask = bias.rows(sequence.first_position + start, end - start, key.shape[2])[None].to(query.dtype)
@@ -119,14 +123,14 @@ def _biased_attention(
             padded = ~sequence.key_mask[:, None, None, : key.shape[2]]
             # Finite, because a query that is padding itself has nothing else to attend to.
             mask = mask.masked_fill(padded & (mask > -torch.inf), torch.finfo(mask.dtype).min)
-        return _fused_attention(query, key, value, mask, False, scale)
+        return _fused_attention(query, key.to(query.dtype), value.to(query.dtype), mask, False, scale)
 
     contexts = []
     for start in range(0, length, BIAS_CHUNK):
         end = min(start + BIAS_CHUNK, length)
         seen = sequence.first_position + end
         arguments = (start, end, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen])
-        if length > BIAS_CHUNK and torch.is_grad_enabled():
+        if recomputes:
             contexts.append(checkpoint(attend, *arguments, use_reentrant=False))
         else:
             contexts.append(attend(*arguments))

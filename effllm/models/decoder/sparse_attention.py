@@ -148,6 +148,9 @@ class NativeSparseAttention(nn.Module):
         length, window = query.shape[2], self.shape.window
         context = window_key.shape[2] - length
         chunk = max(1, QUERIES_PER_CHUNK[query.device.type] // query.shape[0] // window) * window
+        recomputes = length > chunk and torch.is_grad_enabled()
+        if recomputes:
+            past = past.widened()
         outputs = []
         for begin in range(0, length, chunk):
             end = min(begin + chunk, length)
@@ -160,7 +163,7 @@ class NativeSparseAttention(nn.Module):
                 window_key[:, :, left : context + end],
                 window_value[:, :, left : context + end],
             )
-            if length > chunk and torch.is_grad_enabled():
+            if recomputes:
                 outputs.append(checkpoint(self._chunk, *arguments, use_reentrant=False))
             else:
                 outputs.append(self._chunk(*arguments))

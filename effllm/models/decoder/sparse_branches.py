@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from effllm.models.decoder.accumulation import gather_rows, widen
 from effllm.models.decoder.positions import RelativeBias
 
 
@@ -45,6 +46,11 @@ class Past:
             compressed_value=self.compressed_value[:, :, :blocks],
         )
 
+    def widened(self) -> "Past":
+        """In float32 at least, the type in which the gradients of several chunks of queries are then added up."""
+        states = (self.compressed_key, self.compressed_value, self.key, self.value)
+        return Past(*map(widen, states), self.start)
+
     def positions(self, first: int, queries: int) -> Tensor:
         """[batch or 1, queries]; padding, which has no position, takes that of the first real token."""
         index = torch.arange(first, first + queries, device=self.start.device)
@@ -76,9 +82,10 @@ def compressed_attention(
     selection_blocks = -(-(first + queries) // shape.selection_block)
     if not compressed:
         return query.new_zeros(query.shape), query.new_zeros(batch, groups, queries, selection_blocks)
+    compressed_key, compressed_value = past.compressed_key.to(query.dtype), past.compressed_value.to(query.dtype)
     ends = torch.arange(compressed, device=query.device) * shape.stride + shape.block - 1
     distance = past.positions(first, queries)[..., None] - ends
-    scores = query.reshape(batch, groups, -1, dim) @ past.compressed_key.transpose(2, 3)
+    scores = query.reshape(batch, groups, -1, dim) @ compressed_key.transpose(2, 3)
     scores = scores.view(batch, heads, queries, compressed).float() * dim**-0.5
     if bias is not None:
         scores = scores + bias(distance.clamp(min=0)).transpose(0, 1)
@@ -86,7 +93,7 @@ def compressed_attention(
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(dim=-1).masked_fill(~visible, 0)
     weights = probabilities.to(query.dtype).view(batch, groups, -1, compressed)
-    context = (weights @ past.compressed_value).view(query.shape)
+    context = (weights @ compressed_value).view(query.shape)
     shared = probabilities.detach().view(batch, groups, -1, queries, compressed).sum(dim=2)
     return context, _block_importance(shared, selection_blocks, shape)
 
@@ -134,8 +141,8 @@ def selected_attention(
     rows = (tokens + past.start.view(-1, 1, 1, 1)).clamp(max=total - 1)
     rows = rows + total * torch.arange(batch * groups, device=query.device).view(batch, groups, 1, 1)
     size = (-1, 1, tokens.shape[-1], dim)
-    key = past.key.view(-1, dim).index_select(0, rows.flatten()).view(size)
-    value = past.value.view(-1, dim).index_select(0, rows.flatten()).view(size)
+    key = gather_rows(past.key.view(-1, dim), rows.flatten(), query.dtype).view(size)
+    value = gather_rows(past.value.view(-1, dim), rows.flatten(), query.dtype).view(size)
     grouped = query.unflatten(1, (groups, -1)).transpose(2, 3).reshape(batch * groups * queries, 1, -1, dim)
     if bias is None:
         mask = (distance >= 0).view(-1, 1, 1, tokens.shape[-1])
