@@ -24,7 +24,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("corpus", "effllm.data.corpus", 1, network=True),
+        Stage("corpus", "effllm.data.corpus", 2, network=True),
         Stage("tokenizer", "effllm.data.tokenizer", 1, network=True),
         Stage("tokens", "effllm.data.packing", 1),
         Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),

@@ -25,7 +25,10 @@ _QUERY_DIGESTS = 1000
 
 
 class Fate(IntEnum):
-    """What became of a document; the dropped ones by the first reason that applies."""
+    """What became of a document; the dropped ones by the first reason that applies.
+
+    `fates` knows all but the last two, which `effllm.data.near_duplicates` decides once everything was drawn.
+    """
 
     TRAIN = 0
     HELD_OUT = 1
@@ -34,6 +37,8 @@ class Fate(IntEnum):
     EMPTY = 4
     NOT_SAMPLED = 5
     DUPLICATE = 6
+    NEAR_DUPLICATE = 7
+    CONTAINED = 8
 
 
 class SeenTexts:

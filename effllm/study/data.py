@@ -67,12 +67,13 @@ class Corpus(Section):
     )
     maximum_tokens: PositiveInt | None = Field(
         default=None,
-        description="Stop after this many training tokens (column `token_count`), in the source's order; "
-        "null takes everything.",
+        description="Stop after this many training tokens (column `token_count`), in the source's order, those of "
+        "near duplicates that are left out later included; null takes everything.",
     )
     held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
-        description="Share of documents held out, chosen by a hash of the text alone: whatever the seed or "
-        "the source, a text is on the same side of the split."
+        description="Share of documents held out, chosen by a hash of the text alone: whatever the seed or the "
+        "source, a text is on the same side of the split. Training documents that are near duplicates of held-out "
+        "ones are left out, and held-out ones that a training document contains."
     )
     seed: Seed = Field(default=0, description="Seed of the sample.")
     shard_documents: PositiveInt = Field(default=100_000, description="Documents per parquet file written.")

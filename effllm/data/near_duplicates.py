@@ -1,0 +1,174 @@
+"""The overlap of a training part with a held-out part, by word 5-grams, and who has to leave because of it.
+
+Only the held-out part is indexed, and the training part passes by once: memory grows with neither the number of
+training documents nor, beyond `MAXIMUM_GRAMS`, that of held-out ones. From there on the index holds a share of all
+grams that is drawn by the grams' own hash (Broder's modulo sketch), and every figure is an estimate from that share.
+
+A training document leaves that has a Jaccard similarity of at least `NEAR_DUPLICATE` with a held-out document, or
+`CONTAINED` of whose grams are in one. A held-out document leaves `CONTAINED` of whose grams are in one training
+document that stays. What remains has no near duplicate on the other side, so no group of near duplicates lies on both.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from effllm.data.word_grams import WORDS, word_grams
+from effllm.errors import UserError
+
+NEAR_DUPLICATE = 0.5
+CONTAINED = 0.8
+# Eight bytes each, in one array that is sorted in place.
+MAXIMUM_GRAMS = 1 << 22
+# An entry is one number: the leading 40 bits of a gram, then its document. With the most entries that there are, a
+# gram that is not among them is taken for one of them with a chance of 4e-6 (and twice that for every halving).
+_DOCUMENT_BITS = np.uint64(24)
+_DOCUMENT_MASK = np.uint64((1 << 24) - 1)
+# Of the documents that share one gram, the first so many are looked at: boilerplate must not cost the square of its
+# copies, and what is near to all copies is near to the first.
+_SHARERS = 1000
+_FILTER_BITS = 24
+
+
+class HeldOutGrams:
+    """Add all held-out documents, pass all training documents through `leaves`, then ask for the rest."""
+
+    def __init__(self, maximum_grams: int = MAXIMUM_GRAMS):
+        # Pages that are never written to take no memory.
+        self._entries = np.empty(maximum_grams, dtype=np.uint64)
+        self._count = 0
+        self._documents = 0
+        self._halvings = 0
+        self._utf8_bytes: list[np.ndarray] = []
+        self._is_complete = False
+        self._asked = 0
+
+    def add(self, texts: pa.StringArray) -> None:
+        """Index held-out documents, in order; `UserError` if they are more than an index holds."""
+        self._utf8_bytes.append(_utf8_bytes(texts))
+        for grams in word_grams(texts):
+            if self._documents > int(_DOCUMENT_MASK):
+                raise UserError(
+                    f"more than {self._documents} documents are held out; lower held_out_fraction: a loss needs far "
+                    "fewer."
+                )
+            part = self._sampled(grams)
+            while self._count + len(part) > len(self._entries):
+                self._halvings += 1
+                part = self._sampled(part)
+                kept = self._entries[: self._count]
+                kept = kept[kept <= self._highest()]
+                self._count = len(kept)
+                self._entries[: self._count] = kept
+            part = (part & ~_DOCUMENT_MASK) | np.uint64(self._documents)
+            self._entries[self._count : self._count + len(part)] = part
+            self._count += len(part)
+            self._documents += 1
+
+    def leaves(self, texts: pa.StringArray) -> np.ndarray:
+        """Whether each training document has to leave: bool (texts,). What stays counts as training from then on."""
+        self._complete()
+        leaving = np.zeros(len(texts), dtype=bool)
+        for number, grams in enumerate(word_grams(texts)):
+            sampled = self._sampled(grams) & ~_DOCUMENT_MASK
+            possible = sampled[self._is_possible[sampled >> self._shift]]
+            first = np.searchsorted(self._entries, possible)
+            end = np.searchsorted(self._entries, possible | _DOCUMENT_MASK, side="right")
+            found = end > first
+            if found.any():
+                leaving[number] = self._compare(first[found], end[found], len(sampled))
+        return leaving
+
+    def which_contained(self, texts: pa.StringArray) -> np.ndarray:
+        """Whether each of the next held-out documents lies within a training document that stayed: bool (texts,).
+
+        For the documents that were added, in the same order, after all training documents.
+        """
+        self._complete()
+        first, self._asked = self._asked, self._asked + len(texts)
+        return self._within_one[first : self._asked]
+
+    def overlap(self) -> dict[str, Any]:
+        """What the documents that remain have in common, for corpus.json.
+
+        `held_out_byte_share_covered` is the share of held-out bytes in documents of whose grams at least that share
+        occur somewhere in training, in any number of its documents; `held_out_gram_share_in_training` is the same
+        over all grams; `maximum_jaccard` the highest between one document of each side. Null without a gram.
+        """
+        self._complete()
+        stays = ~self._within_one
+        common = np.bincount(self._document_of(self._entries[self._in_training]), minlength=self._documents)
+        coverage = np.divide(common, self._sizes, out=np.zeros(self._documents), where=self._sizes > 0)
+        lengths = np.concatenate([np.zeros(0, dtype=np.int32), *self._utf8_bytes]).astype(np.int64)
+        grams, utf8_bytes = int(self._sizes[stays].sum()), int(lengths[stays].sum())
+        covered = {share: stays & (coverage >= share) for share in (0.5, CONTAINED)}
+        return {
+            "words_per_gram": WORDS,
+            "gram_share_compared": 0.5**self._halvings,
+            "near_duplicate_jaccard": NEAR_DUPLICATE,
+            "contained_share": CONTAINED,
+            "maximum_jaccard": float(self._highest_jaccard[stays].max()) if grams else None,
+            "held_out_gram_share_in_training": int(common[stays].sum()) / grams if grams else None,
+            "held_out_byte_share_covered": {
+                str(share): int(lengths[which].sum()) / utf8_bytes if grams else None
+                for share, which in covered.items()
+            },
+            "held_out_documents_covered": {str(share): int(which.sum()) for share, which in covered.items()},
+        }
+
+    def _highest(self) -> np.uint64:
+        """The highest gram that is compared: each halving leaves the lower half of all numbers."""
+        return np.uint64((1 << (64 - self._halvings)) - 1)
+
+    def _sampled(self, grams: np.ndarray) -> np.ndarray:
+        """Those of the sorted grams that are compared."""
+        return grams[: np.searchsorted(grams, self._highest(), side="right")]
+
+    def _complete(self) -> None:
+        """Sort what was added, once."""
+        if self._is_complete:
+            return
+        self._is_complete = True
+        self._entries = self._entries[: self._count]
+        self._entries.sort()
+        # By the leading bits of a gram, whether some held-out gram has them: what spares most searches.
+        bits = min(_FILTER_BITS, math.ceil(math.log2(self._count + 1)) + 4)
+        self._shift = np.uint64(64 - self._halvings - bits)
+        self._is_possible = np.zeros(1 << bits, dtype=bool)
+        self._is_possible[self._entries >> self._shift] = True
+        self._sizes = np.bincount(self._document_of(self._entries), minlength=self._documents)
+        self._in_training = np.zeros(self._count, dtype=bool)
+        self._within_one = np.zeros(self._documents, dtype=bool)
+        self._highest_jaccard = np.zeros(self._documents)
+
+    def _compare(self, first: np.ndarray, end: np.ndarray, size: int) -> bool:
+        """Whether a training document of `size` grams leaves; if not, what it shares is noted.
+
+        `first` and `end` are the ranges of entries of the held-out grams among its own.
+        """
+        shared = self._entries[_joined(first, np.minimum(end, first + _SHARERS))]
+        documents, common = np.unique(self._document_of(shared), return_counts=True)
+        sizes = self._sizes[documents]
+        jaccard = common / (size + sizes - common)
+        if jaccard.max() >= NEAR_DUPLICATE or common.max() >= CONTAINED * size:
+            return True
+        self._highest_jaccard[documents] = np.maximum(self._highest_jaccard[documents], jaccard)
+        self._within_one[documents[common >= CONTAINED * sizes]] = True
+        self._in_training[_joined(first, end)] = True
+        return False
+
+    @staticmethod
+    def _document_of(entries: np.ndarray) -> np.ndarray:
+        return (entries & _DOCUMENT_MASK).astype(np.int64)
+
+
+def _joined(first: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The numbers of all ranges [first, end), one range after the other."""
+    counts = end - first
+    return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+
+def _utf8_bytes(texts: pa.StringArray) -> np.ndarray:
+    return np.diff(np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1])
