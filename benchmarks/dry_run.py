@@ -24,6 +24,7 @@ from noop_run import write_empty_workflow
 
 from effllm.planning.nodes import nodes_behind, targets_of
 from effllm.study import Graph, load_study
+from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
@@ -115,7 +116,7 @@ def commands_of(scratch: Path, sizes: list[int]) -> tuple[dict[str, list[str]], 
 
 def with_models(count: int) -> dict:
     """The paper's Table 9 with so many models, copies of its own."""
-    study = json.loads(json.dumps(yaml.safe_load(PAPER.read_text())))
+    study = json.loads(json.dumps(read_study(PAPER)))
     table = study["tables"]["table9"]
     originals = [study["models"][id] for id in table["models"]]
     study["models"] = {f"model-{n}": copy.deepcopy(originals[n % len(originals)]) for n in range(count)}

@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from effllm.stages import STAGES
 from effllm.study import Graph, parse_study
+from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -61,13 +60,13 @@ class Bench:
     def __init__(self, root: Path, shape: str, **suite: Any):
         self.root = root
         root.mkdir(parents=True)
-        raw = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())
+        raw = read_study(REPOSITORY / "config" / "tiny.yaml")
         raw |= {"tables": {}, "pretraining": {}, "models": {}, "finetuning": {}}
         self.graph = Graph(parse_study(raw, "benchmark"), str(root / "results"))
         self.run("tokenizer", "python-docs-2k")
         save_random_model(root / "results" / "tokenizer" / "python-docs-2k" / "tokenizer", root / "model", shape)
         raw["models"] = {"bench": {"source": {"kind": "local", "path": str(root / "model")}}}
-        tiny = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())["finetuning"]["describe"]
+        tiny = read_study(REPOSITORY / "config" / "tiny.yaml")["finetuning"]["describe"]
         raw["finetuning"] = {"bench": tiny | {"models": ["bench"]} | suite}
         self.graph = Graph(parse_study(raw, "benchmark"), str(root / "results"))
 
@@ -220,7 +219,7 @@ def time_table7(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     root.mkdir(parents=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
     command += ["--directory", str(root), "--profile", str(REPOSITORY / "profiles" / "local"), "--"]
-    graph = Graph(parse_study(yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text()), "tiny"))
+    graph = Graph(parse_study(read_study(REPOSITORY / "config" / "tiny.yaml"), "tiny"))
     bases = [graph.weights(model) for model in graph.study.finetuning[graph.study.tables.table7.suite].models]
     seconds = {}
     for name, targets in (("base models", bases), ("table 7", ["results/table7.csv"])):

@@ -10,7 +10,9 @@ from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.planning import plan, status, verify
 from effllm.stages import STAGES
-from effllm.study import Graph, Study, load_study
+from effllm.study import Graph, load_study
+from effllm.study.inheritance import written_as_yaml
+from effllm.study.load import study_schema
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,7 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("check", help="check a study's configuration")
     command.add_argument("study", type=Path)
-    command.set_defaults(run=lambda arguments: check(arguments.study))
+    command.add_argument(
+        "--resolved", action="store_true", help="print the study with `extends` and `like` written out"
+    )
+    command.set_defaults(run=lambda arguments: check(arguments.study, arguments.resolved))
     command = commands.add_parser("schema", help="write the JSON schema of studies")
     command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
     command.set_defaults(run=lambda arguments: schema(arguments.output))
@@ -42,11 +47,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(EXIT_USER_ERROR)
 
 
-def check(path: Path) -> int:
-    """Say what a study holds, or what is wrong with it."""
+def check(path: Path, resolved: bool) -> int:
+    """Say what a study holds (or print it written out), or what is wrong with it."""
     study = load_study(path)
     graph = Graph(study)
     graph.check_files()
+    if resolved:
+        print(written_as_yaml(path), end="")
+        return 0
     print(f"{path}: the study {study.name!r} is valid.")
     for stage in STAGES:
         ids = graph.ids(stage)
@@ -67,7 +75,7 @@ def schema(output: Path | None) -> int:
 
 def schema_text() -> str:
     """What config/schema.json holds."""
-    return json.dumps(Study.model_json_schema(), indent=1) + "\n"
+    return json.dumps(study_schema(), indent=1) + "\n"
 
 
 def show(path: Path, every_column: bool) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The longest run, the embedded study, takes a quarter of it.
@@ -28,7 +29,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def tiny_text() -> dict[str, Any]:
     """config/tiny.yaml, parsed but not checked; shared, so copy it before changing it."""
-    parsed = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())
+    parsed = read_study(REPOSITORY / "config" / "tiny.yaml")
     # YAML's anchors make several runs one object: a change to one would be a change to all.
     return json.loads(json.dumps(parsed))
 

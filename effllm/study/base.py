@@ -1,9 +1,10 @@
 """What every part of a study's configuration is made of: strict sections, ids, and references."""
 
+import difflib
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -28,6 +29,7 @@ def sort_keys(value: Any) -> Any:
     return value
 
 
+_MOST_CHOICES = 16
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 60
 _REPR.maxlevel, _REPR.maxdict, _REPR.maxlist = 2, 3, 4
@@ -39,6 +41,18 @@ def shortened(value: Any) -> str:
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
     text = _REPR.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """What to write instead of an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word[:100], known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if not known:
+        return "none is defined: add it"
+    listed = sorted(known)
+    more = f" or {len(listed) - _MOST_CHOICES} more" if len(listed) > _MOST_CHOICES else ""
+    return f"choose one of {', '.join(listed[:_MOST_CHOICES])}{more}"
 
 
 def repeated(items: Iterable[str]) -> list[str]:

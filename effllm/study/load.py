@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from effllm.errors import UserError
-from effllm.study.base import shortened
-from effllm.study.reading import read_yaml
-from effllm.study.study import Study, suggestion
+from effllm.study.base import shortened, suggestion
+from effllm.study.inheritance import EXTENDS, LIKE, read_study, written_out
+from effllm.study.study import Study
 
 _YAML_FLOAT_AS_TEXT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 # A terminal shows so much at a glance. What does not fit is counted.
@@ -21,11 +21,15 @@ _LONGEST_SENTENCE = 280
 
 def load_study(path: str | Path) -> Study:
     """Read and check the study in `path`; `UserError` names the file, the key, the value and the remedy."""
-    return parse_study(read_yaml(path), source=str(path))
+    return _checked(read_study(path), source=str(path))
 
 
 def parse_study(raw: Any, source: str) -> Study:
-    """Check an already parsed study; `source` names it in errors."""
+    """Check an already parsed study; `source` names it in errors. Files that it extends are named from here."""
+    return _checked(written_out(raw, source, Path.cwd()), source)
+
+
+def _checked(raw: Any, source: str) -> Study:
     source = source if len(source) < 120 else f"...{source[-117:]}"
     if not isinstance(raw, dict):
         raise UserError(f"{source} holds no study: it must be a mapping with the keys of config/schema.json.")
@@ -33,6 +37,32 @@ def parse_study(raw: Any, source: str) -> Study:
         return Study.model_validate(raw)
     except ValidationError as error:
         raise UserError(_message(error.errors(include_url=False), source)) from None
+
+
+def study_schema() -> dict[str, Any]:
+    """The JSON schema of study files, for editors: that of `Study`, with `extends` and entries that are `like` others.
+
+    What an inherited part may hold is not required of the file at hand, so nothing at the top is required, and of an
+    entry only where it names no other.
+    """
+    schema: dict[str, Any] = Study.model_json_schema()
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    extends = {"description": "Studies whose mappings these are merged over; lists and values replace.", **names}
+    like = {"type": "string", "description": "Id of the entry that these keys are merged over."}
+    inherits = {"type": "object", "properties": {LIKE: like}, "required": [LIKE]}
+    for section in schema["properties"].values():
+        for key in ("additionalProperties", "patternProperties"):
+            entries = section.get(key)
+            if key == "patternProperties" and entries:
+                section[key] = {pattern: {"anyOf": [entry, inherits]} for pattern, entry in entries.items()}
+            elif isinstance(entries, dict):
+                section[key] = {"anyOf": [entries, inherits]}
+    tables = schema["$defs"]["Tables"]["properties"]
+    for table in tables.values():
+        table["anyOf"] = [*table["anyOf"], inherits]
+    schema["properties"] = {EXTENDS: extends, **schema["properties"]}
+    del schema["required"]
+    return schema
 
 
 def _message(items: list[Any], source: str) -> str:

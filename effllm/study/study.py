@@ -1,6 +1,5 @@
 """The whole study, and the checks that need more than one of its sections."""
 
-import difflib
 from collections.abc import Collection
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
 from effllm.study.architectures import Architecture
-from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened
+from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened, suggestion
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.instructions import Instructions
@@ -34,8 +33,6 @@ from effllm.study.support import GPTQ_MODEL_TYPES
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
-_MOST_CHOICES = 16
-
 
 class _PrecisionOf(Section):
     """Wraps the union, so that a merged precision is validated like one read from the file."""
@@ -47,7 +44,9 @@ class Study(Section):
     """Everything that decides a result. Where and how it runs is a profile's business."""
 
     name: Text = Field(description="Name of the study.")
-    description: Annotated[str, Field(max_length=LONGEST_TEXT)] = Field(description="What it is for, in a sentence.")
+    description: Annotated[str, Field(max_length=LONGEST_TEXT)] = Field(
+        default="", description="What it is for, in a sentence."
+    )
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
@@ -262,18 +261,6 @@ class Study(Section):
 def _require(where: str, id: str, known: Collection[str]) -> None:
     if id not in known:
         raise ValueError(f"{where}: {id!r} does not exist; {suggestion(id, known)}")
-
-
-def suggestion(word: str, known: Collection[str]) -> str:
-    """What to write instead of an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word[:100], known, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    if not known:
-        return "none is defined: add it"
-    listed = sorted(known)
-    more = f" or {len(listed) - _MOST_CHOICES} more" if len(listed) > _MOST_CHOICES else ""
-    return f"choose one of {', '.join(listed[:_MOST_CHOICES])}{more}"
 
 
 def _divisor(width: int) -> int:

@@ -43,13 +43,25 @@ class QuantizationTable(Section):
     benchmarks: list[PlainId] = Field(
         description="Benchmark ids, in the order of the columns; empty where only efficiency is measured."
     )
-    baseline: PlainId = Field(description="Precision against which compression is measured.")
+    baseline: PlainId = Field(
+        default="", description="Precision against which compression is measured; the first one if left out."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_is_the_baseline(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "baseline" in raw:
+            return raw
+        precisions = raw.get("precisions")
+        return {**raw, "baseline": precisions[0]} if isinstance(precisions, list) and precisions else raw
 
 
 class InferenceTable(QuantizationTable):
     """Table 9: a table of precisions with figures of the fixed workloads."""
 
-    workload: PlainId = Field(description="Workload of the paper's columns; the others stand beside it.")
+    workload: PlainId = Field(
+        default="single", description="Workload of the paper's columns; the others stand beside it."
+    )
 
 
 class FinetuningTable(Section):

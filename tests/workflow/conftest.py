@@ -16,6 +16,7 @@ import yaml
 from effllm.artifact import Manifest, Parent, digest_file
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.study import Graph, parse_study
+from effllm.study.inheritance import read_study
 from effllm.tables.record import write_record
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down, run_snakemake
 
@@ -144,6 +145,6 @@ def finished(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def paper(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """The paper's study with a stand-in for every result."""
-    text = yaml.safe_load((repository / "config" / "paper.yaml").read_text())
+    text = read_study(repository / "config" / "paper.yaml")
     # YAML's anchors make several runs one object: a change to one would be a change to all.
     return stand_in(tmp_path_factory.mktemp("paper"), json.loads(json.dumps(text)))

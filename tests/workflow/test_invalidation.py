@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from effllm.planning.nodes import nodes_behind, targets_of
 from effllm.planning.state import states_of
 from effllm.planning.verify import verify
 from effllm.study import Graph, parse_study
+from effllm.study.inheritance import read_study
 from tests.conftest import REPOSITORY
 from tests.workflow.conftest import Change, Workdir, pending, run_many
 
 Study = dict[str, Any]
 PRECISION_TABLES = {"table9.csv", "table16.csv", "validity.csv"}
-PAPER = yaml.safe_load((REPOSITORY / "config" / "paper.yaml").read_text())
+PAPER = read_study(REPOSITORY / "config" / "paper.yaml")
 MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table9"][key] for key in ("models", "precisions", "benchmarks"))
 TINY = ("llama-1m", "qwen2-1m"), ("bfloat16", "int4"), ("adjacent-swap", "perplexity")
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,10 +17,11 @@ from effllm.cli import main
 from effllm.errors import EXIT_USER_ERROR
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
+from effllm.study.inheritance import read_study
 from tests.conftest import REPOSITORY
 
 TINY = (REPOSITORY / "config" / "tiny.yaml").read_bytes()
-STUDY = yaml.load(TINY, Loader=yaml.CSafeLoader)
+STUDY = json.loads(json.dumps(read_study(REPOSITORY / "config" / "tiny.yaml")))
 NASTY = st.one_of(
     st.sampled_from(
         [

@@ -18,6 +18,7 @@ from effllm.errors import UserError
 from effllm.models import arithmetic
 from effllm.models.families import model_config
 from effllm.study import Graph, load_study, parse_study
+from effllm.study.inheritance import read_study
 from effllm.study.training import PretrainingRun
 from effllm.tables.assemble import assemble
 from tests.conftest import REPOSITORY
@@ -32,7 +33,7 @@ LOADED = load_study(STUDY)
 @pytest.fixture
 def plain() -> dict[str, Any]:
     """The study, to change."""
-    return json.loads(json.dumps(yaml.safe_load(STUDY.read_text())))
+    return json.loads(json.dumps(read_study(STUDY)))
 
 
 def shrunk(study: dict[str, Any]) -> dict[str, Any]:
