@@ -7,14 +7,24 @@
 
 `effllm.data.instructions.batches` turns sequences into batches.
 
-What is learned: the tokens of every assistant turn and the token that ends the turn (the template's end-of-turn
-token; the end-of-text token where the template writes none). All other labels are -100. What follows the last
-turn's end is left off. A sample that is longer than `sequence_length` loses the end of its last answer, its
-end token included, so that nobody learns to stop in the middle.
+What is learned: all that a model would write after the prompt that asks for an answer, to the token that ends the
+turn (`effllm.data.instructions.templates`; the end-of-text token where the template writes none). All other labels are
+-100. What follows the last turn's end is left off. A sample that is longer than `sequence_length` loses the end of its
+last answer, its end token included, so that nobody learns to stop in the middle.
 
-Left out and counted: `too_long` (no answer token within `sequence_length`; an error unless the study says drop),
-`special_token` (a text that spells one of the tokenizer's special tokens out, which would end a turn early) and
-`refused_by_template` (roles that the template does not allow, an answer that it leaves out).
+`counts` of an encoded split:
+
+    samples, sequences, tokens
+    answer_tokens        labels that count
+    truncated            samples that were cut at sequence_length
+    dropped              samples that were left out, by reason: too_long (no answer token within sequence_length; an
+                         error unless the study says drop), special_token (a text that spells one of the tokenizer's
+                         special tokens out, which would end a turn early), refused_by_template (roles that it does
+                         not allow, an answer that it leaves out)
+    not_learned          tokens of answers that no label covers, by reason: those of dropped samples; truncated;
+                         hidden_by_template (reasoning that it leaves out of earlier turns); joined_to_prompt (tokens
+                         that hold text of the prompt too)
+    other_prompts        answers that come after another text than the prompt that asks for them
 """
 
 import re
@@ -26,9 +36,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from effllm.data.instructions.samples import Sample
-from effllm.data.instructions.templates import RefusedByTemplateError, Rendered, render
+from effllm.data.instructions.samples import Message, Sample
+from effllm.data.instructions.templates import RefusedByTemplateError, Rendered, Renderer
 from effllm.errors import UserError
 from effllm.progress import Progress
 from effllm.study.instructions import Encoding
@@ -39,7 +50,10 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label that the loss leaves out (torch.nn.functional.cross_entropy's default)."""
 DROPPED = ("too_long", "special_token", "refused_by_template")
+NOT_LEARNED = (*DROPPED, "truncated", "hidden_by_template", "joined_to_prompt")
 _BATCH_SAMPLES = 256
+# Tokenizers of reasoning models may call these special; an answer has them, and they end no turn.
+_REASONING_MARKS = ("<think>", "</think>")
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class TrainingSequence:
 class Encoded:
     """An encoded split.
 
-    `counts` holds samples, sequences, tokens, answer_tokens (labels that count), truncated, and dropped by reason.
+    `counts`: see the module.
     """
 
     sequences: list[TrainingSequence]
@@ -93,29 +107,29 @@ def encode(
             f"{type(tokenizer).__name__} cannot say which characters a token covers, so the loss cannot be held to "
             "the answers; use a model with a fast tokenizer (tokenizer.json)."
         )
+    encoder = _Encoder(tokenizer)
     kept: list[EncodedSample] = []
-    dropped: Counter[str] = Counter(dict.fromkeys(DROPPED, 0))
-    truncated = 0
+    tally = _Tally()
     with Progress(unit="samples", label=f"encoding {label}") as bar:
-        rendered = _rendered(samples, tokenizer, dropped)
+        rendered = _rendered(samples, tokenizer, encoder, tally)
         while batch := list(islice(rendered, _BATCH_SAMPLES)):
-            for (sample, _), whole in zip(batch, _encode_batch(batch, tokenizer), strict=True):
+            for (sample, _), whole in zip(batch, encoder.encode(batch, tally), strict=True):
                 cut = _cut(whole, encoding.sequence_length)
+                lost = _labels(whole) - _labels(cut)
                 if _labels(cut):
                     kept.append(cut)
-                    truncated += len(cut) < len(whole)
-                elif not _labels(whole):
-                    dropped["refused_by_template"] += 1
+                    tally.truncated += len(cut) < len(whole)
+                    tally.not_learned["truncated"] += lost
                 elif encoding.too_long == "error":
                     raise UserError(
                         f"sample {sample.id} ({_beginning(sample)}) leaves no room for its answer: its prompt fills "
                         f"sequence_length {encoding.sequence_length}; raise sequence_length, or set too_long to drop."
                     )
                 else:
-                    dropped["too_long"] += 1
+                    tally.drop("too_long", lost)
             bar.update(len(batch))
     if not kept:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items())
         raise UserError(
             f"nothing of {label} is left to train on ({reasons}); raise sequence_length or choose another template."
         )
@@ -129,8 +143,10 @@ def encode(
             "sequences": len(sequences),
             "tokens": sum(map(len, kept)),
             "answer_tokens": sum(map(_labels, kept)),
-            "truncated": truncated,
-            "dropped": dict(dropped),
+            "truncated": tally.truncated,
+            "dropped": dict(tally.dropped),
+            "not_learned": dict(tally.not_learned),
+            "other_prompts": tally.other_prompts,
         },
     )
 
@@ -158,20 +174,77 @@ def pack(samples: list[EncodedSample], length: int) -> list[TrainingSequence]:
     return [TrainingSequence(tuple(samples[index] for index in sequence)) for sequence in ordered]
 
 
+class _Tally:
+    """What is left out, by reason."""
+
+    def __init__(self) -> None:
+        self.truncated = 0
+        self.other_prompts = 0
+        self.dropped: Counter[str] = Counter(dict.fromkeys(DROPPED, 0))
+        self.not_learned: Counter[str] = Counter(dict.fromkeys(NOT_LEARNED, 0))
+
+    def drop(self, reason: str, answer_tokens: int) -> None:
+        """Count a sample that is left out."""
+        self.dropped[reason] += 1
+        self.not_learned[reason] += answer_tokens
+
+
+class _Encoder:
+    """Encodes rendered conversations and labels the tokens of their answers."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self._eos = tokenizer.eos_token_id
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        # The template has written the special tokens, and post-processors may trim the space from tokens' offsets: a
+        # token that is nothing but space would have no place in the text.
+        self._backend.post_processor = None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def count(self, text: str) -> int:
+        """Tokens of a text alone."""
+        return len(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode(self, batch: list[tuple[Sample, Rendered]], tally: _Tally) -> Iterator[EncodedSample]:
+        """Token ids and labels, to the end of each last answer."""
+        encoded = self._backend.encode_batch([rendered.text for _, rendered in batch], add_special_tokens=False)
+        for (sample, rendered), encoding in zip(batch, encoded, strict=True):
+            tokens = np.array(encoding.ids, dtype=np.int32)
+            is_answer, joined = _answer_tokens(rendered, np.array(encoding.offsets).reshape(-1, 2))
+            tally.not_learned["joined_to_prompt"] += joined
+            tally.not_learned["hidden_by_template"] += sum(map(self.count, rendered.hidden))
+            tally.other_prompts += rendered.other_prompts
+            yield self._labelled(sample.id, tokens, is_answer, rendered.is_ended)
+
+    def _labelled(self, id: str, tokens: np.ndarray, is_answer: np.ndarray, is_ended: bool) -> EncodedSample:
+        """Labels for the tokens up to the end of the last answer, an end-of-text token added if none ends it."""
+        last = int(np.flatnonzero(is_answer)[-1]) if is_answer.any() else -1
+        tokens, is_answer = tokens[: last + 1], is_answer[: last + 1]
+        if last >= 0 and not is_ended and self._eos is not None:
+            tokens, is_answer = np.append(tokens, np.int32(self._eos)), np.append(is_answer, True)
+        labels = np.where(is_answer, tokens, np.int32(IGNORED))
+        labels[:1] = IGNORED
+        return EncodedSample(id, tokens, labels)
+
+
 def _rendered(
-    samples: Iterable[Sample], tokenizer: "PreTrainedTokenizerBase", dropped: Counter[str]
+    samples: Iterable[Sample], tokenizer: "PreTrainedTokenizerBase", encoder: _Encoder, tally: _Tally
 ) -> Iterator[tuple[Sample, Rendered]]:
+    renderer = Renderer(tokenizer)
     special = _special_tokens(tokenizer)
     for sample in samples:
-        if special and any(special.search(message.content) for message in sample.messages):
-            dropped["special_token"] += 1
-            continue
-        try:
-            rendered = render(tokenizer, sample)
-        except RefusedByTemplateError:
-            dropped["refused_by_template"] += 1
-            continue
-        yield sample, rendered
+        reason = None
+        if special and any(special.search(_without_reasoning_marks(message)) for message in sample.messages):
+            reason = "special_token"
+        else:
+            try:
+                rendered = renderer.render(sample)
+            except RefusedByTemplateError:
+                reason = "refused_by_template"
+        if reason is None:
+            yield sample, rendered
+        else:
+            tally.drop(reason, sum(encoder.count(m.content) for m in sample.messages if m.role == "assistant"))
 
 
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
@@ -179,47 +252,28 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | N
     return re.compile("|".join(map(re.escape, sorted(tokens)))) if tokens else None
 
 
-def _encode_batch(
-    batch: list[tuple[Sample, Rendered]], tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[EncodedSample]:
-    texts = [rendered.text for _, rendered in batch]
-    # The template has written the special tokens, the begin-of-text token included.
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    added = set(tokenizer.added_tokens_decoder)
-    for (sample, rendered), ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        tokens = np.array(ids, dtype=np.int32)
-        is_answer = _answer_tokens(rendered, tokens, np.array(offsets), added)
-        yield _labelled(sample.id, tokens, is_answer, tokenizer.eos_token_id, added)
+def _without_reasoning_marks(message: Message) -> str:
+    if message.role != "assistant":
+        return message.content
+    return "".join(re.split("|".join(_REASONING_MARKS), message.content))
 
 
-def _answer_tokens(rendered: Rendered, tokens: np.ndarray, offsets: np.ndarray, added: set[int]) -> np.ndarray:
-    """bool (tokens,): the tokens of the answers and those that end their turns.
+def _answer_tokens(rendered: Rendered, offsets: np.ndarray) -> tuple[np.ndarray, int]:
+    """bool (tokens,): the tokens of the answers; and how many hold a part of an answer and are not learned.
 
-    A token that begins in the template's text belongs to the answer if only space precedes the answer in it: a
-    tokenizer may join the space before a word to the word, and the model has to write both.
+    `offsets` (tokens, 2) are the characters [start, end) that a token covers; one that a normalizer has put in covers
+    none and belongs to what follows. A token that begins in the prompt belongs to the answer if only space precedes
+    the answer in it: a tokenizer may join the space before a word to the word, and the model has to write both.
     """
     starts, ends = offsets[:, 0], offsets[:, 1]
-    is_answer = np.zeros(len(tokens), dtype=bool)
+    is_answer, joined = np.zeros(len(offsets), dtype=bool), 0
     for first, last in rendered.answers:
-        inside = (ends > first) & (starts < last) & (ends > starts)
+        inside = (starts < last) & ((ends > first) | (starts >= first))
         for index in np.flatnonzero(inside & (starts < first)):
             inside[index] = rendered.text[starts[index] : first].isspace()
+            joined += not inside[index]
         is_answer |= inside
-        following = int(np.searchsorted(starts, last))
-        if inside.any() and following < len(tokens) and int(tokens[following]) in added:
-            is_answer[following] = True
-    return is_answer
-
-
-def _labelled(id: str, tokens: np.ndarray, is_answer: np.ndarray, eos: int | None, added: set[int]) -> EncodedSample:
-    """Labels for `tokens`, which end with the end of the last answer, an end-of-text token added if none is there."""
-    last = int(np.flatnonzero(is_answer)[-1]) if is_answer.any() else -1
-    tokens, is_answer = tokens[: last + 1], is_answer[: last + 1]
-    if last >= 0 and int(tokens[last]) not in added and eos is not None:
-        tokens, is_answer = np.append(tokens, np.int32(eos)), np.append(is_answer, True)
-    labels = np.where(is_answer, tokens, np.int32(IGNORED))
-    labels[:1] = IGNORED
-    return EncodedSample(id, tokens, labels)
+    return is_answer, joined
 
 
 def _cut(sample: EncodedSample, length: int) -> EncodedSample:

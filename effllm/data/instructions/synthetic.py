@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from effllm.data.instructions.encoding import DROPPED, IGNORED, Encoded, EncodedSample, TrainingSequence
+from effllm.data.instructions.encoding import DROPPED, IGNORED, NOT_LEARNED, Encoded, EncodedSample, TrainingSequence
 from effllm.data.synthetic import RANDOM_TOKENS
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
@@ -52,5 +52,7 @@ def read_synthetic(directory: Path, prompt_tokens: int, sequence_length: int) ->
         "answer_tokens": count * (length - prompt_tokens),
         "truncated": 0,
         "dropped": dict.fromkeys(DROPPED, 0),
+        "not_learned": dict.fromkeys(NOT_LEARNED, 0),
+        "other_prompts": 0,
     }
     return Encoded(sequences, counts)

@@ -1,5 +1,6 @@
 """Chat templates: which one a tokenizer gets, and where in the rendered text the answers are."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,18 @@ class RefusedByTemplateError(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and the character ranges [start, end) of its answers."""
+    """A conversation as text, and the character ranges [start, end) of what a model has to write in it.
+
+    `is_ended` says whether a token of the template ends the last range. `hidden` are the parts of answers that the
+    text does not show; `other_prompts` counts the answers that come after another text than the prompt that asks for
+    them, as where that prompt begins a reasoning and the answer has none.
+    """
 
     text: str
     answers: list[tuple[int, int]]
+    is_ended: bool
+    hidden: list[str]
+    other_prompts: int
 
 
 def set_template(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, model: str) -> str:
@@ -87,43 +96,135 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, model
     return name
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", sample: Sample) -> Rendered:
-    """`sample` in the chat template of `tokenizer`, with the place of every answer, the same on any day.
+class Renderer:
+    """Writes conversations in the chat template of a tokenizer, the same on any day, and finds the answers in them.
 
-    The place of an answer is found by putting a placeholder in its stead: what stands before and after it is the
-    template's, except for space before it that the template does not give a model to begin with. A template that
-    rewrites an answer (leaves out earlier reasoning, say) is followed: the range covers what it shows.
-    `RefusedByTemplateError` if the template raises an error.
+    An answer begins where the prompt that asks for it ends (the turns before it with `add_generation_prompt`) and ends
+    with the first added token that the template writes after it: it is all that a model would write there, such as
+    the empty reasoning of Qwen 3's template. Where that prompt is not what precedes it, it begins with its content.
+
+    Templates leave the reasoning out of earlier turns, and some out of the last one too (DeepSeek-R1's), since they
+    are made for prompts. So the last answer is taken as it is, after its prompt, where the template would not show
+    all of it; what earlier ones lose is in `Rendered.hidden`.
     """
-    chat = sample.chat()
-    text = _apply(tokenizer, chat)
-    answers = []
-    for turn, message in enumerate(chat):
-        if message["role"] != "assistant":
-            continue
-        marked = _apply(tokenizer, [*chat[:turn], {**message, "content": _PLACEHOLDER}, *chat[turn + 1 :]])
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self._tokenizer = tokenizer
+        template = tokenizer.get_chat_template()
+        self._template = _FIXED_DATE + template if "strftime_now" in template else template
+        contents = (token.content for token in tokenizer.added_tokens_decoder.values())
+        # The longest first: "<|im_end|>" may be added beside "<|im_end|>\n".
+        marks = sorted((mark for mark in contents if mark.strip()), key=len, reverse=True)
+        self._ending = re.compile(f".*?(?:{'|'.join(map(re.escape, marks))})" if marks else "(?!)", re.DOTALL)
+
+    def render(self, sample: Sample) -> Rendered:
+        """`sample` as text; `RefusedByTemplateError` if the template raises an error or hides an answer whole."""
+        chat = sample.chat()
+        text = self._apply(chat)
+        answers: list[tuple[int, int]] = []
+        hidden, other_prompts, is_ended = [], 0, False
+        for turn in (turn for turn, message in enumerate(chat) if message["role"] == "assistant"):
+            content = chat[turn]["content"]
+            form = self._form(chat[:turn])
+            start, end, has_its_prompt = self._place(text, chat, turn, form)
+            missing = _missing(content, (form.begun if has_its_prompt else "") + text[start:end])
+            whole = form.prompt + form.completion(content) + form.ending
+            kept = answers[-1][1] if answers else 0
+            if missing and turn == len(chat) - 1 and whole[:kept] == text[:kept]:
+                text, start, end, has_its_prompt = whole, len(form.prompt), len(whole), True
+                is_ended = bool(form.ending)
+            else:
+                hidden += [missing] if missing else []
+                is_ended = bool(form.ending) and text.startswith(form.ending, end)
+                end += len(form.ending) if is_ended else 0
+            other_prompts += not has_its_prompt
+            answers.append((start, end))
+        return Rendered(text, answers, is_ended, hidden, other_prompts)
+
+    def _form(self, before: list[dict[str, str]]) -> "_Form":
+        """What the template writes around an answer that comes after `before` and is the last turn."""
+        prompt = self._apply(before, add_generation_prompt=True)
+        alone = self._apply([*before, {"role": "assistant", "content": _PLACEHOLDER}])
+        head, found, tail = alone.partition(_PLACEHOLDER)
+        if not found:
+            raise RefusedByTemplateError("the template does not show answers as they are")
+        shared = _shared(head, prompt)
+        ending = self._ending.match(tail)
+        return _Form(
+            prompt=prompt,
+            opening=head[shared:] if shared == len(prompt) else "",
+            begun=prompt[shared:],
+            ending=ending[0] if ending else "",
+        )
+
+    def _place(self, text: str, chat: list[dict[str, str]], turn: int, form: "_Form") -> tuple[int, int, bool]:
+        """Where an answer begins and its content ends in `text`, and whether the prompt that asks for it precedes it.
+
+        The place of the content is found by a placeholder in its stead. Only what precedes may then differ, where the
+        template writes a part of the content itself (Qwen 3's reasoning), and only after the prompt.
+        """
+        marked = self._apply([*chat[:turn], chat[turn] | {"content": _PLACEHOLDER}, *chat[turn + 1 :]])
         before, found, after = marked.partition(_PLACEHOLDER)
         end = len(text) - len(after)
-        if not found or end < len(before) or not (text.startswith(before) and text.endswith(after)):
+        if not found or not text.endswith(after):
             raise RefusedByTemplateError("the place of an answer cannot be found in the rendered text")
-        answers.append((_start(tokenizer, text, chat[:turn], len(before)), end))
-    return Rendered(text, answers)
+        has_its_prompt = text.startswith(form.prompt) and len(form.prompt) < end
+        if has_its_prompt:
+            start = len(form.prompt)
+        elif text.startswith(before):
+            start = len(before) - (len(form.opening) if before.endswith(form.opening) else 0)
+        else:
+            raise RefusedByTemplateError("the place of an answer cannot be found in the rendered text")
+        if end <= start:
+            raise RefusedByTemplateError("the template does not show an answer")
+        return start, end, has_its_prompt
+
+    def _apply(self, chat: list[dict[str, str]], **options: bool) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(chat, chat_template=self._template, tokenize=False, **options)
+        except TemplateError as error:
+            raise RefusedByTemplateError(str(error)) from None
 
 
-def _start(tokenizer: "PreTrainedTokenizerBase", text: str, prompt: list[dict[str, str]], start: int) -> int:
-    """Where a model that is given `prompt` begins to write: at `start`, or at the space before it (Mistral)."""
-    given = _apply(tokenizer, prompt, add_generation_prompt=True)
-    return len(given) if text.startswith(given) and text[len(given) : start].isspace() else start
+@dataclass(frozen=True)
+class _Form:
+    """What a template writes around the last answer.
+
+    `opening` comes between the prompt that asks for it and its content, `begun` is what that prompt has beyond the text
+    before an answer (R1's "<think>"), and `ending` comes after the content, up to the token that ends the turn.
+    """
+
+    prompt: str
+    opening: str
+    begun: str
+    ending: str
+
+    def completion(self, content: str) -> str:
+        """What a model writes after the prompt to give this content."""
+        mark = self.begun.strip()
+        if mark and content.startswith(mark):
+            return content[len(mark) :].lstrip()
+        return self.opening + content if self.opening.isspace() else content
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], **options: bool) -> str:
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = _FIXED_DATE + template
-    try:
-        return tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **options)
-    except TemplateError as error:
-        raise RefusedByTemplateError(str(error)) from None
+def _missing(content: str, shown: str) -> str:
+    """The part of `content` that `shown` does not have, whatever the space in either."""
+    wanted, found = _without_space(content), _without_space(shown)
+    if wanted in found:
+        return ""
+    first = _shared(wanted, found)
+    last = _shared(wanted[first:][::-1], found[::-1])
+    return wanted[first : len(wanted) - last]
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def _begins_with(tokenizer: "PreTrainedTokenizerBase") -> str:

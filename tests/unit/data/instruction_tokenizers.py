@@ -1,6 +1,8 @@
 """Small tokenizers with the chat templates of real families, trained on a few sentences."""
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+import string
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +12,8 @@ TEXTS = [
     "The quick brown fox jumps over the lazy dog. Explain: def f(x): return x + 1",
     "système 日本 naïve — résumé",
 ] * 3
+
+_ALPHABET = "▁…[]" + string.ascii_letters + string.digits + string.punctuation + "\n"
 
 LLAMA3 = (
     "{% for message in messages %}"
@@ -42,6 +46,57 @@ PHI3 = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
+# Of Qwen3-8B, without tools: reasoning stays in the answers after the last question, which always get a block of it.
+QWEN3 = (
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- set ns = namespace(last=0) %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'user' %}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"
+    "{%- elif m.role == 'assistant' %}"
+    "{%- set content = m.content %}{%- set reasoning = '' %}"
+    "{%- if '</think>' in content %}"
+    "{%- set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}"
+    "{%- endif %}"
+    "{%- if loop.index0 > ns.last and (loop.last or reasoning) %}"
+    "{{- '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}"
+    "{%- else %}{{- '<|im_start|>assistant\n' + content }}{%- endif %}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# Of QwQ-32B: it begins the reasoning for the model, and leaves it out of every answer it is given.
+QWQ = (
+    "{%- for m in messages %}"
+    "{%- set content = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content %}"
+    "{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
+# Of the first DeepSeek-R1: as R1_DISTILL, but the prompt leaves the beginning of the reasoning to the model.
+R1_FIRST = R1_DISTILL.replace("<|Assistant|><think>\n{% endif %}", "<|Assistant|>{% endif %}")
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# Of Mistral-7B-Instruct-v0.3: the system message is written into the last question.
+MISTRAL_SYSTEM = (
+    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{%- set turns = messages[1:] if system else messages %}{{- bos_token }}"
+    "{%- for m in turns %}{%- if m['role'] == 'user' %}"
+    "{%- set is_last = turns[loop.index0 + 1:] | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+    "{{- '[INST] ' + (system + '\n\n' if system and is_last else '') + m['content'] + '[/INST]' }}"
+    "{%- else %}{{- ' ' + m['content'] + eos_token }}{%- endif %}{%- endfor %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] | trim + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def byte_level(
@@ -59,7 +114,22 @@ def metaspace(special: tuple[str, ...] = (), template: str | None = None) -> Pre
     backend = Tokenizer(BPE(unk_token="<unk>"))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return _trained(backend, ("<unk>", *special), template, "</s>", "<s>", sorted({*"".join(TEXTS), "▁"}))
+    return _trained(backend, ("<unk>", *special), template, "</s>", "<s>", sorted({*"".join(TEXTS), *_ALPHABET}))
+
+
+def trimmed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with offsets that leave space out, as GPT-2's and Qwen2.5's files ask for."""
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def prepending(special: tuple[str, ...], template: str, scheme: str, legacy: bool = False) -> PreTrainedTokenizerFast:
+    """BPE behind a Metaspace pre-tokenizer, with a normalizer that changes lengths in both directions."""
+    backend = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("…", "...")])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=not legacy)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)])
+    return _trained(backend, ("<unk>", *special), template, "</s>", "<s>", sorted({*"".join(TEXTS), *_ALPHABET}))
 
 
 def _trained(

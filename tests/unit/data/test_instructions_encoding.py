@@ -133,18 +133,13 @@ def test_labels_agree_with_the_assistant_mask_of_transformers() -> None:
     assert (encoded.labels != IGNORED).astype(int).tolist() == reference["assistant_masks"][:-1]
 
 
-def test_an_answer_is_what_the_template_shows_of_it() -> None:
-    tokenizer = byte_level(("<|User|>", "<|Assistant|>"), R1_DISTILL)
-    thinking = sample(("user", "What?"), ("assistant", "<think>\nHm.\n</think>\nThis."))
-    (answer,) = answers(tokenizer, one(tokenizer, thinking))
-    assert answer == "\nThis.<|endoftext|>"
-
-
 def test_a_template_that_writes_no_end_gets_the_end_of_text_token() -> None:
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '\n' }}{% endfor %}"
-    tokenizer = byte_level((), template)
-    encoded = one(tokenizer, SINGLE)
-    assert answers(tokenizer, encoded) == [SINGLE.messages[1].content + "<|endoftext|>"]
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    encoded = one(byte_level((), template), SINGLE)
+    assert answers(byte_level((), template), encoded) == [SINGLE.messages[1].content + "<|endoftext|>"]
 
 
 def test_a_prompt_that_fills_the_sequence_is_an_error_that_names_the_sample_or_is_dropped_and_counted(
