@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -197,7 +198,8 @@ def publish(
 ) -> Artifact:
     """Make `staging` the artifact at `destination`, whole or not at all.
 
-    `staging` must lie on the same file system. With `failure`, the payload is dropped and the status published.
+    `staging` must lie on the same file system. With `failure`, the payload is dropped and the status published. Modes
+    follow the umask.
     A reader sees the old artifact, none, or the new one: the manifest is the last file written, and the directory
     is moved into place by a rename.
     """
@@ -205,6 +207,7 @@ def publish(
         for path in staging.iterdir():
             if path.name != RECORDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    share(staging)
     digests = digest_tree(staging)
     records = {name: asdict(digest) for name, digest in digests.items() if name.startswith(f"{RECORDS}/")}
     manifest = Manifest(
@@ -238,6 +241,26 @@ def restore(destination: Path, spec: dict[str, Any], parents: dict[str, Parent])
     if not (destination / MANIFEST).exists():
         write_text(destination / MANIFEST, present.manifest.to_json())
     return Artifact.open(destination / MANIFEST)
+
+
+def share(root: Path) -> None:
+    """Give every file and directory below `root` the mode that a new one has there: the umask's, or a default ACL's.
+
+    Libraries write through temporary files that are their owner's alone (safetensors, tempfile), and copies keep the
+    modes of their sources.
+    """
+    probe = root / f".mode.{os.getpid()}"
+    probe.mkdir()
+    try:
+        (probe / "file").touch()
+        directory_mode, file_mode = (stat.S_IMODE(path.stat().st_mode) for path in (probe, probe / "file"))
+    finally:
+        shutil.rmtree(probe)
+    for path in root.rglob("*"):
+        mode = directory_mode if path.is_dir() else file_mode
+        # What another user wrote has the right mode already, and only its owner may set it.
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

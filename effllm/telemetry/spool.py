@@ -23,7 +23,7 @@ class SpoolWriter:
     """Appends records; `flush` hands them to the kernel, so that a killed process loses none."""
 
     def __init__(self, path: Path):
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._buffer = bytearray()
 
     def add(self, channel: int, monotonic_ns: int, wall_ns: int, value: float) -> None:

@@ -8,6 +8,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from effllm.artifact import share
+
 _MARKER = "complete"
 
 
@@ -25,6 +27,8 @@ class MarkComplete(TrainerCallback):
         for path in directory.rglob("*"):
             if path.is_file():
                 _fsync(path)
+        # Another user of these results may go on from it.
+        share(directory)
         (directory / _MARKER).touch()
         _fsync(directory)
         return control

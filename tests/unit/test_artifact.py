@@ -1,9 +1,13 @@
 """Artifacts are published whole or not at all, and their manifests say what they are and nothing else."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from effllm.artifact import MANIFEST, Artifact, Manifest, publish
 from effllm.errors import CellFailure, UserError
@@ -94,3 +98,38 @@ def test_verify_finds_damaged_payloads_and_records(tmp_path: Path) -> None:
     payload, record = verify(tmp_path / "results")[name]
     assert "payload.txt has 7 bytes where its manifest says 4" in payload
     assert "seconds.txt has 7 bytes where its provenance says 1" in record
+
+
+@pytest.mark.parametrize(
+    ("umask", "file_mode", "directory_mode"), [(0o22, 0o644, 0o755), (0o2, 0o664, 0o775), (0o77, 0o600, 0o700)]
+)
+def test_modes_of_published_files_follow_the_umask(
+    tmp_path: Path, umask: int, file_mode: int, directory_mode: int
+) -> None:
+    previous = os.umask(umask)
+    try:
+        staging = tmp_path / "staging"
+        (staging / "records" / "ranks").mkdir(parents=True)
+        (staging / "model").mkdir(mode=0o700)
+        save_file({"x": torch.zeros(1)}, staging / "model" / "model.safetensors")
+        # The sticky bit of a group, as on a shared directory, is inherited and must not be lost.
+        staging.chmod(0o2700 | staging.stat().st_mode)
+        for name, mode in {
+            "read-only.txt": 0o400,
+            "model/program.txt": 0o755,
+            "records/ranks/rank-0.log": 0o600,
+        }.items():
+            (staging / name).touch(mode=mode)
+        (tmp_path / "corpus").mkdir()
+        published = publish(
+            staging, tmp_path / "corpus" / "a", stage="corpus", id="a", spec={}, parents={}, provenance={"host": "h"}
+        )
+    finally:
+        os.umask(previous)
+    published.verify()
+    found = {path.relative_to(published.directory): path for path in published.directory.rglob("*")}
+    assert {"manifest.json", "provenance.json", ".published.json", "model/model.safetensors"} <= set(map(str, found))
+    modes = {str(name): path.stat().st_mode & 0o777 for name, path in found.items()}
+    assert modes == {str(name): directory_mode if path.is_dir() else file_mode for name, path in found.items()}
+    assert (published.directory / "model").stat().st_mode & stat.S_ISGID
+    assert not any(name.startswith(".mode") for name in modes)
