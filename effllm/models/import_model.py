@@ -1,48 +1,87 @@
 """Stage `model`: a model that the study does not train, from the hub, from a local directory, or of random weights.
 
 in:  nothing (hub, random), or the files of the directory
-out: model/ (config, safetensors, tokenizer); for random weights no tokenizer, and model.json that says so
+out: model/ (config, safetensors, tokenizer), for random weights without tokenizer; model.json (what the model is, read
+     from its files, and `unscored`, why no score of it means anything, for random weights)
+
+A model that a later stage could not load, or would take for what it is not, ends here in one sentence.
 """
 
 import shutil
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from effllm.errors import UserError
 from effllm.hub.repository import Repository
+from effllm.models.checkpoint.check import check_directory
+from effllm.models.checkpoint.files import MODEL_FILES, is_taken, model_files, weight_files
+from effllm.models.checkpoint.settings import check_settings
 from effllm.stage import Job, main
-from effllm.study.graph import MODEL_FILES
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 
 def build(job: Job) -> None:
-    """Put the files of the model in place; weights in safetensors only."""
+    """Put the files of the model in place, weights in safetensors only, and write down what they are."""
     source = TypeAdapter(HubModelSource | LocalModelSource | RandomSource).validate_python(job.spec["config"])
     target = job.output / "model"
+    where = f"models.{job.id}"
     if isinstance(source, RandomSource):
-        # torch takes seconds to import, and the other sources need none of it.
-        from effllm.models.random_weights import RANDOM_WEIGHTS, SUMMARY, write_random_model
+        # torch takes seconds to import, and a directory that is refused by its names or headers needs none of it.
+        from effllm.models.random_weights import write_random_model
 
         write_random_model(source, target)
-        job.write_json(SUMMARY, {"source": source.plain(), "unscored": RANDOM_WEIGHTS})
-        return
-    if isinstance(source, LocalModelSource):
-        target.mkdir()
-        for path in job.files.values():
+    elif isinstance(source, LocalModelSource):
+        _copy(sorted(job.files.values()), target, where)
+    else:
+        _fetch(source, job.scratch / "model", where)
+        model_files(job.scratch / "model", where)
+        check_directory(job.scratch / "model", where)
+        (job.scratch / "model").rename(target)
+    from effllm.models.checkpoint.inspect import inspect_model
+    from effllm.models.random_weights import RANDOM_WEIGHTS, SUMMARY
+
+    is_random = isinstance(source, RandomSource)
+    record = inspect_model(target, where, has_tokenizer=not is_random)
+    unscored = RANDOM_WEIGHTS if is_random else None
+    job.write_json(SUMMARY, {"model": record.plain(), "source": source.plain(), "unscored": unscored})
+
+
+def _copy(files: list[Path], target: Path, where: str) -> None:
+    """Copy the part of a local directory that is the model."""
+    if not files:
+        raise UserError(f"{where}: no file of the model is among the inputs; run the stage by the workflow.")
+    directory = files[0].parent
+    names = {path.name for path in model_files(directory, where)}
+    check_directory(directory, where)
+    weights = weight_files(directory, names, where)
+    target.mkdir()
+    for path in files:
+        if is_taken(path.name, weights):
             shutil.copyfile(path, target / path.name)
-        return
+
+
+def _fetch(source: HubModelSource, directory: Path, where: str) -> None:
+    """Fetch the part of a repository that is the model into the scratch, where a killed run is taken up again.
+
+    What its small files tell of is refused before the weights are on their way.
+    """
     repository = Repository("model", source.repo, source.revision)
     files = repository.files(MODEL_FILES)
-    if not any(file.path.endswith(".safetensors") for file in files):
+    names = {file.path for file in files}
+    if not any(name.endswith(".safetensors") for name in names):
         raise UserError(
             f"{source.repo} at {source.revision} has no safetensors: choose a revision that has, or convert it and "
             "use a local source."
         )
-    # Into the scratch first: a download that was cut short is taken up again by the next run.
-    fetched = job.scratch / "model"
-    fetched.mkdir(exist_ok=True)
-    repository.fetch(files, fetched)
-    fetched.rename(target)
+    directory.mkdir(exist_ok=True)
+    repository.fetch([file for file in files if not file.path.endswith(".safetensors")], directory)
+    check_settings(directory, where)
+    weights = weight_files(directory, names, where)
+    repository.fetch([file for file in files if is_taken(file.path, weights)], directory)
+    for path in directory.iterdir():
+        if path.name in names and not is_taken(path.name, weights):
+            path.unlink()
 
 
 if __name__ == "__main__":

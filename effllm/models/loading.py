@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 # Registers the decoder: its variants that Transformers does not know are saved in its own format.
 import effllm.models.decoder.model  # noqa: F401
 from effllm.errors import CellFailure, UserError
+from effllm.models.checkpoint.files import stray_names
 
 _MOST_NAMES = 3
 _LONGEST_REASON = 160
@@ -26,10 +27,21 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
     Transformers fills weights that a checkpoint lacks at random, and only warns. `options` are those of
     `from_pretrained`. `UserError` where Transformers or safetensors cannot read what is there.
     """
+    for stray in stray_names(checkpoint):
+        raise _unreadable(checkpoint, stray)
     with reading(checkpoint):
         model, keys = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+            checkpoint,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            # Compared below: by itself Transformers says that there are some, and prints a table.
+            ignore_mismatched_sizes=True,
+            **options,
         )
+    if keys["mismatched_keys"]:
+        raise _unreadable(checkpoint, f"it holds in another shape {_some(keys['mismatched_keys'])}")
     require_all_weights(keys)
     if getattr(model.config, "output_router_logits", False):
         # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
@@ -59,10 +71,14 @@ def reading(directory: Path) -> Iterator[None]:
         of_the_machine = isinstance(error, OSError) and error.errno and error.errno not in _OF_THE_FILES
         if of_the_machine or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
             raise
-        raise UserError(
-            f"{directory} cannot be loaded ({reason_of(error)}): delete {directory.parent} and run again, or choose "
-            "another model where that does not help."
-        ) from error
+        raise _unreadable(directory, reason_of(error)) from error
+
+
+def _unreadable(directory: Path, reason: str) -> UserError:
+    return UserError(
+        f"{directory} cannot be loaded ({reason}): delete {directory.parent} and run again, or choose another model "
+        "where that does not help."
+    )
 
 
 def reason_of(error: Exception) -> str:
@@ -89,8 +105,12 @@ def weight_difference(keys: Mapping[str, Collection[Any]]) -> str | None:
         ("holds in another shape", keys["mismatched_keys"]),
     ):
         if names:
-            # A mismatch comes as (name, shape in the checkpoint, shape in the model).
-            plain = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
-            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-            return f"{what} {', '.join(plain[:_MOST_NAMES])}{more}"
+            return f"{what} {_some(names)}"
     return None
+
+
+def _some(names: Collection[Any]) -> str:
+    # A mismatch comes as (name, shape in the checkpoint, shape in the model).
+    plain = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(plain[:_MOST_NAMES])}{more}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact
 from effllm.errors import UserError
+from effllm.models.checkpoint.files import stray_names
 from effllm.planning.state import provenance
 from effllm.progress import progress
 
@@ -52,7 +53,7 @@ def verify(results: Path) -> dict[str, list[str]]:
 
 
 def damage_of(manifest: Path) -> Iterator[str]:
-    """One sentence per file that is missing, altered or of nobody's list, and for an unreadable manifest."""
+    """One sentence per file that is missing, altered, of nobody's list or elsewhere, and for an unreadable manifest."""
     try:
         artifact = Artifact.open(manifest)
     except UserError as error:
@@ -71,3 +72,4 @@ def damage_of(manifest: Path) -> Iterator[str]:
         is_record_without_list = not records and name.startswith(f"{RECORDS}/")
         if path.is_file() and name not in listed and not is_record_without_list:
             yield f"{path} is in no list of the artifact"
+    yield from stray_names(artifact.directory)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
+from effllm.models.checkpoint.check import check_directory
+from effllm.models.checkpoint.files import model_files
 from effllm.stages import STAGES
 from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
@@ -18,8 +20,6 @@ from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
 from effllm.study.table_graph import defined_tables, measured_nodes, table_nodes, table_spec
-
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 class Graph:
@@ -101,7 +101,9 @@ class Graph:
             return parents | {"tokenizer": self.manifest("tokenizer", stream.tokenizer)}
         if stage == "model":
             source = study.models[id].source
-            return {"files": model_files(id, source.path)} if isinstance(source, LocalModelSource) else {}
+            if not isinstance(source, LocalModelSource):
+                return {}
+            return {"files": [str(path) for path in model_files(Path(source.path), f"models.{id}.source.path")]}
         if stage == "finetune":
             model, suite, _ = id.rsplit(".", 2)
             return {
@@ -135,10 +137,13 @@ class Graph:
         return self.manifest("model", model)
 
     def check_files(self) -> None:
-        """Raise `UserError` for a local file that the study names and that does not exist."""
+        """Raise `UserError` for a local file that is missing, and for a model directory that no stage could use."""
         for stage in ("corpus", "instructions", "model"):
             for id in self.ids(stage):
                 self.parents(stage, id)
+        for id, model in self.study.models.items():
+            if isinstance(model.source, LocalModelSource):
+                check_directory(Path(model.source.path), f"models.{id}.source.path")
 
     def table_spec(self, name: str) -> dict[str, Any]:
         """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
@@ -206,19 +211,3 @@ def expand_paths(where: str, patterns: list[str]) -> list[str]:
             raise UserError(f"{where}.source.paths: {pattern!r} matches no file; correct the path or add the file.")
         files.update(found)
     return sorted(files)
-
-
-def model_files(model: str, path: str) -> list[str]:
-    """Files of a local model directory that the study takes; `UserError` if it is not one with safetensors."""
-    root = Path(path)
-    files = sorted({str(file) for pattern in MODEL_FILES for file in root.glob(pattern)})
-    for needed in ("config.json", "tokenizer_config.json"):
-        if str(root / needed) not in files:
-            raise UserError(
-                f"models.{model}.source.path: {path!r} has no {needed}; name a directory that save_pretrained wrote."
-            )
-    if not any(file.endswith(".safetensors") for file in files):
-        raise UserError(
-            f"models.{model}.source.path: {path!r} holds no *.safetensors; save the model with safetensors."
-        )
-    return files
