@@ -27,7 +27,7 @@ STAGES: dict[str, Stage] = {
         Stage("corpus", "effllm.data.corpus", 2, network=True),
         Stage("tokenizer", "effllm.data.tokenizer", 1, network=True),
         Stage("tokens", "effllm.data.packing", 1),
-        Stage("instructions", "effllm.data.instructions.prepare", 1, network=True),
+        Stage("instructions", "effllm.data.instructions.prepare", 2, network=True),
         Stage("pretrain", "effllm.training.pretrain", 4),
         Stage("model", "effllm.models.import_model", 2, network=True),
         Stage("finetune", "effllm.training.finetune", 2),

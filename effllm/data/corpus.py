@@ -179,6 +179,8 @@ def _require_documents(tally: _Tally, source: Source, config: Corpus) -> None:
     near, contained = tally.documents(Fate.NEAR_DUPLICATE), tally.documents(Fate.CONTAINED)
     if train and held_out:
         return
+    if not tally.fates.any():
+        raise UserError(f"{source.label} hold no document: name files or a split that do.")
     if not train + held_out + near + contained:
         dropped = ", ".join(f"{reason} {count}" for reason, count in tally.dropped().items())
         raise UserError(

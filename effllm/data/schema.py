@@ -31,6 +31,9 @@ def check_schema(schema: pa.Schema, where: str) -> None:
             f"{where}: no column {', '.join(missing)}; add it (null where it was not measured, save "
             f"{', '.join(REQUIRED)}) or rename the file's own."
         )
+    twice = [name for name in SCHEMA.names if schema.names.count(name) > 1]
+    if twice:
+        raise UserError(f"{where}: column {twice[0]} occurs twice; rename one.")
     for wanted in SCHEMA:
         found = schema.field(wanted.name).type
         if not _fits(found, wanted.type):

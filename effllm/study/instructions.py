@@ -1,31 +1,60 @@
 """Instruction data for supervised fine-tuning, and how it becomes token sequences."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.study.base import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, path_of
 
 InstructionPath = path_of(".parquet", ".jsonl", ".jsonl.gz", ".json")
 
 
-class ChatColumns(Section):
-    """A column that holds a conversation: a list of messages `{role, content}` with roles system, user, assistant."""
+class _Columns(Section):
+    @model_serializer(mode="wrap")
+    def _only_what_is_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Keys that came later: where a study does not use them, its specs are what they were.
+        return {k: v for k, v in serialize(self).items() if v is not None or k not in self._later}
+
+    _later: ClassVar[tuple[str, ...]] = ()
+
+
+class ChatColumns(_Columns):
+    """A column that holds a conversation: a list of messages, or its JSON text.
+
+    A message is `{role, content}` or, as ShareGPT has it, `{from, value}`; roles are system, user (human) and assistant
+    (gpt). Content is text, or a list of parts of text.
+    """
+
+    _later = ("system",)
 
     kind: Literal["chat"]
     messages: Text = Field(default="messages", description="Column of the list of messages.")
+    system: Text | None = Field(
+        default=None, description="Column of the system message, where it is not one of the messages."
+    )
 
     def names(self) -> list[str]:
         """The columns to read."""
+        return [name for name in (self.messages, self.system) if name is not None]
+
+    def needed(self) -> list[str]:
+        """Those that a row must have."""
         return [self.messages]
 
 
-class PromptResponseColumns(Section):
-    """Columns that hold one question and its answer."""
+class PromptResponseColumns(_Columns):
+    """Columns that hold one question and its answer: texts, or lists of messages."""
+
+    _later = ("input",)
 
     kind: Literal["prompt_response"]
     prompt: Text = Field(default="prompt", description="Column of the question.")
-    response: Text = Field(default="response", description="Column of the answer.")
+    input: Text | None = Field(
+        default=None,
+        description="Column of what the question is about, as in instruction, input, output; it follows after a blank "
+        "line, where it has text.",
+    )
+    response: Text = Field(default="response", description="Column of the answer, such as completion.")
     system: Text | None = Field(default=None, description="Column of the system message, if there is one.")
     reasoning: Text | None = Field(
         default=None, description="Column of the reasoning that precedes the answer, if there is one."
@@ -45,7 +74,12 @@ class PromptResponseColumns(Section):
 
     def names(self) -> list[str]:
         """The columns to read."""
-        return [name for name in (self.prompt, self.response, self.system, self.reasoning) if name is not None]
+        named = (self.prompt, self.input, self.response, self.system, self.reasoning)
+        return [name for name in named if name is not None]
+
+    def needed(self) -> list[str]:
+        """Those that a row must have."""
+        return [name for name in (self.prompt, self.response, self.reasoning) if name is not None]
 
 
 Columns = Annotated[ChatColumns | PromptResponseColumns, Field(discriminator="kind")]

@@ -21,6 +21,7 @@ from typing import Any
 
 import xxhash
 
+from effllm.data.instructions.advice import described
 from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
 from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
 from effllm.data.instructions.sources import RowSource, open_source
@@ -49,7 +50,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, 
     """
     dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
     answers: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}
-    seen = 0
+    seen, unusable = 0, ""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(closing(SampleWriter(output, split))) for split in SPLITS}
         identify = _Identify()
@@ -59,6 +60,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, 
                 messages = messages_of(row, source.columns)
             except UnusableRowError as error:
                 dropped[str(error)] += 1
+                unusable = unusable or described(row, source.columns.names())
                 continue
             sample = identify(messages)
             if sample is None:
@@ -72,7 +74,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, 
             if writers["train"].count == config.maximum_samples:
                 break
         counts = {split: writer.count for split, writer in writers.items()}
-    _require_samples(counts, seen, dropped, source, config)
+    _require_samples(counts, seen, dropped, unusable, source, config)
     return {
         "seen": seen,
         "dropped": dict(dropped),
@@ -123,15 +125,17 @@ def _answers(messages: tuple[Message, ...]) -> Iterator[str]:
 
 
 def _require_samples(
-    counts: dict[str, int], seen: int, dropped: Counter[str], source: RowSource, config: Instructions
+    counts: dict[str, int], seen: int, dropped: Counter[str], unusable: str, source: RowSource, config: Instructions
 ) -> None:
     train, held_out = (counts[split] for split in SPLITS)
     if train and held_out:
         return
     if not train and not held_out:
+        if not seen:
+            raise UserError(f"{source.label} hold no row: name files or a split that do.")
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
         raise UserError(
-            f"none of the {seen} rows of {source.label} can be used ({reasons or 'there are none'}); correct "
+            f"none of the {seen} rows of {source.label} can be used ({reasons}); the first has {unusable}: correct "
             "source.columns or the data."
         )
     empty, change = ("held-out", "raise") if train else ("training", "lower")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effllm.data.instructions.samples import Message
+from effllm.data.instructions.turns import NoTextError, text_of, turns_of
 from effllm.study.instructions import ChatColumns, Columns, PromptResponseColumns
 
 REASONS = ("not_text", "unknown_role", "role_order", "empty_message")
@@ -17,7 +18,10 @@ class UnusableRowError(Exception):
 
 def messages_of(row: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
     """The conversation in `row`, space around each turn's text removed; `UnusableRowError` if there is none."""
-    turns = _chat_turns(row, columns) if isinstance(columns, ChatColumns) else _question_and_answer(row, columns)
+    try:
+        turns = _chat_turns(row, columns) if isinstance(columns, ChatColumns) else _question_and_answer(row, columns)
+    except NoTextError:
+        raise UnusableRowError("not_text") from None
     messages = tuple(Message(role, text.strip()) for role, text in turns)
     roles = [message.role for message in messages]
     if not set(roles) <= {"system", "user", "assistant"}:
@@ -30,33 +34,41 @@ def messages_of(row: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]
     return messages
 
 
-def _chat_turns(row: Mapping[str, Any], columns: ChatColumns) -> list[tuple[Any, str]]:
-    turns = row.get(columns.messages)
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise UnusableRowError("not_text")
-    return [(_text(turn, "role"), _text(turn, "content")) for turn in turns]
+def _chat_turns(row: Mapping[str, Any], columns: ChatColumns) -> list[tuple[str, str]]:
+    return _system(row, columns.system) + turns_of(row.get(columns.messages))
 
 
-def _question_and_answer(row: Mapping[str, Any], columns: PromptResponseColumns) -> list[tuple[Any, str]]:
-    answer = _text(row, columns.response)
+def _question_and_answer(row: Mapping[str, Any], columns: PromptResponseColumns) -> list[tuple[str, str]]:
+    question, answer = row.get(columns.prompt), row.get(columns.response)
+    # As TRL has it: both may be lists of messages.
+    is_talk = _is_conversation(question)
+    asked = turns_of(question) if is_talk else [("user", _with_input(row, text_of(question), columns))]
+    if _is_conversation(answer):
+        return _system(row, columns.system) + asked + turns_of(answer)
+    text = text_of(answer)
     if columns.reasoning is not None:
-        parts = {"{reasoning}": _text(row, columns.reasoning), "{response}": answer}
+        parts = {"{reasoning}": text_of(row.get(columns.reasoning)), "{response}": text}
         if not all(part.strip() for part in parts.values()):
             raise UnusableRowError("empty_message")
         # Split, not replaced one after the other: the reasoning may itself spell "{response}" out.
         first, second = sorted(parts, key=columns.answer.index)
         before, _, rest = columns.answer.partition(first)
         between, _, after = rest.partition(second)
-        answer = f"{before}{parts[first].strip()}{between}{parts[second].strip()}{after}"
-    turns = [("user", _text(row, columns.prompt)), ("assistant", answer)]
+        text = f"{before}{parts[first].strip()}{between}{parts[second].strip()}{after}"
+    return _system(row, columns.system) + asked + [("assistant", text)]
+
+
+def _system(row: Mapping[str, Any], column: str | None) -> list[tuple[str, str]]:
     # A system message is the exception that a row may do without.
-    if columns.system is not None and row.get(columns.system) not in (None, ""):
-        turns.insert(0, ("system", _text(row, columns.system)))
-    return turns
+    value = None if column is None else row.get(column)
+    return [] if value in (None, "", []) else [("system", text_of(value))]
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise UnusableRowError("not_text")
-    return value
+def _with_input(row: Mapping[str, Any], question: str, columns: PromptResponseColumns) -> str:
+    value = None if columns.input is None else row.get(columns.input)
+    given = "" if value is None else text_of(value).strip()
+    return f"{question.strip()}\n\n{given}" if given and question.strip() else question
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and not {"type"} & value[0].keys()

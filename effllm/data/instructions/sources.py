@@ -1,18 +1,18 @@
 """Where conversations come from: the hub, local files, or the Python installation, as rows in a fixed order."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from effllm.data.instructions.advice import advice, listed
 from effllm.data.instructions.questions import QUESTIONS
-from effllm.data.sources.reading import json_lines, open_parquet
+from effllm.data.sources.reading import json_array, json_lines, open_parquet, require_ending
 from effllm.errors import UserError
 from effllm.hub.dataset import HubDataset
 from effllm.study.instructions import (
-    ChatColumns,
     Columns,
     EmbeddedInstructionSource,
     FilesInstructionSource,
@@ -56,8 +56,8 @@ class _HubRows:
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         for batch in self._dataset.batches(self._split):
-            _require_columns(self.columns, batch.schema.names, self.label)
-            yield from batch.select(self.columns.names()).to_pylist()
+            _require_text(self.columns, batch.schema, self.label)
+            yield from batch.select(_present(self.columns, batch.schema.names)).to_pylist()
 
 
 class _FileRows:
@@ -65,12 +65,11 @@ class _FileRows:
         if not paths:
             raise UserError("the instruction data has no input file: name them in source.paths.")
         for path in paths:
-            if not path.name.endswith(_ENDINGS):
-                raise UserError(f"{path}: the ending is unknown; use {', '.join(_ENDINGS)} files.")
+            require_ending(path, _ENDINGS)
             # All footers at once, so that a wrong last file is not found after hours.
             if path.suffix == ".parquet":
                 with open_parquet(path) as file:
-                    _require_columns(config.columns, file.schema_arrow.names, str(path))
+                    _require_text(config.columns, file.schema_arrow, str(path))
         self.columns = config.columns
         self.label = f"{len(paths)} files"
         self._paths = paths
@@ -84,16 +83,19 @@ class _FileRows:
 
     def _parquet_rows(self, path: Path) -> Iterator[Mapping[str, Any]]:
         with open_parquet(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=self.columns.names()):
+            columns = _present(self.columns, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 yield from _whole(batch, str(path)).to_pylist()
 
     def _json_rows(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        objects = _json_array(path) if path.suffix == ".json" else (row for _, row in json_lines(path))
-        for number, row in enumerate(objects):
-            # A later row may lack a value, and is counted; a first one that lacks it is of another form.
-            if number == 0:
-                _require_columns(self.columns, list(row), str(path))
-            yield row
+        rows = iter(json_array(path) if path.suffix == ".json" else (row for _, row in json_lines(path)))
+        # Single rows may lack a column and are counted; where most do, the file is of another form.
+        first = list(islice(rows, _BATCH_ROWS))
+        needed = set(self.columns.needed())
+        without = [row for row in first if not needed <= row.keys()]
+        if len(without) > len(first) / 2:
+            _require_columns(self.columns, list(without[0]), str(path))
+        yield from chain(first, rows)
 
 
 class _EmbeddedRows:
@@ -116,16 +118,37 @@ _OPEN: dict[type, Callable[..., RowSource]] = {
 
 
 def _require_columns(columns: Columns, found: Sequence[str], where: str) -> None:
-    # A system message may be missing from a row, so its column may be missing from the first row.
-    needed = (
-        columns.names() if isinstance(columns, ChatColumns) else [n for n in columns.names() if n != columns.system]
-    )
-    missing = [name for name in needed if name not in found]
+    missing = [name for name in columns.needed() if name not in found]
     if missing:
-        raise UserError(
-            f"{where}: no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, found))}: name "
-            "those that hold the conversation in source.columns."
-        )
+        raise UserError(f"{where}: no column {listed(missing)}; its columns are {listed(found)}: {advice(found)}.")
+
+
+def _require_text(columns: Columns, schema: pa.Schema, where: str) -> None:
+    """Raise `UserError` for a table that lacks a column, or has one that can hold no text."""
+    _require_columns(columns, schema.names, where)
+    for name in _present(columns, schema.names):
+        if schema.names.count(name) > 1:
+            raise UserError(f"{where}: column {name!r} occurs twice; rename one.")
+        found = schema.field(name).type
+        if not _holds_text(found):
+            raise UserError(
+                f"{where}: column {name!r} has type {found}, which holds no text; its columns are "
+                f"{listed(schema.names)}: name others in source.columns, or convert it."
+            )
+
+
+def _present(columns: Columns, found: Sequence[str]) -> list[str]:
+    """The columns to read, of those that there are: a system message or an input may be missing from all rows."""
+    return [name for name in columns.names() if name in found]
+
+
+def _holds_text(found: pa.DataType) -> bool:
+    kind = pa.types
+    if kind.is_dictionary(found):
+        return _holds_text(found.value_type)
+    texts = (kind.is_string, kind.is_large_string, kind.is_string_view, kind.is_null)
+    nested = (kind.is_struct, kind.is_list, kind.is_large_list, kind.is_fixed_size_list)
+    return any(check(found) for check in texts + nested)
 
 
 def _whole(batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
@@ -135,15 +158,3 @@ def _whole(batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
     except pa.ArrowException as error:
         raise UserError(f"{where}: {error}; the data is damaged: fetch or write it again.") from None
     return batch
-
-
-def _json_array(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON file that is one list of them, as medical-o1-reasoning-SFT is published."""
-    try:
-        rows = json.loads(path.read_bytes())
-        json.dumps(rows, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON text ({error}); correct it.") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is not a list of JSON objects; write one, or one object per line in a .jsonl file.")
-    return rows

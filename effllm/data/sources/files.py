@@ -1,5 +1,6 @@
 """Documents from local parquet and JSON-lines files."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from effllm.data.schema import SCHEMA, check_schema, conform
-from effllm.data.sources.reading import json_lines, open_parquet
+from effllm.data.sources.reading import json_lines, open_parquet, require_ending
 from effllm.errors import UserError
+from effllm.study.base import shortened
 
 BATCH_DOCUMENTS = 1000
+_LARGEST = {pa.int64(): 2**63 - 1, pa.float64(): int(sys.float_info.max)}
 _JSON_TYPES = {pa.string(): (str,), pa.int64(): (int,), pa.float64(): (int, float)}
 
 
@@ -26,8 +29,7 @@ class FilesSource:
         if not paths:
             raise UserError("the corpus has no input file: name them in source.paths (--input files=PATH by hand).")
         for path in paths:
-            if not path.name.endswith((".parquet", ".jsonl", ".jsonl.gz")):
-                raise UserError(f"{path}: the ending is unknown; use .parquet, .jsonl or .jsonl.gz files.")
+            require_ending(path, (".parquet", ".jsonl", ".jsonl.gz"))
         self.label = f"{len(paths)} files"
         self.paths = paths
         rows = [_parquet_rows(path) for path in paths if path.suffix == ".parquet"]
@@ -66,8 +68,16 @@ def _checked(document: dict[str, Any], where: str) -> dict[str, Any]:
     missing = [name for name in SCHEMA.names if name not in document]
     if missing:
         raise UserError(f"{where}: no column {', '.join(missing)}; add it (null where it was not measured).")
+    values = {}
     for field in SCHEMA:
         value = document[field.name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, _JSON_TYPES[field.type])):
-            raise UserError(f"{where}: column {field.name} is {value!r} where {field.type} is needed; correct it.")
-    return document
+            raise UserError(
+                f"{where}: column {field.name} is {shortened(value)} where {field.type} is needed; correct it."
+            )
+        if isinstance(value, int) and abs(value) > _LARGEST[field.type]:
+            raise UserError(
+                f"{where}: column {field.name} is {shortened(value)}, too large for {field.type}; correct it."
+            )
+        values[field.name] = float(value) if isinstance(value, int) and field.type == pa.float64() else value
+    return values

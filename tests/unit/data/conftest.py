@@ -46,3 +46,24 @@ def sample_files(run_stage: RunStage) -> Callable[..., Artifact]:
         return run_stage("corpus", id, {"source": source, "held_out_fraction": 0.2} | config, files=paths)
 
     return sample
+
+
+@pytest.fixture
+def prepare(run_stage: RunStage) -> Callable[..., Artifact]:
+    """Prepare instruction data: `prepare(source, files=[...], **config)`."""
+
+    def run(source: dict[str, Any], id: str = "sample", files: list[Path] | None = None, **config: Any) -> Artifact:
+        inputs = {} if files is None else {"files": files}
+        return run_stage("instructions", id, {"source": source, "held_out_fraction": 0.2} | config, **inputs)
+
+    return run
+
+
+@pytest.fixture
+def prepare_files(prepare: Callable[..., Artifact]) -> Callable[..., Artifact]:
+    """Prepare local files: `prepare_files(paths, columns, ...)`."""
+
+    def run(paths: list[Path], columns: dict[str, Any], **config: Any) -> Artifact:
+        return prepare({"kind": "files", "paths": ["unused.jsonl"], "columns": columns}, files=paths, **config)
+
+    return run

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpus_documents import document, documents, kept, write_parquet
 
@@ -78,6 +79,17 @@ def test_blank_lines_are_skipped_and_still_counted(tmp_path):
         (json.dumps(document(1, int_score=True)), "column int_score is True where int64 is needed"),
         (json.dumps(document(1, text=5)), "column text is 5 where string is needed"),
         (json.dumps(document(1, text="\ud800")), "is not JSON text"),
+        (json.dumps(document(1, token_count=2**63)), "column token_count is 9223372036854775808, too large for int64"),
+        (
+            json.dumps(document(1, int_score=-(10**400))),
+            "column int_score is an integer of about 401 digits, too large",
+        ),
+        (
+            json.dumps(document(1, score=10**400)),
+            "column score is an integer of about 401 digits, too large for double",
+        ),
+        (json.dumps(document(1, score=float("nan"))), "is not JSON text (NaN is no JSON number"),
+        (json.dumps(document(1, text=["x" * 9999])), "column text is ['xxx"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, complaint):
@@ -186,3 +198,22 @@ def test_a_failed_sample_publishes_nothing_and_a_good_file_repairs_it(tmp_path, 
     assert not (tmp_path / "results" / "corpus" / "sample").exists()
     path.write_bytes(content)
     assert sample_files([path]).manifest.status == "ok"
+
+
+def test_a_large_integer_is_a_fine_float(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(document(0, score=2**60 + 1)) + "\n")
+    assert read(path)[0]["score"] == float(2**60)
+
+
+def test_a_column_that_occurs_twice_is_refused(tmp_path):
+    table = pa.Table.from_pylist([document(0)], schema=SCHEMA).append_column("text", pa.array(["other"]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="column text occurs twice; rename one"):
+        FilesSource([tmp_path / "a.parquet"])
+
+
+def test_files_without_documents_are_said_to_have_none(tmp_path, sample_files):
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(UserError, match="1 files hold no document"):
+        sample_files([tmp_path / "a.jsonl"])

@@ -37,7 +37,7 @@ def sampling_incompressible(tmp_path, output, count):
     random = np.random.default_rng(0)
     rows = [document(n, text=random.bytes(500).hex()) for n in range(count)]
     source = FilesSource([write_parquet(tmp_path / "a.parquet", rows)])
-    config = Corpus.model_validate({"source": {"kind": "files", "paths": ["a"]}, "held_out_fraction": 0.1})
+    config = Corpus.model_validate({"source": {"kind": "files", "paths": ["a.parquet"]}, "held_out_fraction": 0.1})
     return lambda: sample(source, config, output, tmp_path)
 
 

@@ -1,73 +1,20 @@
 """Instruction data: published forms, local files, the embedded questions, and what becomes of unusable rows."""
 
+import codecs
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, lines, pair, samples, write_lines
 
-from effllm.artifact import Artifact
-from effllm.data.instructions.samples import Message, Sample, read_samples
+from effllm.data.instructions.samples import Message
 from effllm.errors import UserError
 from effllm.study.instructions import Instructions
 from tests.hub.server import Hub, Truncate
-
-REVISION = "0123456789" * 4
-PAIRS = {"kind": "prompt_response"}
-CHAT = {"kind": "chat"}
-Prepare = Callable[..., Artifact]
-
-
-@pytest.fixture
-def prepare(run_stage) -> Prepare:
-    """Prepare instruction data: `prepare(source, files=[...], **config)`."""
-
-    def run(source: dict[str, Any], id: str = "sample", files: list[Path] | None = None, **config: Any) -> Artifact:
-        inputs = {} if files is None else {"files": files}
-        return run_stage("instructions", id, {"source": source, "held_out_fraction": 0.2} | config, **inputs)
-
-    return run
-
-
-@pytest.fixture
-def prepare_files(prepare: Prepare) -> Prepare:
-    """Prepare local files: `prepare_files(paths, columns, ...)`."""
-
-    def run(paths: list[Path], columns: dict[str, Any], **config: Any) -> Artifact:
-        return prepare({"kind": "files", "paths": ["unused.jsonl"], "columns": columns}, files=paths, **config)
-
-    return run
-
-
-def pair(number: int, **changes: Any) -> dict[str, Any]:
-    return {"prompt": f"Question {number}?", "response": f"Answer {number}, naïve 日本."} | changes
-
-
-def chat(*turns: tuple[Any, Any]) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def lines(rows: Iterable[Any]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_bytes(gzip.compress(lines(rows)) if path.suffix == ".gz" else lines(rows))
-    return path
-
-
-def samples(artifact: Artifact, split: str | None = None) -> list[Sample]:
-    return [s for name in ([split] if split else ["train", "held_out"]) for s in read_samples(artifact.directory, name)]
-
-
-def conversations(artifact: Artifact) -> set[tuple[Message, ...]]:
-    return {sample.messages for sample in samples(artifact)}
-
 
 # Published forms: the files are laid out as on the hub.
 
@@ -202,7 +149,8 @@ def test_a_file_without_the_named_columns_is_named_with_those_it_has(
     else:
         write_lines(path, rows)
     message = (
-        f"{path}: no column 'prompt'; its columns are 'instruction', 'response': name those that hold the conversation"
+        f"{path}: no column 'prompt'; its columns are 'instruction', 'response': write source.columns: "
+        "{kind: prompt_response, prompt: instruction, response: response}."
     )
     with pytest.raises(UserError, match=re.escape(message)):
         prepare_files([path], PAIRS)
@@ -213,6 +161,25 @@ def test_a_file_without_the_named_columns_is_named_with_those_it_has(
     ("name", "content", "complaint"),
     [
         ("a.csv", b"prompt,response\n", "the ending is unknown"),
+        ("a.jsonl.zst", b"", "is compressed (.zst), which is not read here: decompress it, or write .jsonl.gz"),
+        ("a.jsonl", b"\xff\xfe{\0", "is text in UTF-16; write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+        ("a.json", '[{"prompt": "a"}]'.encode("utf-16-le"), "is text in UTF-16; write it in UTF-8"),
+        ("a.jsonl", '{"prompt": "a"}'.encode("utf-32"), "is text in UTF-32; write it in UTF-8"),
+        ("a.jsonl", b"\0" * 200, "begins with null bytes"),
+        ("a.jsonl", '{"prompt": "é"}'.encode("latin-1"), "line 1 is not JSON text (byte 0xe9 at 12 is not UTF-8)"),
+        ("a.jsonl", gzip.compress(b"{}"), "is compressed by gzip; let its name end in .jsonl.gz"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd....", "is compressed by zstd; decompress it (zstd -d)"),
+        ("a.jsonl.gz", b'{"prompt": "a"}', "is not compressed by gzip; take .gz off its name"),
+        ("a.jsonl", b"PAR1....PAR1", "is a parquet file; let its name end in .parquet"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs and not the data"),
+        ("a.json", b"<!DOCTYPE html>", "is a web page and not the data"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON text (it is nested too deeply)"),
+        ("a.json", b"[" * 100_000, "is not JSON text (it is nested too deeply)"),
+        ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", "line 1 is not JSON text (Exceeds the limit"),
+        ("a.jsonl", b'{"a": NaN}', "line 1 is not JSON text (NaN is no JSON number, null is what was not measured)"),
+        ("a.jsonl", b'[{"prompt": "a"}]', "write one object per line; a file that is one list is named .json"),
+        ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}', "if it has one object per line, name it .jsonl"),
+        ("a.jsonl", b"", "1 files hold no row"),
         ("a.jsonl", b'{"prompt": "cut', "line 1 is not JSON text"),
         ("a.json", b'{"prompt": "a", "response": "b"}', "is not a list of JSON objects"),
         ("a.json", b"[1]", "is not a list of JSON objects"),
@@ -225,9 +192,21 @@ def test_a_file_that_is_none_gets_one_sentence(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(str(path))) as error:
+    with pytest.raises(UserError, match=re.escape(complaint)) as error:
         prepare_files([path], PAIRS)
-    assert complaint in str(error.value)
+    assert str(path) in str(error.value) or not content
+    assert len(str(error.value)) < 400
+
+
+def test_a_mark_at_the_beginning_and_line_ends_of_windows_change_nothing(
+    tmp_path: Path, prepare_files: Prepare
+) -> None:
+    rows = [pair(n) for n in range(30)]
+    plain = prepare_files([write_lines(tmp_path / "a.jsonl", rows)], PAIRS, id="a")
+    (tmp_path / "b.jsonl").write_bytes(codecs.BOM_UTF8 + lines(rows).replace(b"\n", b"\r\n"))
+    (tmp_path / "c.json").write_bytes(codecs.BOM_UTF8 + json.dumps(rows, indent=1).replace("\n", "\r\n").encode())
+    for name in ("b.jsonl", "c.json"):
+        assert samples(prepare_files([tmp_path / name], PAIRS, id=name)) == samples(plain)
 
 
 # Rows that cannot be used.
@@ -244,7 +223,10 @@ def test_unusable_rows_are_left_out_and_counted_by_reason(tmp_path: Path, prepar
             chat(("user", 5), ("assistant", "a")),
             chat(("user", [{"type": "image"}]), ("assistant", "a")),
         ],
-        "unknown_role": [chat(("user", "a"), ("tool", "b"), ("assistant", "c")), chat(("human", "a"), ("gpt", "b"))],
+        "unknown_role": [
+            chat(("user", "a"), ("tool", "b"), ("assistant", "c")),
+            chat(("observation", "a"), ("gpt", "b")),
+        ],
         "role_order": [
             {"messages": []},
             chat(("user", "a")),

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from effllm.cli import schema_text
+from effllm.errors import UserError
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study, parse_study
+from effllm.study.graph import expand_paths
 
 
 def _specs(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -103,6 +105,28 @@ def test_the_papers_study_is_nine_models_by_three_precisions_by_six_benchmarks(r
     assert (len(table.models), len(table.precisions), len(table.benchmarks)) == (9, 3, 6)
     parents = graph.table_parents("table9")
     assert {stage: len(paths) for stage, paths in parents.items()} == {"evaluate": 162, "quantize": 27, "profile": 27}
+
+
+def test_what_exists_under_its_name_is_that_file_brackets_and_all(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1].jsonl", "a1.jsonl", "b1.jsonl", "run[2]/c[3].jsonl", "run[2]/c3.jsonl", "run2/c3.jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    found = {
+        "a[1].jsonl": ["a[1].jsonl"],
+        "b[1].jsonl": ["b1.jsonl"],
+        "*[1].jsonl": ["a1.jsonl", "b1.jsonl"],
+        "run[2]/*.jsonl": ["run[2]/c3.jsonl", "run[2]/c[3].jsonl"],
+        "run[2]/c[3].jsonl": ["run[2]/c[3].jsonl"],
+        "./run[2]/c[!x].jsonl": ["./run[2]/c3.jsonl"],
+        f"{tmp_path}/a[1].jsonl": [f"{tmp_path}/a[1].jsonl"],
+        "**/c3.jsonl": ["run2/c3.jsonl", "run[2]/c3.jsonl"],
+    }
+    assert {pattern: expand_paths("corpora.x", [pattern]) for pattern in found} == found
+    with pytest.raises(UserError, match=r"matches no file"):
+        expand_paths("corpora.x", ["a" * 300 + ".jsonl"])
+    with pytest.raises(UserError, match=r"corpora.x.source.paths: 'run2' is a directory; name its files, as run2/\*"):
+        expand_paths("corpora.x", ["run2"])
 
 
 @pytest.mark.parametrize(

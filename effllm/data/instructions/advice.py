@@ -1,0 +1,51 @@
+"""What a row holds, and what to write into the study to have it read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from effllm.study.base import shortened
+
+_CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat")
+_QUESTIONS = ("prompt", "instruction", "question", "query", "problem")
+_ANSWERS = ("response", "completion", "output", "answer", "solution")
+_REASONINGS = ("reasoning", "complex_cot", "thinking", "thought", "cot")
+_MOST_NAMES = 20
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(shortened(name) for name in names[:_MOST_NAMES]) + more or "none"
+
+
+def advice(names: Sequence[str]) -> str:
+    """What `source.columns` should be for a dataset with these columns."""
+    chat = _known(names, _CHATS)
+    if chat:
+        return f"write source.columns: {{kind: chat, messages: {chat}}}"
+    question, answer = _known(names, _QUESTIONS), _known(names, _ANSWERS)
+    if not question or not answer:
+        return "name those that hold the conversation in source.columns"
+    keys = {"prompt": question, "input": _known(names, ("input",)), "reasoning": _known(names, _REASONINGS)}
+    written = "".join(f", {key}: {name}" for key, name in keys.items() if name)
+    return f"write source.columns: {{kind: prompt_response{written}, response: {answer}}}"
+
+
+def described(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """What these columns of a row are."""
+    return ", ".join(f"{shortened(name)} {_described(row[name])}" for name in columns if name in row) or (
+        f"the columns {listed(list(row))}"
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return f"a list whose first item is {_described(value[0])}"
+    if isinstance(value, Mapping):
+        return f"an object with the keys {listed(list(value))}"
+    return shortened(value)
+
+
+def _known(names: Sequence[str], candidates: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in reversed(names)}
+    return next((lower[name] for name in candidates if name in lower), None)

@@ -1,0 +1,85 @@
+"""The forms in which datasets write a conversation, as pairs of role and text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# OpenAI's and ShareGPT's keys, and mixtures of both.
+_ROLE_KEYS = ("role", "from")
+_TEXT_KEYS = ("content", "value", "text")
+_ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "developer": "system",
+}
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+
+
+class NoTextError(Exception):
+    """A value is not the text, or not the conversation, that it should be."""
+
+
+def turns_of(value: Any) -> list[tuple[str, str]]:
+    """Role and text of each turn; roles by their common names are system, user, assistant, others stay as they are.
+
+    `value` is a list of messages or its JSON text, messages by themselves as JSON text, or one list for each key, as
+    `datasets` makes of a sequence of structures. A message has a role (or from) and a content (value, text): text, or
+    a list of parts that are all text. `NoTextError` for anything else.
+    """
+    if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, Mapping):
+        value = _by_message(value)
+    if not isinstance(value, list):
+        raise NoTextError
+    return [_turn(_parsed(message) if isinstance(message, str) else message) for message in value]
+
+
+def text_of(value: Any) -> str:
+    """A text, or the texts of a list of parts one after the other; `NoTextError` for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise NoTextError
+    return "".join(map(_part, value))
+
+
+def _turn(message: Any) -> tuple[str, str]:
+    if not isinstance(message, Mapping):
+        raise NoTextError
+    role = _first(message, _ROLE_KEYS)
+    if not isinstance(role, str):
+        raise NoTextError
+    named = role.strip().lower()
+    return _ROLES.get(named, named), text_of(_first(message, _TEXT_KEYS))
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"]
+    raise NoTextError
+
+
+def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    # A table has every key in every row, the unused ones null.
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _by_message(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lists = {key: values for key, values in columns.items() if isinstance(values, list)}
+    if len({len(values) for values in lists.values()}) != 1:
+        raise NoTextError
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise NoTextError from None
