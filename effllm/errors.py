@@ -38,3 +38,11 @@ class Interrupted(Exception):
 EXIT_USER_ERROR = 2
 # EX_TEMPFAIL of sysexits.h: try again later.
 EXIT_INTERRUPTED = 75
+
+_LONGEST_REASON = 160
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of a library's error in one line, shortened, without its full stop."""
+    text = " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.artifact import Artifact
-from effllm.errors import CellFailure, UserError
+from effllm.errors import CellFailure
 from effllm.evaluation.benchmark import NLTK_DATA
 from effllm.evaluation.scores import summarize
 from effllm.evaluation.tasks import write_task_files
@@ -93,18 +93,14 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     # It warns of every prompt that it cuts, one by one; the meter counts them.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     import torch
-    from transformers import AutoTokenizer
 
     from effllm.evaluation.metered import MeteredLM
-    from effllm.models.loading import load_causal_lm
+    from effllm.models.loading import load_causal_lm, load_tokenizer
 
     path = model.directory / "model"
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        loaded = load_causal_lm(path, device_map={"": device})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be loaded ({error}): delete {model.directory} and run again.") from error
+    tokenizer = load_tokenizer(path)
+    loaded = load_causal_lm(path, device_map={"": device})
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)
 
 

@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 # Registers the decoder: its variants that Transformers does not know are saved in its own format.
 import effllm.models.decoder.model  # noqa: F401
-from effllm.errors import CellFailure, UserError
+from effllm.errors import CellFailure, UserError, reason_of
 from effllm.models.checkpoint.files import stray_names
 
 _MOST_NAMES = 3
-_LONGEST_REASON = 160
 # Errors of the system that tell of the checkpoint; any other, such as a full disk, tells of the machine.
 _OF_THE_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
@@ -79,12 +78,6 @@ def _unreadable(directory: Path, reason: str) -> UserError:
         f"{directory} cannot be loaded ({reason}): delete {directory.parent} and run again, or choose another model "
         "where that does not help."
     )
-
-
-def reason_of(error: Exception) -> str:
-    """The first sentence of an error, shortened, without its full stop."""
-    text = " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def require_all_weights(keys: Mapping[str, Collection[Any]]) -> None:

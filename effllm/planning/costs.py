@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from effllm.models.arithmetic import cache_bytes, describe, forward_flops, parameter_count
+from effllm.models.text import context_length, text_config
 from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.planning.shapes import Unknown
 from effllm.planning.training_costs import TRAINING_COSTS
@@ -90,14 +91,14 @@ def _evaluate_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str,
     protocol = _evaluation_protocol(subject)
     weights_b = _weights_of_parent(subject, shape)
     known = {"work": float(forward_flops(shape, 1)), "memory_least_b": weights_b}
-    own_limit = getattr(shape, "max_position_embeddings", None)
+    own_limit = context_length(shape)
     lengths = [length for length in (protocol.max_length, own_limit) if length]
     missing = {"disk_b": "the size of the answers is known once a model was scored", "scratch_b": "not measured"}
     if not lengths:
         why = "neither evaluation.max_length nor the model limits the length of an input"
         return known | {"reasons": missing | {"memory_b": why}}
     # At the longest input: 16-bit logits, and in float32 the logarithm of their softmax, at every position of a batch.
-    logits_b = protocol.batch_size * min(lengths) * shape.vocab_size * (2 + 4)
+    logits_b = protocol.batch_size * min(lengths) * text_config(shape).vocab_size * (2 + 4)
     return known | {"memory_b": weights_b + logits_b, "reasons": missing}
 
 

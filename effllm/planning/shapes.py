@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllm.errors import reason_of
 from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
@@ -130,5 +131,6 @@ def read_config(directory: Path) -> "PreTrainedConfig":
 
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise Unknown(f"{directory / _CONFIG} is not readable ({str(error).splitlines()[0]})") from None
+    # Transformers answers a configuration that it does not understand by nearly every type of error.
+    except Exception as error:
+        raise Unknown(f"{directory / _CONFIG} is not readable ({reason_of(error)})") from error

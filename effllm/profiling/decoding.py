@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from effllm.errors import CellFailure
+from effllm.models.text import text_config
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class TimedDecoding:
 
     def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, device: str):
         self.model, self.prompt, self.new_tokens, self.device = model, prompt, new_tokens, device
+        text = text_config(model.config)
         self.config = GenerationConfig(
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             do_sample=False,
             use_cache=True,
-            eos_token_id=model.config.eos_token_id,
-            pad_token_id=model.config.pad_token_id or 0,
+            eos_token_id=text.eos_token_id,
+            pad_token_id=text.pad_token_id or 0,
         )
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from effllm.models.arithmetic import cache_bytes, decoding_flops, forward_flops, parameter_count
+from effllm.models.text import text_config
 from effllm.profiling.decoding import Generation
 from effllm.study.measure import Workload
 from effllm.telemetry.metrics import (
@@ -105,7 +106,8 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
     unknown_peak = f"the peak of {cost.device_name!r} is not in the table of peaks"
     try:
         # Generation needs the logits of the last position only; the formula counts the head at all of them.
-        head_flops = 2 * cost.config.vocab_size * cost.config.hidden_size * (workload.prompt_tokens - 1)
+        text = text_config(cost.config)
+        head_flops = 2 * text.vocab_size * text.hidden_size * (workload.prompt_tokens - 1)
         prefill_flops = workload.batch_size * (forward_flops(cost.config, workload.prompt_tokens) - head_flops)
         context = workload.prompt_tokens + workload.new_tokens // 2
         step_bytes = _weights_read(cost) + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
 from effllm.models.loading import load_causal_lm
+from effllm.models.text import context_length, text_config
 from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
     ModelCost,
@@ -88,9 +89,10 @@ def measure(
     graphs and their cache are no part of the others' memory, and one that cannot be recorded does not touch them.
     """
     generator = torch.Generator().manual_seed(protocol.seed)
+    words = text_config(model.config).vocab_size
     shapes = {id: (workload.batch_size, workload.prompt_tokens) for id, workload in protocol.workloads.items()}
-    prompts = {id: torch.randint(model.config.vocab_size, shape, generator=generator) for id, shape in shapes.items()}
-    positions = getattr(model.config, "max_position_embeddings", None)
+    prompts = {id: torch.randint(words, shape, generator=generator) for id, shape in shapes.items()}
+    positions = context_length(model.config)
     refused: dict[str, CellFailure] = {}
     for id, workload in protocol.workloads.items():
         needed = workload.prompt_tokens + workload.new_tokens

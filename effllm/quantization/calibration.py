@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import xxhash
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from effllm.data.synthetic import SPLIT
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
+from effllm.models.loading import load_tokenizer
 from effllm.study.models import Calibration
 
 Sequence = dict[str, list[int]]
@@ -23,7 +24,7 @@ def calibration_sequences(data: Path, model: Path, calibration: Calibration) -> 
     """
     if calibration.tokens is not None:
         return stream_sequences(PackedTokens.open(data, SPLIT), calibration)
-    return text_sequences(data, AutoTokenizer.from_pretrained(model, trust_remote_code=False), calibration)
+    return text_sequences(data, load_tokenizer(model), calibration)
 
 
 def text_sequences(corpus: Path, tokenizer: PreTrainedTokenizerBase, calibration: Calibration) -> list[Sequence]:

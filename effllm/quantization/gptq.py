@@ -69,11 +69,14 @@ def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Pat
 
 
 def check_group_size(config: object, group_size: int) -> None:
-    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules."""
+    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules.
+
+    Of a composite model gptqmodel quantizes the text decoder; a vision tower stays as it is.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    for name, module in model.named_modules():
+    for name, module in model.get_decoder().named_modules():
         is_quantized = isinstance(module, torch.nn.Linear) and module is not head
         if is_quantized and group_size > 0 and module.in_features % group_size:
             raise CellFailure(

@@ -6,8 +6,8 @@ out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantizatio
 """
 
 from pydantic import TypeAdapter
-from transformers import AutoTokenizer
 
+from effllm.models.loading import load_tokenizer
 from effllm.models.random_weights import why_unscored
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import quantize_gptq
@@ -27,7 +27,7 @@ def build(job: Job) -> None:
         data = job.inputs["corpus" if settings.calibration.corpus else "tokens"]
         quantize_gptq(source, target, settings, data.directory, job.records)
     if (source / "tokenizer_config.json").exists():
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+        load_tokenizer(source).save_pretrained(target)
     content = {
         "nominal_bits": settings.nominal_bits,
         "precision": settings.plain(),

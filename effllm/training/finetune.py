@@ -22,7 +22,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -37,8 +36,9 @@ from effllm.data.instructions.synthetic import INDEX, read_synthetic
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models import arithmetic
-from effllm.models.loading import load_causal_lm
+from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
+from effllm.models.text import context_length, text_config
 from effllm.stage import Job, main
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.training import Recipe
@@ -84,7 +84,7 @@ class Finetuning:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's, with the chat template of the suite."""
-        tokenizer = AutoTokenizer.from_pretrained(self.base.directory / "model", trust_remote_code=False)
+        tokenizer = load_tokenizer(self.base.directory / "model")
         set_template(tokenizer, self.run.encoding, f"models.{self.base.manifest.id}")
         return tokenizer
 
@@ -139,8 +139,8 @@ class Finetuning:
         """The base model on the CPU, in float32 where it is trained itself, otherwise in the type of the arithmetic."""
         dtype = torch.float32 if self.run.trains_whole_model else getattr(torch, self.run.dtype)
         model = load_causal_lm(self.base.directory / "model", dtype=dtype)
-        model.config.use_cache = False
-        positions = getattr(model.config, "max_position_embeddings", None)
+        text_config(model.config).use_cache = False
+        positions = context_length(model.config)
         if positions and self.run.encoding.sequence_length > positions:
             raise UserError(
                 f"finetuning.{self.suite}.encoding.sequence_length: {self.run.encoding.sequence_length} exceeds the "
@@ -269,7 +269,7 @@ def load(job: Job, directory: Path) -> nn.Module:
 def has_balancing_loss(model: PreTrainedModel) -> bool:
     """Whether the model's own class adds a loss that balances its experts where the routers' logits are asked for."""
     asks = "output_router_logits" in inspect.signature(type(model).forward).parameters
-    return asks and getattr(model.config, "router_aux_loss_coef", 0) > 0
+    return asks and getattr(text_config(model.config), "router_aux_loss_coef", 0) > 0
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:
@@ -307,7 +307,7 @@ def _save(task: Finetuning, model: nn.Module) -> Path | None:
         # Its size is a figure of the method, its weights are worth nothing.
         output = task.job.scratch / "unkept"
     if task.run.trains_whole_model:
-        model.config.use_cache = True
+        text_config(model.config).use_cache = True
         # In the type that the base model was published in, which merged adapters have too.
         published = AutoConfig.from_pretrained(task.base.directory / "model", trust_remote_code=False).dtype
         save_causal_lm(model.to(published or torch.float32), output / "model")

@@ -6,10 +6,8 @@ out: model/ (config, safetensors in the base model's types, the adapter's tokeni
 A stage of its own, so that a fine-tuned model can be put under test without training it again.
 """
 
-from transformers import AutoTokenizer
-
 from effllm.errors import CellFailure
-from effllm.models.loading import load_causal_lm
+from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
 from effllm.stage import Job, main
 from effllm.training.adapters import merge_adapter
@@ -24,7 +22,7 @@ def build(job: Job) -> None:
     except ValueError as error:
         raise CellFailure("nan", " ".join(str(error).split())) from None
     save_causal_lm(merged, job.output / "model")
-    AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).save_pretrained(job.output / "model")
+    load_tokenizer(adapter).save_pretrained(job.output / "model")
 
 
 if __name__ == "__main__":

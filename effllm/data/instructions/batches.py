@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from effllm.artifact import write_text
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
 from effllm.errors import UserError
+from effllm.models.text import text_config
 
 _INDEX = "sequence_index"
 
@@ -137,7 +138,7 @@ def require_separate_samples(model: PreTrainedModel) -> None:
     model.eval()
     tokens = 4
     # Every vocabulary has ids below 256; their meaning does not matter.
-    ids = torch.arange(4 * tokens, device=model.device).view(4, tokens) % min(model.config.vocab_size, 256)
+    ids = torch.arange(4 * tokens, device=model.device).view(4, tokens) % min(text_config(model.config).vocab_size, 256)
     positions = torch.arange(tokens, device=model.device).repeat(2, 2)
     alone = model(input_ids=ids).logits
     packed = model(input_ids=ids.view(2, 2 * tokens), position_ids=positions).logits.view_as(alone)
