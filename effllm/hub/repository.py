@@ -81,7 +81,12 @@ class Repository:
             fetching = _Fetching(self, directory, bar)
             with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
                 pending = [pool.submit(fetching.fetch, file) for file in wanted]
-            failed = [error for future in pending if (error := future.exception()) is not None]
+                try:
+                    failed = [error for future in pending if (error := future.exception()) is not None]
+                except BaseException:
+                    # An interrupt: the pool would wait for transfers of hours.
+                    fetching.stop()
+                    raise
         # The first that failed on its own account has stopped the others.
         for error in sorted(failed, key=lambda error: isinstance(error, Stopped)):
             if isinstance(error, HUB_ERRORS):
@@ -162,11 +167,16 @@ class _Fetching:
         self._lock = threading.Lock()
 
     def fetch(self, file: HubFile) -> None:
+        """Fetch one file; raises `Stopped` if another one has failed."""
         try:
             self._fetch(file)
         except BaseException:
-            self._stop.set()
+            self.stop()
             raise
+
+    def stop(self) -> None:
+        """Let all transfers end at their next piece."""
+        self._stop.set()
 
     def _fetch(self, file: HubFile) -> None:
         target = self._directory / file.path
@@ -212,7 +222,9 @@ def _page(url: str) -> tuple[list[dict[str, Any]], str | None]:
     try:
         entries = response.json()
     except ValueError:
-        raise InterruptedTransferError("the list of files is not JSON") from None
+        entries = None
+    if not isinstance(entries, list):
+        raise InterruptedTransferError("the list of files is not one")
     return entries, response.links.get("next", {}).get("url")
 
 

@@ -58,7 +58,7 @@ def _continue(url: str, file: BinaryIO, size: int, stop: threading.Event, progre
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code >= 400:
             response.read()
-            if response.history and response.status_code in (400, 401, 403, 404):
+            if _is_elsewhere(response) and response.status_code in (400, 401, 403, 404):
                 raise InterruptedTransferError(f"the signed address was refused ({response.status_code})")
             if response.status_code == 416:
                 _empty(file, progress)
@@ -72,6 +72,12 @@ def _continue(url: str, file: BinaryIO, size: int, stop: threading.Event, progre
         _receive(response, file, size, stop, progress)
     if file.tell() < size:
         raise InterruptedTransferError(f"the transfer ended after {file.tell():,} of {size:,} bytes")
+
+
+def _is_elsewhere(response: httpx2.Response) -> bool:
+    """Whether it was a redirect out of the hub that was refused; the hub names its own refusals."""
+    hub = httpx2.URL(constants.ENDPOINT)
+    return (response.url.host, response.url.port) != (hub.host, hub.port) and "X-Error-Code" not in response.headers
 
 
 def _receive(

@@ -115,6 +115,7 @@ class Renderer:
         contents = (token.content for token in tokenizer.added_tokens_decoder.values())
         # The longest first: "<|im_end|>" may be added beside "<|im_end|>\n".
         marks = sorted((mark for mark in contents if mark.strip()), key=len, reverse=True)
+        self._marks = frozenset(marks)
         self._ending = re.compile(f".*?(?:{'|'.join(map(re.escape, marks))})" if marks else "(?!)", re.DOTALL)
 
     def render(self, sample: Sample) -> Rendered:
@@ -135,8 +136,8 @@ class Renderer:
                 is_ended = bool(form.ending)
             else:
                 hidden += [missing] if missing else []
-                is_ended = bool(form.ending) and text.startswith(form.ending, end)
-                end += len(form.ending) if is_ended else 0
+                ending = self._ending_at(text, end, form)
+                end, is_ended = end + len(ending), bool(ending)
             other_prompts += not has_its_prompt
             answers.append((start, end))
         return Rendered(text, answers, is_ended, hidden, other_prompts)
@@ -178,6 +179,16 @@ class Renderer:
         if end <= start:
             raise RefusedByTemplateError("the template does not show an answer")
         return start, end, has_its_prompt
+
+    def _ending_at(self, text: str, end: int, form: "_Form") -> str:
+        """What ends the turn whose content ends at `end`: as after a last turn, or another end that comes at once."""
+        if form.ending and text.startswith(form.ending, end):
+            return form.ending
+        # gpt-oss ends earlier turns by another token. Without any of its own a turn is followed by the next one's mark.
+        found = self._ending.match(text, end)
+        mark = found[0].lstrip() if found else ""
+        is_mark = mark in self._marks and (form.ending or mark == self._tokenizer.eos_token)
+        return found[0] if found and is_mark else ""
 
     def _apply(self, chat: list[dict[str, str]], **options: bool) -> str:
         try:

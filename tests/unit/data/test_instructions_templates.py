@@ -144,6 +144,34 @@ def test_the_last_prompt_is_the_one_that_asks_for_the_answer(family: str) -> Non
     assert only.labels[len(prompt) - 1] == IGNORED and (only.labels[len(prompt) :] != IGNORED).all()
 
 
+def test_earlier_turns_may_end_by_another_token_than_the_last() -> None:
+    # As gpt-oss has it.
+    marks = ("<|start|>", "<|message|>", "<|end|>", "<|return|>")
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
+        "{% if m.role == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    tokenizer = byte_level(marks, template)
+    expected = (
+        "<|start|>user<|message|>What?<|end|><|start|>assistant«<|message|>A  a.<|end|>»"
+        "<|start|>user<|message|>And?<|end|><|start|>assistant«<|message|>naïve 日本…<|return|>»"
+    )
+    assert marked(tokenizer, encoded(tokenizer, conversation(expected))) == expected
+
+
+@pytest.mark.parametrize("end", ["", "<|endoftext|>"])
+def test_the_mark_of_the_next_turn_ends_no_answer_and_a_late_end_of_text_does(end: str) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|User|>' if m.role == 'user' else '<|Assistant|>' }}{{ m.content }}"
+        f"{{% if m.role == 'assistant' and not loop.last %}}{end}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|Assistant|>{% endif %}"
+    )
+    tokenizer = byte_level(R1_TOKENS, template)
+    found = marked(tokenizer, encoded(tokenizer, conversation("")))
+    assert found == f"<|User|>What?<|Assistant|>«A  a.{end}»<|User|>And?<|Assistant|>«naïve 日本…{EOS}»"
+
+
 @pytest.mark.parametrize("trims", [False, True])
 def test_tokens_of_space_are_learned_whatever_the_offsets_leave_out(trims: bool) -> None:
     plain = byte_level(IM, CHATML)

@@ -295,6 +295,16 @@ def test_a_token_goes_to_the_hub_and_not_to_the_cdn_nor_into_the_log(
     assert "503" in caplog.text and "hf_granted" not in caplog.text and "Signature" not in caplog.text
 
 
+def test_access_that_a_file_needs_is_said_at_once(
+    repository: Repository, hub: Hub, tmp_path: Path, waits: list[float]
+) -> None:
+    # The tree of a gated repository is open to all, its files are not.
+    hub.fault(r"/resolve/.*safetensors", Status(403, {"X-Error-Code": "GatedRepo"}), times=9)
+    with pytest.raises(UserError, match=r"the model owner/name is gated: accept its licence"):
+        fetched(repository, tmp_path / "out")
+    assert waits == []
+
+
 @pytest.mark.parametrize(
     ("repo", "revision", "said"),
     [
