@@ -33,7 +33,7 @@ STAGES: dict[str, Stage] = {
         Stage("finetune", "effllm.training.finetune", 2),
         Stage("merge", "effllm.training.merge", 2),
         Stage("quantize", "effllm.quantization.quantize", 3),
-        Stage("benchmark", "effllm.evaluation.benchmark", 2, network=True),
+        Stage("benchmark", "effllm.evaluation.benchmark", 3, network=True),
         Stage("evaluate", "effllm.evaluation.evaluate", 1),
         Stage("profile", "effllm.profiling.inference", 2),
     )

