@@ -44,8 +44,8 @@ def explain(error: Exception, kind: str, repo: str, revision: str) -> str:
             "the connection is better."
         )
     host = urlsplit(constants.ENDPOINT).hostname
-    causes = list(_causes(error))
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+    chain = list(causes(error))
+    if any(isinstance(cause, ssl.SSLError) for cause in chain):
         return (
             f"{what} cannot be fetched: {host} cannot prove who it is ({brief(error)}); if a proxy of this network "
             "signs for it, name its certificate in SSL_CERT_FILE."
@@ -53,7 +53,7 @@ def explain(error: Exception, kind: str, repo: str, revision: str) -> str:
     proxy = next((os.environ[name] for name in ("HTTPS_PROXY", "https_proxy") if os.environ.get(name)), None)
     if isinstance(error, httpx2.ProxyError) and proxy:
         return f"{what} cannot be fetched: the proxy in HTTPS_PROXY refuses ({brief(error)}); correct or unset it."
-    if any(isinstance(cause, socket.gaierror) for cause in causes) or "Name or service" in str(error):
+    if any(isinstance(cause, socket.gaierror) for cause in chain) or "Name or service" in str(error):
         return (
             f"{what} cannot be fetched: the name {host} cannot be resolved, so this host has no network or no DNS; "
             "run this stage where the network is, or take a local source."
@@ -117,7 +117,8 @@ def _explain_answer(error: HfHubHTTPError, what: str, page: str, revision: str) 
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

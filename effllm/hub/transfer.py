@@ -95,7 +95,7 @@ def _receive(
         received += len(chunk)
         if received >= LEAST_BYTES:
             since, received = time.monotonic(), 0
-        elif time.monotonic() - since > STALL_S:
+        elif file.tell() < size and time.monotonic() - since > STALL_S:
             raise InterruptedTransferError(f"{received:,} bytes came in {STALL_S:g} s")
 
 

@@ -106,7 +106,8 @@ class Shapes:
     def _of_hub(self, repo: str, revision: str, name: str) -> Path | None:
         """A small file of a repository, from the hub's cache or, if asked to, from the hub."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+        from effllm.hub.explain import HUB_ERRORS, causes, explain
 
         cached = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(cached, str):
@@ -115,8 +116,10 @@ class Shapes:
             return None
         try:
             return Path(hf_hub_download(repo, name, revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            raise Unknown(f"{name} of {repo} cannot be fetched ({type(error).__name__})") from None
+        except (*HUB_ERRORS, OSError) as error:
+            known = next((cause for cause in causes(error) if isinstance(cause, HUB_ERRORS)), None)
+            reason = explain(known, "model", repo, revision) if known else str(error)
+            raise Unknown(f"{name} of {repo} cannot be fetched: {reason}") from None
 
 
 # Stages whose artifacts are models; the others use the model of a parent.

@@ -161,7 +161,10 @@ def test_fetching_offline_says_so(study: Study, graph_of: GraphOf) -> None:
     study["models"] = {"hub": HUB_MODEL}
     study["tables"]["table9"]["models"] = ["hub"]
     figure = _node(plan_of(graph_of(study), fetch=True), "model/hub").disk_b
-    assert figure.value is None and "cannot be fetched" in figure.source
+    assert figure.value is None
+    assert (
+        "config.json of a/b cannot be fetched" in figure.source and "HF_HUB_OFFLINE is set: unset it" in figure.source
+    )
 
 
 def test_a_finetuned_table_is_planned_from_its_suite(tiny: Study, graph_of: GraphOf) -> None:
