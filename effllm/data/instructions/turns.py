@@ -59,8 +59,7 @@ def _turn(message: Any) -> tuple[str, str]:
 
 
 def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
+    # A list of plain texts is one of alternatives as often as one of parts, so it is neither.
     if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
         return part["text"]
     raise NoTextError

@@ -36,7 +36,8 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    # Names of columns are decoded by the reader itself.
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # The operating system's own errors (rights, a vanished file) have a number and a name and explain themselves.
         if isinstance(error, OSError) and error.errno:
             raise

@@ -142,6 +142,13 @@ def test_a_flipped_bit_behind_a_page_checksum_is_found(tmp_path):
         read(path)
 
 
+def test_a_column_whose_name_is_not_utf8_is_found(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", documents(20), compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"int_score", b"int_s\xffore"))
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))} is not a whole parquet file"):
+        FilesSource([path])
+
+
 def test_text_that_is_not_utf8_is_found(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", documents(20), compression="none", use_dictionary=False)
     content = bytearray(path.read_bytes())

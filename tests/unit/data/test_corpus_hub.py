@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpus_documents import documents, kept
+from huggingface_hub import constants
 
 from effllm.errors import UserError
 from effllm.hub import dataset
 from effllm.stages import STAGES
+from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Reset, Status, Truncate
 
 REPO = "HuggingFaceFW/fineweb-edu"
@@ -114,6 +116,20 @@ def test_what_an_ended_run_has_fetched_is_not_fetched_again(sample_hub, hub):
     hub.heal()
     assert in_order(sample_hub(files), rows)
     assert [len(hub.asked(f"cdn .*/00{shard}_")) for shard in range(3)] == [0, 0, 1]
+
+
+def test_offline_a_dataset_comes_from_the_cache(run_stage, hub, tmp_path, monkeypatch):
+    rows, files = shards(600)
+    content = {f"{name}.parquet": parquet(part) for name, part in files.items()} | {"README.md": README}
+    revision = hub.add("dataset", REPO, content | {f"{OTHER}.parquet": parquet(documents(10))})
+    code = f"import huggingface_hub as h; h.snapshot_download({REPO!r}, repo_type='dataset', revision={revision!r})"
+    settings = environment(hub, tmp_path / "home") | {"HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | settings, check=True, capture_output=True)
+    hub.heal()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = {"kind": "hub", "repo": REPO, "name": "sample-10BT", "revision": revision}
+    assert in_order(run_stage("corpus", "hub", {"source": source, "held_out_fraction": 0.2}), rows)
+    assert hub.requests == []
 
 
 def test_a_split_too_large_to_keep_passes_through_the_disk_file_by_file(sample_hub, monkeypatch, tmp_path):

@@ -71,7 +71,10 @@ def test_common_forms_give_the_same_conversations(tmp_path: Path, prepare_files:
             {"response": "completion"},
             {"prompt": [{"role": "user", "content": "Q {}"}], "completion": [{"role": "assistant", "content": "A."}]},
         ),
-        ({}, {"prompt": [{"type": "text", "text": "Q {}"}], "response": ["A", "."]}),
+        (
+            {},
+            {"prompt": [{"type": "text", "text": "Q {}"}], "response": [{"text": "A"}, {"type": "text", "text": "."}]},
+        ),
     ],
 )
 def test_common_forms_of_pairs_give_the_same_conversations(tmp_path, prepare_files, columns, row) -> None:
@@ -130,6 +133,7 @@ def test_what_to_write_is_said(tmp_path: Path, prepare_files: Prepare, columns, 
         ({"messages": "Hi there"}, "'messages' 'Hi there'"),
         ({"messages": 10**30}, "'messages' 1000000000000000000000000000000"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "(unknown_role 1)"),
+        ({"messages": [{"role": "user", "content": ["one answer", "another"]}]}, "(not_text 1)"),
     ],
 )
 def test_rows_of_no_known_form_are_shown(tmp_path: Path, prepare_files: Prepare, row, said: str) -> None:
