@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
         Stage("merge", "effllm.training.merge", 2),
         Stage("quantize", "effllm.quantization.quantize", 3),
         Stage("benchmark", "effllm.evaluation.benchmark", 3, network=True),
-        Stage("evaluate", "effllm.evaluation.evaluate", 1),
+        Stage("evaluate", "effllm.evaluation.evaluate", 2),
         Stage("profile", "effllm.profiling.inference", 2),
     )
 }

@@ -55,6 +55,12 @@ def load(artifact_directory: Path) -> "PreTrainedTokenizerBase":
         ) from None
 
 
+def begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that a tokenizer itself puts before a text: one begin-of-text token (Llama, Gemma), or none (Qwen2)."""
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return next(whole[:start] for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+
+
 def train(corpus: Path, config: TrainedTokenizer) -> "PreTrainedTokenizerBase":
     """Byte-level BPE (GPT-2's splitting pattern, all 256 bytes, no normalization) on the training shards of `corpus`.
 

@@ -1,8 +1,10 @@
 """lm-eval's Hugging Face model with a meter: what the requests of an evaluation cost.
 
-The meter only watches. Scores are those of `HFLM` with one setting of its own: log-probabilities are computed in
-float32 from the model's logits. HFLM's default computes and sums them in the model's precision; a sum near -150
-in bfloat16 is rounded to a whole number, and a pair of sentences one swap apart then ties by rounding.
+The meter only watches. Scores are those of `HFLM` with two settings of its own. Log-probabilities are computed in
+float32 from the model's logits: HFLM's default computes and sums them in the model's precision; a sum near -150
+in bfloat16 is rounded to a whole number, and a pair of sentences one swap apart then ties by rounding. And every text
+begins as the model's tokenizer begins it, once: HFLM's rolling likelihood puts a begin-of-text token before the one
+that the tokenizers of Llama and Gemma have put there, and scores that one.
 """
 
 import time
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure
 from effllm.progress import Progress
 
@@ -58,6 +61,8 @@ class MeteredLM(HFLM):
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
         )
         self._max_length = min(self.max_length, max_length or self.max_length)
+        self._begin = begin_of_text(tokenizer)
+        self._is_rolling = False
         self.meter = Meter()
         self._cost = KindCost()
         self._bar = Progress(unit="requests", label="warm-up")
@@ -89,8 +94,10 @@ class MeteredLM(HFLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        self._is_rolling = True
         with self._metered("loglikelihood_rolling", requests):
             answers = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        self._is_rolling = False
         self._note_not_finite(answers)
         return answers
 
@@ -112,6 +119,25 @@ class MeteredLM(HFLM):
         self._cost.truncated_requests += sum(length > self.max_length + 1 for length in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Ids of `string`, which begins with the tokenizer's begin-of-text token once, whoever puts it there.
+
+        Nothing is put behind it: a tokenizer that ends texts would end the prompt, and shift where an answer begins.
+        """
+        ids = self.tokenizer.encode(string, add_special_tokens=False)
+        if self._is_rolling:
+            # The harness itself puts the token before the text on which the first one is conditioned.
+            ids = ids[1:] if ids[:1] == [self.prefix_token_id] else ids
+        elif add_special_tokens is not False and ids[: len(self._begin)] != self._begin:
+            ids = [*self._begin, *ids]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
     def tok_batch_encode(
         self,
         strings: list[str],
@@ -119,7 +145,9 @@ class MeteredLM(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, mask = super().tok_batch_encode(strings, padding_side=padding_side, truncation=truncation)
+        rows = [self.tok_encode(string) for string in strings]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        ids, mask = padded["input_ids"], padded["attention_mask"]
         if left_truncate_len:
             self._cost.truncated_requests += int((mask.sum(dim=1) > left_truncate_len).sum())
             ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
