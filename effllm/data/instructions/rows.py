@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effllm.data.instructions.samples import Message
-from effllm.data.instructions.turns import NoTextError, text_of, turns_of
+from effllm.data.instructions.turns import NoTextError, is_conversation, text_of, turns_of
 from effllm.study.instructions import ChatColumns, Columns, PromptResponseColumns
 
 REASONS = ("not_text", "unknown_role", "role_order", "empty_message")
@@ -41,9 +41,9 @@ def _chat_turns(row: Mapping[str, Any], columns: ChatColumns) -> list[tuple[str,
 def _question_and_answer(row: Mapping[str, Any], columns: PromptResponseColumns) -> list[tuple[str, str]]:
     question, answer = row.get(columns.prompt), row.get(columns.response)
     # As TRL has it: both may be lists of messages.
-    is_talk = _is_conversation(question)
+    is_talk = is_conversation(question)
     asked = turns_of(question) if is_talk else [("user", _with_input(row, text_of(question), columns))]
-    if _is_conversation(answer):
+    if is_conversation(answer):
         return _system(row, columns.system) + asked + turns_of(answer)
     text = text_of(answer)
     if columns.reasoning is not None:
@@ -68,7 +68,3 @@ def _with_input(row: Mapping[str, Any], question: str, columns: PromptResponseCo
     value = None if columns.input is None else row.get(columns.input)
     given = "" if value is None else text_of(value).strip()
     return f"{question.strip()}\n\n{given}" if given and question.strip() else question
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and not {"type"} & value[0].keys()

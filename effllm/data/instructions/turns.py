@@ -39,6 +39,12 @@ def turns_of(value: Any) -> list[tuple[str, str]]:
     return [_turn(_parsed(message) if isinstance(message, str) else message) for message in value]
 
 
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, and not a text or its parts."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and any(key in first for key in _ROLE_KEYS)
+
+
 def text_of(value: Any) -> str:
     """A text, or the texts of a list of parts one after the other; `NoTextError` for anything else."""
     if isinstance(value, str):
