@@ -119,7 +119,7 @@ class Renderer:
         self._ending = re.compile(f".*?(?:{'|'.join(map(re.escape, marks))})" if marks else "(?!)", re.DOTALL)
 
     def render(self, sample: Sample) -> Rendered:
-        """`sample` as text; `RefusedByTemplateError` if the template raises an error or hides an answer whole."""
+        """`sample` as text; `RefusedByTemplateError` if the template raises an error or shows no answer."""
         chat = sample.chat()
         text = self._apply(chat)
         answers: list[tuple[int, int]] = []
@@ -127,19 +127,27 @@ class Renderer:
         for turn in (turn for turn, message in enumerate(chat) if message["role"] == "assistant"):
             content = chat[turn]["content"]
             form = self._form(chat[:turn])
-            start, end, has_its_prompt = self._place(text, chat, turn, form)
-            missing = _missing(content, (form.begun if has_its_prompt else "") + text[start:end])
+            place = self._place(text, chat, turn, form)
+            missing = content
+            if place:
+                start, end, has_its_prompt = place
+                missing = _missing(content, (form.begun if has_its_prompt else "") + text[start:end])
             whole = form.prompt + form.completion(content) + form.ending
             kept = answers[-1][1] if answers else 0
             if missing and turn == len(chat) - 1 and whole[:kept] == text[:kept]:
                 text, start, end, has_its_prompt = whole, len(form.prompt), len(whole), True
                 is_ended = bool(form.ending)
-            else:
+            elif place:
                 hidden += [missing] if missing else []
                 ending = self._ending_at(text, end, form)
                 end, is_ended = end + len(ending), bool(ending)
+            else:
+                hidden.append(content)
+                continue
             other_prompts += not has_its_prompt
             answers.append((start, end))
+        if not answers:
+            raise RefusedByTemplateError("no answer is found in the rendered text")
         return Rendered(text, answers, is_ended, hidden, other_prompts)
 
     def _form(self, before: list[dict[str, str]]) -> "_Form":
@@ -158,27 +166,26 @@ class Renderer:
             ending=ending[0] if ending else "",
         )
 
-    def _place(self, text: str, chat: list[dict[str, str]], turn: int, form: "_Form") -> tuple[int, int, bool]:
+    def _place(self, text: str, chat: list[dict[str, str]], turn: int, form: "_Form") -> tuple[int, int, bool] | None:
         """Where an answer begins and its content ends in `text`, and whether the prompt that asks for it precedes it.
 
         The place of the content is found by a placeholder in its stead. Only what precedes may then differ, where the
-        template writes a part of the content itself (Qwen 3's reasoning), and only after the prompt.
+        template writes a part of the content itself (Qwen 3's reasoning), and only after the prompt. None where it
+        cannot be found, or where nothing of the answer is shown.
         """
         marked = self._apply([*chat[:turn], chat[turn] | {"content": _PLACEHOLDER}, *chat[turn + 1 :]])
         before, found, after = marked.partition(_PLACEHOLDER)
         end = len(text) - len(after)
         if not found or not text.endswith(after):
-            raise RefusedByTemplateError("the place of an answer cannot be found in the rendered text")
+            return None
         has_its_prompt = text.startswith(form.prompt) and len(form.prompt) < end
         if has_its_prompt:
             start = len(form.prompt)
         elif text.startswith(before):
             start = len(before) - (len(form.opening) if before.endswith(form.opening) else 0)
         else:
-            raise RefusedByTemplateError("the place of an answer cannot be found in the rendered text")
-        if end <= start:
-            raise RefusedByTemplateError("the template does not show an answer")
-        return start, end, has_its_prompt
+            return None
+        return (start, end, has_its_prompt) if start < end else None
 
     def _ending_at(self, text: str, end: int, form: "_Form") -> str:
         """What ends the turn whose content ends at `end`: as after a last turn, or another end that comes at once."""

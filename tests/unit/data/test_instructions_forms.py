@@ -1,6 +1,7 @@
 """Forms in which datasets write conversations, and what is said of those that are not known."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from instruction_files import CHAT, PAIRS, Prepare, conversations, pair, samples, write_lines
 
+from effllm.data.instructions.prepare import prepare
 from effllm.data.instructions.samples import Message
+from effllm.data.instructions.sources import open_source
 from effllm.errors import UserError
+from effllm.study.instructions import Instructions
 
 TALK = [("system", "Be brief."), ("user", "Hi {}"), ("assistant", "Hello.")]
 SHARE = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -156,3 +160,46 @@ def test_text_of_any_layout_is_read(tmp_path: Path, prepare_files: Prepare, type
     table = pa.table({"prompt": prompts.cast(type), "response": ["a"] * 30})
     pq.write_table(table, tmp_path / "a.parquet")
     assert len(samples(prepare_files([tmp_path / "a.parquet"], PAIRS))) == 30
+
+
+def _damaged(content: bytes, rng: random.Random) -> bytes:
+    """The bytes with a few changed, cut, doubled or in another encoding."""
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(content) + 1)
+        content = rng.choice(
+            [
+                content[:at],
+                content[at:],
+                content[:at] + bytes(rng.choices((0, 10, 34, 91, 123, 255), k=9)) + content[at:],
+                content[:at] + content[at + rng.randrange(40) :],
+                content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :],
+                content[:at] + content,
+                content.decode("latin-1").encode(rng.choice(["utf-16", "utf-32", "utf-8-sig"])),
+            ]
+        )
+    return content
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [FORMS["messages"]([(role, text.format(n)) for role, text in TALK]) for n in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write_lines(tmp_path / "a.jsonl", rows)
+    write_lines(tmp_path / "b.jsonl.gz", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    source = {"kind": "files", "paths": ["a.jsonl"], "columns": CHAT}
+    config = Instructions.model_validate({"source": source, "held_out_fraction": 0.2})
+    output = tmp_path / "output"
+    output.mkdir()
+    refused = 0
+    for _ in range(80):
+        path, content = rng.choice(list(whole.items()))
+        path.write_bytes(_damaged(content, rng))
+        try:
+            prepare(open_source(config.source, {"files[0]": path}, tmp_path), config, output)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500
+    assert refused > 20

@@ -243,6 +243,27 @@ def test_the_reasoning_of_the_last_answer_is_learned(family: str, marks_are: str
     assert found.counts["not_learned"] == dict.fromkeys(NOT_LEARNED, 0) and found.counts["other_prompts"] == 0
 
 
+@pytest.mark.parametrize("family", REASONING)
+def test_an_answer_that_is_all_reasoning_is_learned(family: str) -> None:
+    tokenizer = REASONING[family][0]()
+    answer = "<think>\nTwo  and two.\n</think>"
+    found = encoded(tokenizer, sample(("user", "How much?"), ("assistant", answer)))
+    expected = REASONING[family][1].format(answer=answer, begun=answer.removeprefix("<think>\n"))
+    assert squeezed(marked(tokenizer, found)).endswith(squeezed(expected))
+    assert found.counts["not_learned"] == dict.fromkeys(NOT_LEARNED, 0) and found.counts["other_prompts"] == 0
+
+
+def test_an_earlier_answer_that_is_not_shown_at_all_is_counted_and_costs_no_sample() -> None:
+    tokenizer = REASONING["R1"][0]()
+    silent = "<think>\nTwo.\n</think>"
+    turns = [("user", "How much?"), ("assistant", silent), ("user", "Sure?"), ("assistant", REASONED)]
+    found = encoded(tokenizer, sample(*turns))
+    text = marked(tokenizer, found)
+    assert text.count("«") == 1 and text.endswith(expected_end("R1"))
+    hidden = len(tokenizer.encode(silent, add_special_tokens=False))
+    assert found.counts["not_learned"] == dict.fromkeys(NOT_LEARNED, 0) | {"hidden_by_template": hidden}
+
+
 @pytest.mark.parametrize("family", ["Qwen 3", "QwQ", "R1", "the first R1"])
 def test_reasoning_that_a_template_leaves_out_of_earlier_turns_is_counted(family: str) -> None:
     tokenizer = REASONING[family][0]()
