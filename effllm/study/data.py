@@ -23,7 +23,7 @@ CorpusPath = path_of(".parquet", ".jsonl", ".jsonl.gz")
 
 
 class HubCorpusSource(Section):
-    """A dataset on the hub in FineWeb-Edu's columns, read as a stream."""
+    """A dataset on the hub in FineWeb-Edu's columns, read file by file."""
 
     kind: Literal["hub"]
     repo: Repository = Field(description="Dataset repository on the hub, such as HuggingFaceFW/fineweb-edu.")

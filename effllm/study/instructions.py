@@ -86,7 +86,7 @@ Columns = Annotated[ChatColumns | PromptResponseColumns, Field(discriminator="ki
 
 
 class HubInstructionSource(Section):
-    """A dataset on the hub, read as a stream."""
+    """A dataset on the hub, read file by file."""
 
     kind: Literal["hub"]
     repo: Repository = Field(
