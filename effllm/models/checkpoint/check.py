@@ -19,6 +19,12 @@ _OBJECTS = (
     "vocab.json",
 )
 
+# Settings that are whole numbers. Transformers takes some as they come, and fails when the model runs; others it makes
+# tables of, though the weights themselves take no memory, so that a number altered by a digit may fill the machine.
+_WIDTHS = ("_size", "_dim", "_heads", "_layers", "_experts", "_rank")
+_LENGTHS = ("_window", "_embeddings", "_len")
+_LARGEST_WIDTH, _LARGEST_LENGTH = 2**24, 2**31
+
 
 def check_directory(directory: Path, where: str) -> dict[str, TensorHeader]:
     """The tensors of a model directory by name; `UserError`, beginning with `where`, for what the study cannot use."""
@@ -32,7 +38,7 @@ def check_directory(directory: Path, where: str) -> dict[str, TensorHeader]:
                     f"{where}: the index says that {name} holds {tensor[:80]!r}, which it does not; save it anew."
                 )
     check_tensors(tensors, where)
-    _check_layers(config, len(tensors), where)
+    _check_sizes(config, len(tensors), where)
     check_files_ids(directory, config, where)
     for name in _OBJECTS:
         if (directory / name).exists():
@@ -40,12 +46,25 @@ def check_directory(directory: Path, where: str) -> dict[str, TensorHeader]:
     return tensors
 
 
-def _check_layers(config: dict[str, Any], tensors: int, where: str) -> None:
+def _check_sizes(config: dict[str, Any], tensors: int, where: str) -> None:
     """Before anything is built from config.json: a number that was altered may stand for years of building."""
     for part in (config, config.get("text_config")):
-        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if not isinstance(part, dict):
+            continue
+        for key, value in part.items():
+            largest = _LARGEST_WIDTH if key.endswith(_WIDTHS) else _LARGEST_LENGTH
+            if key.endswith(_WIDTHS + _LENGTHS) and not _is_size(value, largest, key.endswith(_WIDTHS)):
+                raise UserError(f"{where}: config.json: {key} {str(value)[:20]!r} is no size; correct it.")
+        layers = part.get("num_hidden_layers")
         if isinstance(layers, int) and layers > tensors:
             raise UserError(
-                f"{where}: config.json has num_hidden_layers {str(layers)[:20]} and the weights are {tensors} tensors; "
-                "take config.json and weights of one model."
+                f"{where}: config.json has num_hidden_layers {layers} and the weights are {tensors} tensors; take "
+                "config.json and weights of one model."
             )
+
+
+def _is_size(value: Any, largest: int, by_layer: bool) -> bool:
+    """A whole number, or one for each layer; also null and the switches that have such names (use_sliding_window)."""
+    if isinstance(value, list) and value and by_layer:
+        return all(_is_size(item, largest, by_layer=False) for item in value)
+    return value is None or (isinstance(value, int) and abs(value) <= largest)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from effllm.errors import UserError, reason_of
 from effllm.models.checkpoint.files import TOKENIZER_CONFIG, read_object
@@ -21,6 +21,7 @@ def inspect_tokenizer(directory: Path, rows: int, where: str) -> TokenizerRecord
         ids = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
         with_marks = tokenizer(_SAMPLE)["input_ids"]
         words: dict[str, int] = tokenizer.get_vocab()
+        roles = {role: getattr(tokenizer, f"{role}_id") for role in _ROLES}
     # Everything that tokenizers and Transformers raise on files that they cannot read, which is nearly every type.
     except Exception as error:
         missing = "" if (directory / "tokenizer.json").exists() else "there is no tokenizer.json, and "
@@ -29,12 +30,18 @@ def inspect_tokenizer(directory: Path, rows: int, where: str) -> TokenizerRecord
         ) from error
     if not ids:
         raise UserError(f"{where}: the tokenizer makes no token of text; save it again from where it is whole.")
-    if tokenizer.eos_token_id is None:
+    if roles["eos_token"] is None:
         raise UserError(
             f"{where}: the tokenizer has no end-of-text token; name one of its tokens as eos_token in "
             f"{TOKENIZER_CONFIG}."
         )
-    _check_words(tokenizer, words, rows, where)
+    for role, id in roles.items():
+        if id is not None and not 0 <= id < rows:
+            raise UserError(
+                f"{where}: the tokenizer's {role} {str(getattr(tokenizer, role))[:40]!r} has the id {id}, and the "
+                f"model has {rows} rows of embeddings; name another token, or resize the embeddings "
+                "(resize_token_embeddings)."
+            )
     marks = _marks(directory, where)
     beyond = sorted(word for word, id in words.items() if id >= rows)
     if unmarked := [word for word in beyond if word not in marks]:
@@ -45,24 +52,13 @@ def inspect_tokenizer(directory: Path, rows: int, where: str) -> TokenizerRecord
     return TokenizerRecord(
         kind=type(tokenizer).__name__,
         words=len(words),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        adds_bos=tokenizer.bos_token_id is not None and with_marks[:1] == [tokenizer.bos_token_id],
+        bos_token_id=roles["bos_token"],
+        eos_token_id=roles["eos_token"],
+        pad_token_id=roles["pad_token"],
+        adds_bos=roles["bos_token"] is not None and with_marks[:1] == [roles["bos_token"]],
         has_chat_template=tokenizer.chat_template is not None,
         beyond_embeddings=beyond,
     )
-
-
-def _check_words(tokenizer: PreTrainedTokenizerBase, words: dict[str, int], rows: int, where: str) -> None:
-    for role in _ROLES:
-        id = getattr(tokenizer, f"{role}_id", None)
-        if id is not None and not 0 <= id < rows:
-            raise UserError(
-                f"{where}: the tokenizer's {role} {str(getattr(tokenizer, role))[:40]!r} has the id {id}, and the "
-                f"model has {rows} rows of embeddings; name another token, or resize the embeddings "
-                "(resize_token_embeddings)."
-            )
 
 
 def _marks(directory: Path, where: str) -> set[str]:

@@ -223,7 +223,9 @@ def as_pipe(directory: Path) -> None:
         # Weights of another model.
         (setting(num_hidden_layers=3), "the checkpoint lacks model.layers.2"),
         (setting(num_hidden_layers=1), "the checkpoint holds what the model has not: model.layers.1"),
-        (setting(num_hidden_layers=10**9), "config.json has num_hidden_layers 1000000000 and the weights are"),
+        (setting(num_hidden_layers=10**6), "config.json has num_hidden_layers 1000000 and the weights are"),
+        (setting(head_dim=2**31), "config.json: head_dim '2147483648' is no size"),
+        (setting(sliding_window="x"), "config.json: sliding_window 'x' is no size"),
         (setting(vocab_size=310), "the checkpoint holds in another shape lm_head.weight"),
         (setting(num_attention_heads=3), "Transformers cannot build the model"),
         (setting(hidden_act="nonsense"), "Transformers cannot build the model"),
