@@ -8,6 +8,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from effllm.data.synthetic import SPLIT
+from effllm.data.tokenizer import begin_of_text
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
 from effllm.models.loading import load_tokenizer
@@ -30,15 +31,16 @@ def calibration_sequences(data: Path, model: Path, calibration: Calibration) -> 
 def text_sequences(corpus: Path, tokenizer: PreTrainedTokenizerBase, calibration: Calibration) -> list[Sequence]:
     """Sequences of the corpus's training part.
 
-    Documents are taken in the order of a hash of the seed and their id, and joined by end-of-text tokens.
+    Documents are taken in the order of a hash of the seed and their id. Each begins as the tokenizer begins a text,
+    with one begin-of-text token or none, and ends with an end-of-text token.
     """
     length, needed = calibration.sequence_length, calibration.samples
     table = pq.ParquetDataset(sorted(corpus.glob("train-*.parquet"))).read(columns=["id", "text"])
     documents = zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
     ordered = sorted(documents, key=lambda item: xxhash.xxh3_128_digest(f"{calibration.seed}\n{item[0]}".encode()))
-    ids: list[int] = []
+    begin, ids = begin_of_text(tokenizer), []
     for _, text in ordered:
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        ids += [*begin, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(ids) >= needed * length:
             break
     else:

@@ -333,6 +333,26 @@ def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
         text_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_calibration_documents_begin_as_the_tokenizer_begins_texts(tmp_path: Path, begins: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "one": 2, "two": 3}, unk_token="</s>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    if begins:
+        words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["one two", "two"]}), tmp_path / "train-00000.parquet")
+    length = 7 if begins else 5
+    (sequence,) = text_sequences(tmp_path, tokenizer, Calibration(corpus="x", samples=1, sequence_length=length))
+    begin = [0] if begins else []
+    first, second = [*begin, 2, 3, 1], [*begin, 3, 1]
+    assert sequence["input_ids"] in (first + second, second + first)
+
+
 def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> None:
     from effllm.data.packing import build
     from effllm.stage import Job
