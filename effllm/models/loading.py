@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import effllm.models.decoder.model  # noqa: F401
 from effllm.errors import CellFailure, UserError, reason_of
 from effllm.models.checkpoint.files import stray_names
+from effllm.models.text import text_config
 
 _MOST_NAMES = 3
 # Errors of the system that tell of the checkpoint; any other, such as a full disk, tells of the machine.
@@ -42,10 +43,11 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
     if keys["mismatched_keys"]:
         raise _unreadable(checkpoint, f"it holds in another shape {_some(keys['mismatched_keys'])}")
     require_all_weights(keys)
-    if getattr(model.config, "output_router_logits", False):
-        # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
-        # with the mask of the whole sequence, which ends in an error where rows are padded.
-        model.config.output_router_logits = False
+    for config in (model.config, text_config(model.config)):
+        if getattr(config, "output_router_logits", False):
+            # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
+            # with the mask of the whole sequence, which ends in an error where rows are padded.
+            config.output_router_logits = False
     return model
 
 
