@@ -64,7 +64,7 @@ def _check_sizes(config: dict[str, Any], tensors: int, where: str) -> None:
 
 
 def _is_size(value: Any, largest: int, by_layer: bool) -> bool:
-    """A whole number, or one for each layer; also null and the switches that have such names (use_sliding_window)."""
+    """A whole number, or one for each layer; also null, a switch (use_sliding_window), and Mamba's `auto`."""
     if isinstance(value, list) and value and by_layer:
         return all(_is_size(item, largest, by_layer=False) for item in value)
-    return value is None or (isinstance(value, int) and abs(value) <= largest)
+    return value is None or value == "auto" or (isinstance(value, int) and abs(value) <= largest)

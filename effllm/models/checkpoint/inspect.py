@@ -88,7 +88,9 @@ def _build(directory: Path, where: str) -> PreTrainedModel:
 
 def _loaded(model: PreTrainedModel, tensors: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
     """The tensors that loading takes: a family may have names, such as those of old buffers, that it passes over."""
-    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    # Transformers adds the last one itself, for all families with rotary positions.
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    ignored = [re.compile(pattern) for pattern in patterns]
     return {name: tensor for name, tensor in tensors.items() if not any(p.search(name) for p in ignored)}
 
 

@@ -299,6 +299,13 @@ def test_weights_that_are_not_loaded_are_not_published(directory: Path, tmp_path
     assert "model/model.safetensors" in artifact.manifest.payload
 
 
+def test_buffers_that_old_checkpoints_hold_are_passed_over(directory: Path, tmp_path: Path) -> None:
+    """Llama 2 was published with the inverse frequencies of its rotary positions, which loading ignores."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_weights(directory, lambda tensors: tensors.update({name: torch.ones(4)}))
+    assert imported(directory, tmp_path)["weights"] == {"bfloat16": 36000}
+
+
 def test_a_mark_of_images_without_a_row_is_noted(directory: Path, tmp_path: Path) -> None:
     """Gemma 3 of 1B parameters has the tokenizer of its larger siblings, with one token too many."""
     add_token(directory, extra_special_tokens=["<image>"])
