@@ -7,12 +7,13 @@ export DS_BUILD_OPS := 0
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup table9 test test-slurm lint check-python
+.PHONY: help setup table9 test test-slurm lint docs check-python
 help:
 	@echo "make table9       set up, run the embedded study, print its Table 9"
 	@echo "make test         set up, run style checks and tests"
 	@echo "make test-slurm   set up, run the tests on a Slurm of two nodes on this machine (Debian, root)"
 	@echo "make lint         style checks only"
+	@echo "make docs         the documents as a site, in site/"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -45,3 +46,7 @@ test: lint
 
 test-slurm: setup
 	python -m pytest tests/slurm
+
+# Strict: a dead link, or a page in no menu, ends it.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet

@@ -1,3 +1,3 @@
 """effllm: what makes language models efficient, and what that costs, measured."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
