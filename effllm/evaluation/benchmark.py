@@ -54,7 +54,8 @@ class Description:
 
     `task` is the name to run, one of `tasks` or of `groups` (name to registered file); `chance_level` is the score
     of guessing in the unit of `metric`, as `chance_meaning` says; `role` says whether the score is a share of
-    right answers ("accuracy") or a perplexity; `limit` keeps the first items of each task, null keeps all.
+    right answers ("accuracy") or a perplexity; `limit` keeps the first items of each task, null keeps all; `cluster` is
+    the column of the rows that is equal for items made from one text, null where every item stands for itself.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Description:
     items: int
     limit: int | None
     tasks: list[Task]
+    cluster: str | None = None
     groups: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
         items=len(rows),
         limit=None,
         tasks=[Task(name, config["output_type"], len(rows), {"test": file}, config=config)],
+        cluster="cluster",
         source={"corpus": corpus.manifest.id, "seed": seed},
     )
 

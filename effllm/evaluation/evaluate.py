@@ -2,7 +2,8 @@
 
     python -m effllm.evaluation.evaluate --spec spec.json --input model=... --input benchmark=... --output DIR
 
-The payload is `evaluation.json`; the answers item by item are in `records/samples.jsonl` and the telemetry in
+The payload is `evaluation.json` and, where items name the text that they were made from, `clusters.json` with
+[sum of the metric, items] by it; the answers item by item are in `records/samples.jsonl` and the telemetry in
 `records/telemetry/`. torch and lm-eval are imported inside functions, so that others import this module at no cost.
 """
 
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from effllm.artifact import Artifact
 from effllm.errors import CellFailure
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
-from effllm.evaluation.scores import summarize
+from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
 from effllm.stage import Job, main
 from effllm.study.base import Section
@@ -70,10 +71,14 @@ def build(job: Job) -> None:
     scores = summarize(results, benchmark, protocol.bootstrap_iters, protocol.seed)
     if not math.isfinite(scores["score"]):
         raise CellFailure("nan", f"the score {scores['metric']} is {scores['score']}")
+    clusters = cluster_scores(results, benchmark)
+    if clusters is not None:
+        job.write_json("clusters.json", clusters)
     kept = ("task", "kind", "higher_is_better", "role", "chance_level", "chance_meaning", "limit")
     evaluation = {
         **{key: benchmark[key] for key in kept},
         **scores,
+        "clusters": None if clusters is None else len(clusters),
         **_versions(),
         "seed": protocol.seed,
         "max_length": lm.max_length,
@@ -81,7 +86,7 @@ def build(job: Job) -> None:
         "cost": _cost(lm, seconds, protocol),
         "telemetry": telemetry,
     }
-    _write_samples(job.records / "samples.jsonl", results["samples"])
+    _write_samples(job.records / "samples.jsonl", results["samples"], benchmark["cluster"])
     job.write_json("evaluation.json", evaluation)
 
 
@@ -184,8 +189,8 @@ def _versions() -> dict[str, str]:
     return {"lm_eval_version": version("lm_eval"), "transformers_version": version("transformers")}
 
 
-def _write_samples(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
-    """One line per item and filter: its target, the answers and what each metric made of them.
+def _write_samples(path: Path, samples: dict[str, list[dict[str, Any]]], cluster: str | None) -> None:
+    """One line per item and filter: its target, the answers, what each metric made of them, and its cluster if named.
 
     Prompts are left out, and so are targets that are whole documents: `doc_hash` identifies them.
     """
@@ -195,6 +200,7 @@ def _write_samples(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None
                 row = {
                     "task": task,
                     **{key: item[key] for key in ("doc_id", "doc_hash", "filter")},
+                    **({"cluster": item["doc"][cluster]} if cluster else {}),
                     "target": None if len(str(item["target"])) > _LONGEST_TARGET else item["target"],
                     "answers": item["filtered_resps"],
                     **{metric: item[metric] for metric in item["metrics"]},

@@ -4,6 +4,10 @@ Every task asks a language model to prefer what was written over what was not. T
 cues of the true sentence (its first and last word, its capitals, its punctuation), so that knowing the language
 is what separates them. Items depend on the text and the seed alone: not on the order of documents, on the
 process, or on Python's hash seed.
+
+Each sentence belongs to one task by its own hash, and a task takes its own sentences first, so that benchmarks share
+none while the text suffices. Beyond them it takes what the other tasks would take last. Every item says in `cluster`
+what it was made from: the same sentence has the same cluster in every task.
 """
 
 import hashlib
@@ -17,6 +21,8 @@ from effllm.errors import UserError
 from effllm.evaluation.sentences import PLAIN_WORD, Sentence, prose_sentences, spelled, split_word
 
 CHOICES = {"word_order": 4, "adjacent_swap": 2, "word_substitution": 2}
+# In an order that stays: which sentences are a task's own depends on it.
+SENTENCE_TASKS = ("word_order", "adjacent_swap", "word_substitution", "next_word")
 MINIMUM_SUBSTITUTED_LETTERS = 3
 _PREFIX_WORDS = 6
 _POOL_PER_ITEM = 32
@@ -28,7 +34,7 @@ Item = dict[str, Any]
 def choice_items(
     task: str, held_out: Iterable[str], train: Callable[[], Iterable[str]], items: int, seed: int
 ) -> list[Item]:
-    """Items of a task in `CHOICES`: {"choices": texts, "answer": index of the true one, "sentence": text}.
+    """Items of a task in `CHOICES`: {"choices": texts, "answer": index of the true one, "sentence": text, "cluster"}.
 
     `held_out` and `train()` are texts of documents; `train` is called once or twice, for what it shares with the
     held-out text and for the frequencies of words. `UserError` if fewer than `items` sentences serve.
@@ -36,31 +42,32 @@ def choice_items(
     pool = unseen_sentences(held_out, train(), items, seed)
     alter = _alterer(task, pool, train)
     made: list[Item] = []
-    for sentence in pool:
+    for sentence in own_first(pool, task):
         rng = _generator(seed, task, sentence.text)
         wrong = alter(sentence.text.split(), rng)
         if wrong:
             position = rng.randrange(len(wrong) + 1)
             choices = [*wrong[:position], sentence.text, *wrong[position:]]
-            made.append({"choices": choices, "answer": position, "sentence": sentence.text})
+            made.append({"choices": choices, "answer": position, **_origin(sentence)})
         if len(made) == items:
             return made
     raise too_few(task, items, len(made), "sentences")
 
 
 def next_word_items(held_out: Iterable[str], train: Iterable[str], items: int, seed: int) -> list[Item]:
-    """Items {"context": text that ends before the last word, "answer": that word without punctuation}.
+    """Items {"context": text that ends before the last word, "answer": that word, "sentence": text, "cluster"}.
 
     The context is the preceding sentence of the paragraph, if there is one, and the sentence without its last
-    word. Only sentences that end in a plain word serve; `UserError` if they are fewer than `items`.
+    word; the answer is without punctuation. Only sentences that end in a plain word serve; `UserError` if they are
+    fewer than `items`.
     """
     made: list[Item] = []
-    for sentence in unseen_sentences(held_out, train, items, seed):
+    for sentence in own_first(unseen_sentences(held_out, train, items, seed), "next_word"):
         *words, last = sentence.text.split()
         before, answer, _ = split_word(last)
         if not before and answer.isascii() and answer.isalpha():
             context = " ".join([sentence.preceding, *words]).strip()
-            made.append({"context": context, "answer": answer, "sentence": sentence.text})
+            made.append({"context": context, "answer": answer, **_origin(sentence)})
         if len(made) == items:
             return made
     raise too_few("next_word", items, len(made), "sentences")
@@ -72,12 +79,21 @@ def most_common_answer_share(items: list[Item]) -> float:
 
 
 def document_items(held_out: Iterable[tuple[str, str]], items: int, seed: int) -> list[Item]:
-    """Items {"id", "text"}: whole documents drawn by seed from (id, text) pairs; `UserError` if too few."""
+    """Items {"id", "text", "cluster"}: whole documents drawn by seed from (id, text) pairs; `UserError` if too few."""
     keyed = ((_priority(seed, text), id, text) for id, text in held_out if text.strip())
     chosen = heapq.nsmallest(items, keyed)
     if len(chosen) < items:
         raise too_few("perplexity", items, len(chosen), "documents")
-    return [{"id": id, "text": text} for _, id, text in chosen]
+    return [{"id": id, "text": text, "cluster": id} for _, id, text in chosen]
+
+
+def own_first(sentences: list[Sentence], task: str) -> list[Sentence]:
+    """`sentences` (in drawn order) with those of `task` first, then the others' from their ends."""
+    # By another hash than the order, and not by the seed: benchmarks of different seeds share the partition.
+    owner = [SENTENCE_TASKS[_words_digest(sentence)[0] % len(SENTENCE_TASKS)] for sentence in sentences]
+    own = [sentence for sentence, whose in zip(sentences, owner, strict=True) if whose == task]
+    others = [sentence for sentence, whose in zip(sentences, owner, strict=True) if whose != task]
+    return own + others[::-1]
 
 
 def unseen_sentences(held_out: Iterable[str], train: Iterable[str], items: int, seed: int) -> list[Sentence]:
@@ -108,6 +124,15 @@ def too_few(task: str, asked: int, available: int, what: str) -> UserError:
         f"suitable {what}; set items to at most {available}, raise the corpus's held_out_fraction or take a "
         "larger corpus."
     )
+
+
+def _origin(sentence: Sentence) -> Item:
+    return {"sentence": sentence.text, "cluster": _words_digest(sentence).hex()}
+
+
+def _words_digest(sentence: Sentence) -> bytes:
+    """What two sentences with the same words have in common, whatever their punctuation."""
+    return hashlib.blake2b(" ".join(spelled(sentence.text)).encode(), digest_size=8).digest()
 
 
 def _order(entry: tuple[bytes, Sentence]) -> tuple[bytes, str, str]:

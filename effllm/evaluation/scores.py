@@ -1,6 +1,8 @@
 """From lm-eval's results to the scores of an evaluation: value, standard error, interval, per task.
 
-Standard errors are lm-eval's where it has one. For perplexities it has none, and the documents are resampled here.
+Items that name a cluster (the sentence or document that they were made from) are clustered by it; others stand for
+themselves. A share of right answers has Wilson's interval and the standard error that belongs to it, at 0 and 1 too.
+Perplexities have those of resampled documents, other metrics lm-eval's standard error where it has one.
 """
 
 import math
@@ -9,9 +11,10 @@ from typing import Any
 import numpy
 
 from effllm.errors import UserError
+from effllm.intervals import Z95, effective_trials, sums_by_cluster, wilson_interval
 
-Z95 = 1.959963984540054
 _WILSON = "Wilson score interval of the share of right answers"
+_CLUSTERED_WILSON = f"{_WILSON}, of as many independent items as tell as much"
 _NORMAL = "normal: score +- 1.96 standard errors"
 _BOOTSTRAP = "percentiles of the score over resampled documents"
 
@@ -26,13 +29,21 @@ def summarize(results: dict[str, Any], benchmark: dict[str, Any], bootstrap_iter
     values = results["results"][benchmark["task"]]
     key = metric_key(values, benchmark["metric"], benchmark["task"])
     names = [task["name"] for task in benchmark["tasks"]]
-    outcomes = [value for name in names for value in _outcomes(results["samples"][name], key)]
+    outcomes, clusters = _outcomes(results["samples"], benchmark, key)
     score = float(values[key])
     reasons: dict[str, str] = {}
     stderr, source = _number(values.get(_stderr_key(key))), "lm-eval"
-    interval, method = _interval(score, stderr, outcomes)
-    if stderr is None and benchmark["role"] == "perplexity" and len(names) == 1 and bootstrap_iters:
-        resampled = resample_perplexity(key.partition(",")[0], outcomes, bootstrap_iters, seed)
+    interval = method = None
+    if _is_share(outcomes, score):
+        trials = effective_trials(outcomes, clusters)
+        interval = wilson_interval(score * trials, trials)
+        method = _WILSON if trials == len(outcomes) else _CLUSTERED_WILSON
+        stderr, source = (interval[1] - interval[0]) / (2 * Z95), "half the width of ci95 over 1.96"
+    elif stderr is not None:
+        interval, method = [score - Z95 * stderr, score + Z95 * stderr], _NORMAL
+    elif benchmark["role"] == "perplexity" and len(names) == 1 and bootstrap_iters:
+        documents = list(zip(*sums_by_cluster(*zip(*outcomes, strict=True), clusters), strict=True))
+        resampled = resample_perplexity(key.partition(",")[0], documents, bootstrap_iters, seed)
         stderr, source = float(resampled.std(ddof=1)), f"{bootstrap_iters} resamplings of the documents"
         interval, method = [float(edge) for edge in numpy.percentile(resampled, [2.5, 97.5])], _BOOTSTRAP
     if stderr is None:
@@ -67,18 +78,6 @@ def metric_key(values: dict[str, Any], metric: str, task: str) -> str:
     )
 
 
-def wilson_interval(successes: float, trials: int) -> list[float]:
-    """95 % score interval of a proportion (Wilson 1927), which has a width at 0 and at 1 too."""
-    share = successes / trials
-    denominator = 1 + Z95**2 / trials
-    center = share + Z95**2 / (2 * trials)
-    half = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    # At the ends the formula gives 0 and 1 but for rounding.
-    low = (center - half) / denominator if successes > 0 else 0.0
-    high = (center + half) / denominator if successes < trials else 1.0
-    return [low, high]
-
-
 def resample_perplexity(metric: str, outcomes: list[tuple[float, float]], resamples: int, seed: int) -> numpy.ndarray:
     """The metric over `resamples` bootstrap samples of (log-likelihood in nats, bytes or words) per document."""
     table = numpy.asarray(outcomes, dtype=float)
@@ -89,19 +88,47 @@ def resample_perplexity(metric: str, outcomes: list[tuple[float, float]], resamp
     return nats / math.log(2) if metric == "bits_per_byte" else numpy.exp(nats)
 
 
-def _interval(score: float, stderr: float | None, outcomes: list[Any]) -> tuple[list[float] | None, str | None]:
-    is_share = bool(outcomes) and all(isinstance(value, (bool, int, float)) and value in (0, 1) for value in outcomes)
-    # A group that does not weight by size has another mean than its items, and no binomial interval.
-    if is_share and math.isclose(sum(outcomes) / len(outcomes), score, rel_tol=0, abs_tol=1e-9):
-        return wilson_interval(sum(outcomes), len(outcomes)), _WILSON
-    if stderr is not None:
-        return [score - Z95 * stderr, score + Z95 * stderr], _NORMAL
-    return None, None
+def cluster_scores(results: dict[str, Any], benchmark: dict[str, Any]) -> dict[str, list[float]] | None:
+    """[sum of the metric, items] by cluster: what tells how far benchmarks made from the same text vary together.
+
+    None where the benchmark's items name no cluster, or the metric is no number per item.
+    """
+    values = results["results"][benchmark["task"]]
+    outcomes, clusters = _outcomes(
+        results["samples"], benchmark, metric_key(values, benchmark["metric"], benchmark["task"])
+    )
+    if not benchmark.get("cluster") or not all(_is_number(value) for value in outcomes):
+        return None
+    sums = sums_by_cluster(outcomes, [1] * len(outcomes), clusters)
+    return dict(zip(dict.fromkeys(clusters), map(list, zip(*sums, strict=True)), strict=True))
 
 
-def _outcomes(samples: list[dict[str, Any]], key: str) -> list[Any]:
+def _is_share(outcomes: list[Any], score: float) -> bool:
+    """Whether the score is the mean of outcomes that are right or wrong.
+
+    A group that does not weight by size has another mean than its items, and no binomial interval.
+    """
+    if not outcomes or not all(_is_number(value) and value in (0, 1) for value in outcomes):
+        return False
+    return math.isclose(sum(outcomes) / len(outcomes), score, rel_tol=0, abs_tol=1e-9)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _outcomes(samples: dict[str, list[dict[str, Any]]], benchmark: dict[str, Any], key: str) -> tuple[list, list]:
+    """What the metric made of each item, and the item's cluster: what its row says, or else its own number."""
     metric, _, filter_name = key.partition(",")
-    return [sample[metric] for sample in samples if sample["filter"] == filter_name and metric in sample]
+    column = benchmark.get("cluster")
+    found = [
+        sample
+        for task in benchmark["tasks"]
+        for sample in samples[task["name"]]
+        if sample["filter"] == filter_name and metric in sample
+    ]
+    clusters = [sample["doc"][column] if column else number for number, sample in enumerate(found)]
+    return [sample[metric] for sample in found], clusters
 
 
 def _task_scores(results: dict[str, Any], name: str, key: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ TABLES = {
     "table6": 1,
     "table7": 1,
     "table8": 1,
-    "table9": 1,
-    "table16": 1,
+    "table9": 2,
+    "table16": 2,
     VALIDITY: 2,
 }
 

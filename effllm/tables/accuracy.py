@@ -1,34 +1,62 @@
 """The paper's average performance: the plain mean over a table's accuracy benchmarks."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from effllm.intervals import correlation_of_means, mean_interval
 from effllm.tables.artifacts import Result
-from effllm.tables.cells import mean
+from effllm.tables.cells import Row, mean
+
+CLUSTERS = "clusters.json"
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Mean score and its standard error, as fractions; `reason` says why the mean is None."""
+    """Mean score and its 95 % interval, as fractions; the reasons say why either is None."""
 
     mean: float | None
-    stderr: float | None
     reason: str | None
+    ci95: list[float] | None = None
+    reason_ci95: str | None = None
+
+    def set_interval(self, row: Row, column: str) -> None:
+        """Fill `<column>_low` and `<column>_high`."""
+        low, high = self.ci95 or (None, None)
+        row.set(f"{column}_low", low, self.reason or self.reason_ci95)
+        row.set(f"{column}_high", high, self.reason or self.reason_ci95)
 
 
 def average_performance(scores: Mapping[str, Result]) -> Performance:
     """Average over evaluations by benchmark id; a perplexity is in no mean, and without every score there is none.
 
-    The standard error is None as well where a benchmark has none.
+    The interval is made of the benchmarks' own intervals and of how far benchmarks whose items were made from the same
+    sentences vary together; without every interval there is none.
     """
     failed = [f"{id} is {result.status}" for id, result in scores.items() if result.content is None]
     if failed:
-        return Performance(None, None, ", ".join(failed))
-    accuracies = [result.content for result in scores.values() if result.content["role"] == "accuracy"]
+        return Performance(None, ", ".join(failed))
+    accuracies = {id: result for id, result in scores.items() if result.content["role"] == "accuracy"}
     if not accuracies:
-        return Performance(None, None, "the table has no accuracy benchmark")
-    errors = [content["stderr"] for content in accuracies]
-    # Benchmarks are independent samples: the variance of the mean is the mean variance over their number.
-    error = None if None in errors else math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
-    return Performance(mean([content["score"] for content in accuracies]), error, None)
+        return Performance(None, "the table has no accuracy benchmark")
+    means = [result.content["score"] for result in accuracies.values()]
+    unsure = [id for id, result in accuracies.items() if result.content["ci95"] is None]
+    if unsure:
+        return Performance(mean(means), None, None, f"{', '.join(unsure)} has no interval")
+    intervals = [result.content["ci95"] for result in accuracies.values()]
+    return Performance(mean(means), None, mean_interval(means, intervals, _correlations(list(accuracies.values()))))
+
+
+def _correlations(results: list[Result]) -> list[list[float]]:
+    clusters = [_clusters(result) for result in results]
+    return [
+        [1.0 if i == j else correlation_of_means(one, other) for j, other in enumerate(clusters)]
+        for i, one in enumerate(clusters)
+    ]
+
+
+def _clusters(result: Result) -> dict[str, list[float]]:
+    """[sum of the metric, items] by the sentence that items were made from; empty where items name none."""
+    if result.content.get("clusters") is None:
+        return {}
+    result.artifact.verify_file(CLUSTERS)
+    return result.artifact.json(CLUSTERS)

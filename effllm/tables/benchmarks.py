@@ -27,6 +27,7 @@ def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[di
                 row.set(spec["benchmark_labels"][id], cell.content["score"] if cell.content else None, reasons[id])
             average = average_performance(cells)
             row.set("mean", average.mean, average.reason)
+            average.set_interval(row, "mean")
             for id, cell in cells.items():
                 content = cell.content
                 interval = (content["ci95"] if content else None) or (None, None)

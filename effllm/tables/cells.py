@@ -8,9 +8,6 @@ SIGNIFICANT_DIGITS = 6
 # Reasons are sentences with commas and semicolons of their own.
 REASON_SEPARATOR = " | "
 
-Z95 = 1.96
-"""Standard errors to either side of a mean that hold 95 % of a normal distribution."""
-
 Cell = tuple[Any, str | None]
 """A value and, where it is None, why."""
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.intervals import Z95
 from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Z95, Cell, Row
+from effllm.tables.cells import Cell, Row
 from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import sample_throughput

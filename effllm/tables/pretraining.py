@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effllm.intervals import Z95
 from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Z95, Cell, Row, mean
+from effllm.tables.cells import Cell, Row, mean
 from effllm.tables.runs import (
     average,
     common,

@@ -6,7 +6,7 @@ from typing import Any
 
 from effllm.tables.accuracy import Performance, average_performance
 from effllm.tables.artifacts import Result, read_results
-from effllm.tables.cells import Z95, Row
+from effllm.tables.cells import Row
 from effllm.tables.window import Window
 from effllm.telemetry.metrics import model_compression_rate
 
@@ -67,7 +67,7 @@ class _Variant:
 
     def performance(self) -> Performance:
         if self.unscored and not self.scores:
-            return Performance(None, None, self.unscored)
+            return Performance(None, self.unscored)
         return average_performance(self.scores)
 
     def workloads(self) -> list[str]:
@@ -90,10 +90,7 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     row.set("AEC_W", *main.window.figure("power_avg_w"))
     compression = _compression(variant, baseline)
     row.set("MCR", *compression["nominal"])
-    half = Z95 * performance.stderr if performance.stderr is not None else None
-    why = performance.reason or "a benchmark has no standard error"
-    row.set("average_performance_low", performance.mean - half if half is not None else None, why)
-    row.set("average_performance_high", performance.mean + half if half is not None else None, why)
+    performance.set_interval(row, "average_performance")
     _set_workload(row, main)
     for id in variant.workloads():
         if id != main.id:

@@ -11,18 +11,23 @@ from torch import nn
 
 from effllm.data.instructions.batches import take_indices
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
+from effllm.intervals import ratio_standard_error, sums_by_cluster
 from effllm.progress import progress
-from effllm.training.held_out import ratio_standard_error
 
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """Mean negative log-likelihood in nats per answer token, and its standard error over samples (None for one)."""
+    """Mean negative log-likelihood in nats per answer token, and its standard error.
+
+    The error takes prompts as independent draws: answers to one prompt are a cluster. None for one prompt.
+    `by_sample` holds (sample id, nll in nats, answer tokens) of each sequence, in their order.
+    """
 
     loss: float
     loss_stderr: float | None
     tokens: int
     samples: int
+    by_sample: list[tuple[str, float, int]]
 
 
 @torch.inference_mode()
@@ -45,8 +50,7 @@ def answer_loss(
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     arithmetic = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-    sums: list[float] = []
-    counts: list[int] = []
+    scored: dict[int, tuple[float, int]] = {}
     for indices in progress(batches, len(batches), unit="batches", label=label):
         batch = collate([(index, sequences[index]) for index in indices])
         take_indices(batch)
@@ -56,7 +60,12 @@ def answer_loss(
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
         )
-        sums += losses.double().sum(dim=1).tolist()
-        counts += (labels != IGNORED).sum(dim=1).tolist()
+        sums, counts = losses.double().sum(dim=1).tolist(), (labels != IGNORED).sum(dim=1).tolist()
+        scored.update(zip(indices, zip(sums, counts, strict=True), strict=True))
     model.train(was_training)
-    return AnswerLoss(math.fsum(sums) / sum(counts), ratio_standard_error(sums, counts), sum(counts), len(counts))
+    by_sample = [(sequence.ids[0], *scored[index]) for index, sequence in enumerate(sequences)]
+    ids, sums, counts = zip(*by_sample, strict=True)
+    # "<prompt>#2" is the prompt again, with another answer.
+    by_prompt = sums_by_cluster(sums, counts, [id.partition("#")[0] for id in ids])
+    tokens = sum(counts)
+    return AnswerLoss(math.fsum(sums) / tokens, ratio_standard_error(*by_prompt), tokens, len(ids), by_sample)

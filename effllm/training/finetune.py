@@ -3,7 +3,8 @@
 in:  model (of stage pretrain or model), instructions
 out: adapter/ (peft's own format, and the tokenizer) or, where the model itself is trained, model/;
      training.json (held-out loss before and after, what was trained, sizes, digest of the order of samples)
-     records/loss_curve.json, records/efficiency.json, records/consumed.jsonl (sample ids by step), records/telemetry/
+     records/loss_curve.json, records/efficiency.json, records/consumed.jsonl (sample ids by step), records/telemetry/,
+     records/held_out.parquet (the losses of the held-out samples before and after)
 
 A run on synthetic instructions measures and keeps no weights: its losses are null with the reason.
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 from torch import nn
@@ -65,8 +68,8 @@ _SIZES = "sizes.json"
 _NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
 _WHY_NULL = {
     "adapter_bytes": "the model itself is trained",
-    "held_out_loss_before_stderr": "one held-out sample",
-    "held_out_loss_stderr": "one held-out sample",
+    "held_out_loss_before_stderr": "one held-out prompt",
+    "held_out_loss_stderr": "one held-out prompt",
     "train_loss": _NO_CURVE,
     "train_loss_last": _NO_CURVE,
 }
@@ -229,6 +232,8 @@ def build(job: Job) -> None:
     del model
     gc.collect()
     before = None if task.unscored else task.score(task.load_base(), "before")
+    if before and after:
+        pq.write_table(_by_sample(before, after), job.records / "held_out.parquet")
     consumed = job.records / "consumed.jsonl"
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
@@ -296,6 +301,13 @@ def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dic
         curve[-1]["loss"] if curve else None,
     )
     return dict(zip(_LOSSES, values, strict=True))
+
+
+def _by_sample(before: AnswerLoss, after: AnswerLoss) -> pa.Table:
+    """Columns sample (id), tokens (of the answers), and nll of them in nats before and after the training."""
+    ids, nll_before, tokens = map(list, zip(*before.by_sample, strict=True))
+    nll = [nll for _, nll, _ in after.by_sample]
+    return pa.table({"sample": ids, "tokens": tokens, "nll_before": nll_before, "nll": nll})
 
 
 def _save(task: Finetuning, model: nn.Module) -> Path | None:

@@ -1,14 +1,16 @@
-"""Held-out loss, perplexity and bits per byte of a causal language model."""
+"""Held-out loss, perplexity and bits per byte of a causal language model, and the losses of its documents."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
 from effllm.data.tokens import PackedTokens
 from effllm.errors import CellFailure
+from effllm.intervals import ratio_standard_error
 
 # exp of more overflows a float.
 _HIGHEST_LOSS = 709.0
@@ -18,7 +20,8 @@ _HIGHEST_LOSS = 709.0
 class HeldOut:
     """Mean negative log-likelihood in nats per token, its standard error, exp of it, and bits per UTF-8 byte.
 
-    The error takes windows as independent draws; None for one window.
+    The error takes documents as independent draws; None for one document. `by_document` has the columns document (its
+    place in the corpus's held-out part), nll (sum in nats) and tokens, a row per document with a scored token.
     """
 
     loss: float
@@ -26,6 +29,8 @@ class HeldOut:
     perplexity: float
     bits_per_byte: float
     tokens: int
+    documents: int
+    by_document: pa.Table
 
 
 @torch.inference_mode()
@@ -41,7 +46,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     model.eval()
     ids = torch.from_numpy(stream.ids.astype(np.int64))
     stride = sequence_length - 1
-    sums, counts = [], []
+    nll = np.zeros(len(stream.boundaries))
+    counts = np.zeros(len(stream.boundaries), dtype=np.int64)
     starts = list(range(0, len(ids) - 1, stride))
     full = [start for start in starts if start + sequence_length <= len(ids)]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
@@ -51,21 +57,26 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
         window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
         logits = model(window).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-        sums += losses.double().view(len(batch), -1).sum(dim=1).tolist()
-        counts += [losses.numel() // len(batch)] * len(batch)
+        for start, row in zip(batch, losses.double().view(len(batch), -1).cpu().numpy(), strict=True):
+            positions = np.arange(start + 1, start + 1 + len(row))
+            document = np.searchsorted(stream.boundaries, positions, side="right")
+            first = document[0]
+            part = np.bincount(document - first)
+            counts[first : first + len(part)] += part
+            nll[first : first + len(part)] += np.bincount(document - first, weights=row)
     model.train(was_training)
-    total, scored = math.fsum(sums), sum(counts)
+    documents = np.flatnonzero(counts)
+    nll, counts = nll[documents], counts[documents]
+    total, scored = math.fsum(nll), int(counts.sum())
     loss = total / scored
     if not loss < _HIGHEST_LOSS:
         raise CellFailure("nan", f"the held-out loss is {loss:g} nats per token")
-    bits_per_byte = total / math.log(2) / stream.utf8_bytes
-    return HeldOut(loss, ratio_standard_error(sums, counts), math.exp(loss), bits_per_byte, scored)
-
-
-def ratio_standard_error(sums: list[float], counts: list[int]) -> float | None:
-    """Standard error of sum(sums) / sum(counts) (Cochran, Sampling Techniques, 6.8); None for one draw."""
-    if len(sums) < 2:
-        return None
-    loss = math.fsum(sums) / sum(counts)
-    spread = math.fsum((total - loss * count) ** 2 for total, count in zip(sums, counts, strict=True))
-    return math.sqrt(spread * len(sums) / (len(sums) - 1)) / sum(counts)
+    return HeldOut(
+        loss,
+        ratio_standard_error(nll.tolist(), counts.tolist()),
+        math.exp(loss),
+        total / math.log(2) / stream.utf8_bytes,
+        scored,
+        len(documents),
+        pa.table({"document": documents, "nll": nll, "tokens": counts}),
+    )

@@ -2,7 +2,8 @@
 
 in:  tokens, tokenizer (none with synthetic tokens)
 out: model/ (config, safetensors, tokenizer), training.json (held-out perplexity, parameters, tokens seen)
-     records/loss_curve.json, records/efficiency.json, records/telemetry/
+     records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (the losses of
+     the held-out documents, in `HeldOut.by_document`'s columns)
 
 A run on synthetic tokens measures and keeps no model: what it has learned is worth no more than random weights.
 """
@@ -10,6 +11,7 @@ A run on synthetic tokens measures and keeps no model: what it has learned is wo
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +26,9 @@ from effllm.study.training import PretrainingRun
 from effllm.training.held_out import held_out_loss
 from effllm.training.run import Setup, train
 
-_SCORES = tuple(f"held_out_{figure}" for figure in ("bits_per_byte", "loss", "loss_stderr", "perplexity", "tokens"))
+_SCORES = tuple(
+    f"held_out_{figure}" for figure in ("bits_per_byte", "documents", "loss", "loss_stderr", "perplexity", "tokens")
+)
 
 
 def build(job: Job) -> None:
@@ -92,8 +96,9 @@ def collate(sequences: list) -> dict[str, torch.Tensor]:
 def _score(job: Job, run: PretrainingRun, model: PreTrainedModel) -> dict[str, Any]:
     stream = PackedTokens.open(job.inputs["tokens"].directory, "held_out")
     held_out = held_out_loss(model, stream, run.sequence_length, run.micro_batch_size)
+    pq.write_table(held_out.by_document, job.records / "held_out.parquet")
     scores = {key: getattr(held_out, key.removeprefix("held_out_")) for key in _SCORES}
-    return {**scores, "reasons": {key: "one window of text" for key, value in scores.items() if value is None}}
+    return {**scores, "reasons": {key: "one held-out document" for key, value in scores.items() if value is None}}
 
 
 def _config(job: Job, run: PretrainingRun, tokens: PackedTokens) -> PreTrainedConfig:

@@ -95,8 +95,17 @@ def test_an_ignorant_model_scores_chance(swap_evaluation):
     low, high = evaluation["ci95"]
     assert low < evaluation["chance_level"] == 0.5 < high
     share = evaluation["score"]
-    assert evaluation["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 149))
-    assert evaluation["stderr_source"] == "lm-eval"
+    assert evaluation["stderr"] == pytest.approx((high - low) / 2 / 1.96, rel=1e-4)
+    assert evaluation["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 149), rel=0.03)
+
+
+def test_the_scores_of_the_sentences_are_kept_for_tables_and_comparisons(swap_evaluation, swaps):
+    evaluation, clusters = swap_evaluation.json("evaluation.json"), swap_evaluation.json("clusters.json")
+    assert evaluation["clusters"] == len(clusters) == 150
+    assert sum(total for total, _ in clusters.values()) / 150 == pytest.approx(evaluation["score"])
+    for row, sample in zip(rows_of(swaps), samples_of(swap_evaluation), strict=True):
+        assert sample["cluster"] == row["cluster"]
+        assert clusters[row["cluster"]] == [sample["acc"], 1]
 
 
 def test_the_evaluation_says_what_was_run(swap_evaluation):
@@ -133,7 +142,7 @@ def test_the_scores_are_those_of_the_harness_alone(swap_evaluation, swaps, exact
     values = results["results"]["held_out_adjacent_swap"]
     evaluation = swap_evaluation.json("evaluation.json")
     assert evaluation["score"] == values["acc,none"]
-    assert evaluation["stderr"] == values["acc_stderr,none"]
+    assert evaluation["metrics"]["acc,none"]["stderr"] == values["acc_stderr,none"]
 
 
 def test_a_bfloat16_model_is_scored_without_rounding_its_log_likelihoods(root, model, corpus, tokenizer):

@@ -15,6 +15,7 @@ from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation import harness_data
 from effllm.evaluation.harness_index import tasks_folder
+from effllm.intervals import wilson_interval
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 WORDS = ["amber", "basket", "candle", "dancer", "ember", "falcon", "garden", "harbor", "island", "jungle"]
@@ -216,7 +217,11 @@ def test_bbh_group_weights_its_24_subtasks_by_size(evaluated):
         task: scores["score"] for task, scores in evaluation["tasks"].items()
     }
     assert evaluation["score"] == pytest.approx(sum(sample["acc_norm"] for sample in samples) / 48)
-    assert evaluation["stderr"] is not None and evaluation["stderr_source"] == "lm-eval"
+    low, high = evaluation["ci95"]
+    # Items of the harness's tasks name no source: each stands for itself.
+    assert [low, high] == pytest.approx(wilson_interval(48 * evaluation["score"], 48))
+    assert evaluation["stderr"] == pytest.approx((high - low) / 2 / 1.96, rel=1e-4)
+    assert evaluation["clusters"] is None
 
 
 def test_gpqa_group_weights_unequal_subtasks_by_size(evaluated):

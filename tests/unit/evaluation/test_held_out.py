@@ -11,6 +11,7 @@ import pytest
 from effllm.errors import UserError
 from effllm.evaluation.held_out import (
     CHOICES,
+    SENTENCE_TASKS,
     choice_items,
     document_items,
     frequency_band,
@@ -119,6 +120,33 @@ def test_no_position_of_the_answer_is_favoured(texts, task):
     for position in range(CHOICES[task]):
         share = sum(item["answer"] == position for item in items) / len(items)
         assert abs(share - chance) < 4 * (chance * (1 - chance) / len(items)) ** 0.5
+
+
+def test_benchmarks_share_no_sentence_while_the_text_suffices_and_few_beyond(texts):
+    held_out, train = texts
+    available = len(unseen_sentences(held_out, train, 10, 0))
+
+    def clusters(count, seeds):
+        return [
+            {item["cluster"] for item in items_of(task, texts, count, seed)}
+            for task, seed in zip(SENTENCE_TASKS, seeds, strict=True)
+        ]
+
+    for seeds in ((0, 0, 0, 0), (0, 1, 2, 3)):
+        few = clusters(available // 8, seeds)
+        assert len(set.union(*few)) == sum(map(len, few)) == 4 * (available // 8)
+    # Two of four tasks that want more than their quarters: they meet only once both have taken all the rest.
+    many = [{item["cluster"] for item in items_of(task, texts, available // 3)} for task in ("word_order", "next_word")]
+    assert len(many[0] & many[1]) < available // 8
+
+
+def test_a_cluster_is_the_sentence_whatever_the_task_and_the_punctuation(texts):
+    by_cluster = {}
+    for task in SENTENCE_TASKS:
+        for item in items_of(task, texts):
+            by_cluster.setdefault(item["cluster"], set()).add(tuple(spelled(item["sentence"])))
+    assert all(len(words) == 1 for words in by_cluster.values())
+    assert len({words for (words,) in by_cluster.values()}) == len(by_cluster)
 
 
 @pytest.mark.parametrize("task", [*CHOICES, "next_word"])

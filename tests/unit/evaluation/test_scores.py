@@ -1,13 +1,13 @@
 """Standard errors and intervals of scores, and the reasons where there are none."""
 
 import math
-import random
 
 import numpy
 import pytest
 
 from effllm.errors import UserError
-from effllm.evaluation.scores import metric_key, resample_perplexity, summarize, wilson_interval
+from effllm.evaluation.scores import cluster_scores, metric_key, resample_perplexity, summarize
+from effllm.intervals import wilson_interval
 
 
 def results_of(values, samples, key="acc,none", task="t"):
@@ -25,26 +25,44 @@ def benchmark_of(metric="acc", role="accuracy"):
     return {"task": "t", "metric": metric, "role": role, "tasks": [{"name": "t"}]}
 
 
-def test_wilson_interval_equals_the_published_formula_and_has_width_at_the_ends():
-    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263 and 0 of 20 by the score method.
-    assert wilson_interval(81, 263) == pytest.approx([0.2553, 0.3662], abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx([0.0, 0.1611], abs=1e-4)
-    assert wilson_interval(20, 20) == pytest.approx([0.8389, 1.0], abs=1e-4)
-    assert (wilson_interval(0, 200)[0], wilson_interval(200, 200)[1]) == (0.0, 1.0)
-
-
-def test_wilson_interval_covers_the_truth_in_nineteen_of_twenty_samples():
-    rng, covered = random.Random(0), 0
-    for _ in range(2000):
-        low, high = wilson_interval(sum(rng.random() < 0.9 for _ in range(60)), 60)
-        covered += low <= 0.9 <= high
-    assert 0.93 < covered / 2000 < 0.975
-
-
 def test_a_perfect_score_has_an_interval_below_one():
     summary = summarize(results_of({"acc,none": 1.0, "acc_stderr,none": 0.0}, [1.0] * 30), benchmark_of(), 100, 0)
     assert summary["ci95"] == wilson_interval(30, 30)
     assert "Wilson" in summary["ci95_method"]
+    # One rule: the error is that of the interval, not lm-eval's 0.
+    assert summary["stderr"] == pytest.approx((1 - wilson_interval(30, 30)[0]) / 3.92, rel=1e-4)
+
+
+def clustered(values, clusters, key="acc,none", **benchmark):
+    """The same results of items that name their clusters, and their benchmark."""
+    results = results_of({key: sum(values) / len(values)} if key == "acc,none" else {key: 1.0}, values, key)
+    for sample, cluster in zip(results["samples"]["t"], clusters, strict=True):
+        sample["doc"] = {"from": cluster}
+    return results, benchmark_of(key.partition(",")[0], **benchmark) | {"cluster": "from"}
+
+
+def test_items_made_from_one_text_are_clustered():
+    values, clusters = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0] * 10, [number // 4 for number in range(80)]
+    summary = summarize(*clustered(values, clusters), 100, 0)
+    # 20 clusters, each all right or all wrong: 19 / 79 of the items, in units of sample variances.
+    trials = 80 * 19 / 79
+    assert summary["ci95"] == pytest.approx(wilson_interval(trials / 2, trials))
+    assert summarize(*clustered(values, range(80)), 100, 0)["ci95"] == pytest.approx(wilson_interval(40, 80))
+    assert cluster_scores(*clustered([1.0, 0.0, 1.0], ["a", "b", "a"])) == {"a": [2.0, 2], "b": [0.0, 1]}
+    assert cluster_scores(results_of({"acc,none": 1.0}, [1.0]), benchmark_of()) is None
+
+
+def test_documents_of_one_text_are_resampled_together():
+    rng = numpy.random.default_rng(0)
+    pairs = [(-float(nats), 100.0) for nats in rng.normal(150, 30, 40)]
+    alone = summarize(*clustered(pairs, range(40), "bits_per_byte,none", role="perplexity"), 500, 0)
+    copied = [pair for pair in pairs for _ in range(4)]
+    copies = [number // 4 for number in range(160)]
+    together = summarize(*clustered(copied, copies, "bits_per_byte,none", role="perplexity"), 500, 0)
+    assert together["stderr"] == pytest.approx(alone["stderr"])
+    apart = summarize(*clustered(copied, range(160), "bits_per_byte,none", role="perplexity"), 500, 0)
+    assert apart["stderr"] == pytest.approx(alone["stderr"] / 2, rel=0.2)
+    assert cluster_scores(*clustered(copied, copies, "bits_per_byte,none", role="perplexity")) is None
 
 
 def test_a_score_that_is_no_share_of_its_items_has_the_normal_interval():

@@ -84,12 +84,20 @@ class Study:
         self.count = 0
 
     def write(
-        self, stage: str, id: str, name: str, content: dict[str, Any], failure: CellFailure | None = None
+        self,
+        stage: str,
+        id: str,
+        name: str,
+        content: dict[str, Any],
+        failure: CellFailure | None = None,
+        **more: dict[str, Any],
     ) -> None:
+        """An artifact with the file `name`, and <key>.json for each of `more`."""
         self.count += 1
         staging = self.root / f"staging{self.count}"
         staging.mkdir()
-        (staging / name).write_text(json.dumps(content))
+        for file, value in {name: content, **{f"{key}.json": value for key, value in more.items()}}.items():
+            (staging / file).write_text(json.dumps(value))
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance={}, failure=failure)
@@ -147,10 +155,19 @@ class Study:
                 self.score(variant, "adjacent-swap", 0.8 if precision == "bfloat16" else 0.6, "accuracy")
                 self.score(variant, "perplexity", 2.0, "perplexity")
 
-    def score(self, variant: str, benchmark: str, score: float, role: str, failure: CellFailure | None = None) -> None:
+    def score(
+        self,
+        variant: str,
+        benchmark: str,
+        score: float,
+        role: str,
+        failure: CellFailure | None = None,
+        ci95: list[float] | None = None,
+        clusters: dict[str, list[float]] | None = None,
+    ) -> None:
         content = {
             "chance_level": 0.5,
-            "ci95": [score - 0.1, score + 0.1],
+            "ci95": ci95 or [score - 0.1, score + 0.1],
             "cost": {"latency_mean_ms": 3.0},
             "telemetry": {"status": "ok", "reason": None},
             "items": 20,
@@ -158,8 +175,10 @@ class Study:
             "role": role,
             "score": score,
             "stderr": 0.05,
+            "clusters": clusters and len(clusters),
         }
-        self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure)
+        more = {"clusters": clusters} if clusters else {}
+        self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure, **more)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return assemble(name, self.graph.table_spec(name), self.graph.table_parents(name)).to_dicts()

@@ -1,6 +1,7 @@
 """Tables from written artifacts: failed cells keep their row, empty cells say why, figures are the artifacts'."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,38 @@ def test_figures_are_those_of_the_artifacts(study: Study) -> None:
     assert row["mcr_nominal"] == 3.0, "16 / 4 bits times 0.6 / 0.8"
     assert row["mcr_measured"] == 1.875, "1000 / 400 bytes times 0.6 / 0.8"
     assert row["quantized_layers_compression"] == 3.5
-    assert row["average_performance_low"] == pytest.approx(0.6 - 1.96 * 0.05)
+    assert (row["average_performance_low"], row["average_performance_high"]) == (0.5, 0.7), "the only one's own"
     assert row["latency_ms"] == 12.3457
     assert row["batch_latency_ms"] == 12.3457
     assert row["warnings"] == "windows of 1 s"
+
+
+def test_the_mean_of_benchmarks_made_from_the_same_sentences_knows_how_they_go_together(study: Study) -> None:
+    def interval(swap: dict[str, list[float]], other: dict[str, list[float]] | None) -> list[float]:
+        study.score("llama-1m.int4", "adjacent-swap", 0.5, "accuracy", clusters=swap)
+        study.score("llama-1m.int4", "perplexity", 0.5, "accuracy", clusters=other)
+        row, by_benchmark = study.rows("table9")[1], study.rows("table16")[1]
+        low, high = row["average_performance_low"], row["average_performance_high"]
+        assert (by_benchmark["mean"], by_benchmark["mean_low"], by_benchmark["mean_high"]) == (0.5, low, high)
+        return [low, high]
+
+    swap = {"a": [1.0, 1], "b": [0.0, 1]}
+    apart = 0.1 / math.sqrt(2)
+    assert interval(swap, {"c": [1.0, 1], "d": [0.0, 1]}) == pytest.approx([0.5 - apart, 0.5 + apart], abs=1e-5)
+    assert interval(swap, swap) == pytest.approx([0.4, 0.6])
+    assert interval(swap, {"a": [0.0, 1], "b": [1.0, 1]}) == pytest.approx([0.5, 0.5])
+    assert interval(swap, None) == pytest.approx([0.5 - apart, 0.5 + apart], abs=1e-5)
+    path = Path(study.graph.manifest("evaluate", "llama-1m.int4.adjacent-swap")).parent / "clusters.json"
+    path.write_text(path.read_text().replace("1.0", "0.0"))
+    with pytest.raises(UserError, match=r"clusters\.json does not match the sha256"):
+        study.rows("table9")
+
+
+def test_a_score_of_nought_enters_the_mean_with_the_interval_that_it_prints(study: Study) -> None:
+    study.score("llama-1m.int4", "adjacent-swap", 0.0, "accuracy", ci95=[0.0, 0.037])
+    row = study.rows("table9")[1]
+    assert (row["average_performance_low"], row["average_performance_high"]) == (0.0, 0.037)
+    assert (row["adjacent-swap_low"], row["adjacent-swap_high"]) == (0.0, 0.037)
 
 
 def test_power_that_was_not_measured_is_empty_with_its_reason(study: Study) -> None:

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import UserError
+from effllm.intervals import ratio_standard_error
 from effllm.models.loading import load_causal_lm
 from effllm.stage import run
 from effllm.stages import STAGES
@@ -99,6 +101,13 @@ def test_a_method_lowers_the_held_out_loss(suite: dict[str, Artifact], method: s
     assert training["held_out_loss"] < training["held_out_loss_before"] - 0.02
     assert 0 < training["held_out_loss_stderr"] < 1
     assert training["held_out_samples"] == training["data"]["held_out"]["samples"] <= 40
+    record = pq.read_table(suite[method].directory / "records" / "held_out.parquet").to_pydict()
+    assert len(set(record["sample"])) == training["held_out_samples"]
+    for column, suffix in (("nll", ""), ("nll_before", "_before")):
+        assert sum(record[column]) / sum(record["tokens"]) == pytest.approx(training[f"held_out_loss{suffix}"])
+        # Every prompt of the embedded questions comes once, and is a cluster of its own.
+        error = ratio_standard_error(record[column], record["tokens"])
+        assert error == pytest.approx(training[f"held_out_loss{suffix}_stderr"])
 
 
 def test_methods_of_a_suite_consume_the_same_samples_in_the_same_order(suite: dict[str, Artifact]) -> None:

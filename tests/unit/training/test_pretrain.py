@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from effllm.artifact import MANIFEST, Artifact
 from effllm.data.tokens import PackedTokens
 from effllm.errors import EXIT_INTERRUPTED
+from effllm.intervals import ratio_standard_error
 from effllm.training.checkpoints import latest_complete
 from effllm.training.held_out import held_out_loss
 from tests.pace import Held, environment
@@ -127,6 +130,11 @@ def test_training_lowers_the_held_out_loss(builder: Any) -> None:
     result = artifact.json("training.json")
     assert result["held_out_loss"] < math.log(2048) - 0.2
     assert result["held_out_perplexity"] == pytest.approx(math.exp(result["held_out_loss"]))
+    record = pq.read_table(artifact.directory / "records" / "held_out.parquet").to_pydict()
+    assert record["document"] == list(range(result["held_out_documents"]))
+    assert sum(record["tokens"]) == result["held_out_tokens"]
+    assert sum(record["nll"]) / sum(record["tokens"]) == pytest.approx(result["held_out_loss"])
+    assert ratio_standard_error(record["nll"], record["tokens"]) == pytest.approx(result["held_out_loss_stderr"])
     curve = json.loads((artifact.directory / "records" / "loss_curve.json").read_text())["curve"]
     assert curve[-1]["loss"] < curve[0]["loss"]
 
@@ -136,14 +144,28 @@ def test_held_out_loss_equals_a_token_by_token_computation(builder: Any) -> None
     model = AutoModelForCausalLM.from_pretrained(artifact.directory / "model")
     stream = PackedTokens.open(builder.build("tokens", "python-docs").directory, "held_out")
     stream.ids = stream.ids[:150]
+    # Three documents, the second of which ends where a window does, and one that begins at the text's end.
+    stream.boundaries = np.array([40, 64, 150, 200])
     result = held_out_loss(model, stream, sequence_length=64, batch_size=2)
     total = 0.0
+    by_document = {0: [0.0, 0], 1: [0.0, 0], 2: [0.0, 0]}
     with torch.inference_mode():
         for position in range(1, 150):
             start = (position - 1) // 63 * 63
             logits = model(torch.tensor([stream.ids[start:position].tolist()])).logits[0, -1]
-            total -= torch.log_softmax(logits.double(), -1)[int(stream.ids[position])].item()
+            nll = -torch.log_softmax(logits.double(), -1)[int(stream.ids[position])].item()
+            total += nll
+            document = by_document[sum(position >= end for end in (40, 64))]
+            document[0] += nll
+            document[1] += 1
     assert result.tokens == 149
+    assert (result.documents, result.by_document["document"].to_pylist()) == (3, [0, 1, 2])
+    assert result.by_document["tokens"].to_pylist() == [count for _, count in by_document.values()] == [39, 24, 86]
+    sums = [nll for nll, _ in by_document.values()]
+    assert result.by_document["nll"].to_pylist() == pytest.approx(sums, rel=1e-5)
+    # sqrt(3 / 2 * sum of squared residuals) / tokens, the residuals those of whole documents.
+    residuals = [nll - count * total / 149 for nll, count in by_document.values()]
+    assert result.loss_stderr == pytest.approx(math.sqrt(1.5 * sum(r * r for r in residuals)) / 149, rel=1e-4)
     assert result.loss == pytest.approx(total / 149, rel=1e-5)
     assert result.bits_per_byte == pytest.approx(total / math.log(2) / stream.utf8_bytes, rel=1e-5)
 
