@@ -4,6 +4,7 @@ The child dies with its launcher, gets the launcher's signals, and writes to the
 """
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from effllm import lifeline
 from effllm.artifact import write_text
-from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from effllm.stage import SCRATCH
 from effllm.stages import STAGES
 
@@ -43,6 +45,11 @@ def run_stage(
     output = Path(manifest).parent
     scratch = output.parent.parent / SCRATCH / stage
     scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        lifeline.attach(scratch.parent)
+    except UserError as error:
+        print(f"{stage} {output.name}: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     spec_file = scratch / f"{output.name}.spec.json"
     write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
     argv = [sys.executable, "-m", "effllm.start", STAGES[stage].module]
@@ -78,7 +85,13 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb", buffering=0) as stream:
         child = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=die_with_parent
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            # The stage keeps the lock of the run to its own end.
+            pass_fds=lifeline.held(),
         )
 
         def forward(signum: int, _frame: FrameType | None) -> None:
@@ -97,9 +110,15 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
                 signal.signal(number, handler)
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this process with the one that started it."""
+def die_with_parent(parent: int) -> None:
+    """Let the kernel end this process with the thread that started it, which must be the main one of process `parent`.
+
+    Called between fork and start.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It ended before the kernel was told.
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _explain(stage: str, output: Path, log: Path, code: int) -> str:

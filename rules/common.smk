@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+from effllm import lifeline
 from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
@@ -44,6 +45,8 @@ def read_graph():
 
 
 GRAPH = read_graph()
+# A job of Slurm outlives the Snakemake that submitted it.
+lifeline.announce(inherit=not workflow.remote_exec)
 
 
 def any_of(names):
@@ -76,6 +79,11 @@ def enter_run():
         workflow.globals["_workflow_lock"] = lock
         if on_slurm:
             await_jobs_of(Path.cwd())
+        lifeline.await_left_overs(Path(RESULTS, SCRATCH))
+        lifeline.clear_left_overs(
+            Path(RESULTS, SCRATCH),
+            [workflow.snakemake_tmp_dir, workflow.sourcecache.runtime_cache_path],
+        )
     except UserError as error:
         # Snakemake would wrap any other exception of an input function, and print a traceback.
         raise SystemExit(f"error: {error}") from None

@@ -13,8 +13,10 @@ from typing import Any
 
 import polars as pl
 
+from effllm import lifeline
 from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.stage import SCRATCH
 from effllm.tables.benchmarks import table16
 from effllm.tables.finetuning import finetuning_table
 from effllm.tables.pretraining import pretraining_table
@@ -37,6 +39,7 @@ def write_table(
     """Assemble one table for the workflow; exits with a sentence where an artifact is damaged."""
     lists = {stage: [paths] if isinstance(paths, str) else list(paths) for stage, paths in inputs.items()}
     try:
+        lifeline.attach(Path(output).parent / SCRATCH)
         frame = assemble(name, spec, lists)
     except UserError as error:
         Path(log).write_text(f"error: {error}\n")

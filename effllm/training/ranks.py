@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from effllm import lifeline
 from effllm.artifact import Artifact, write_text
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.launch import die_with_parent
@@ -103,7 +104,7 @@ def _leave() -> None:
 
 def main() -> None:
     """One rank."""
-    die_with_parent()
+    die_with_parent(os.getppid())
     # torchrun ignores the signal, and would pass that on.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = _job(Path(sys.argv[1]))
@@ -117,6 +118,7 @@ def main() -> None:
     module = importlib.import_module(STAGES[job.stage].module)
     libraries_imported()
     try:
+        lifeline.hold()
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))
         torch.distributed.barrier()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -61,7 +62,7 @@ def run(argv: Sequence[str], environment: dict[str, str]) -> int:
     torchrun itself would give them 30 seconds for it, so it does not hear the signal.
     """
     environment = environment | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
-    with subprocess.Popen(argv, env=environment, preexec_fn=_prepare) as launcher:
+    with subprocess.Popen(argv, env=environment, preexec_fn=partial(_prepare, os.getpid())) as launcher:
 
         def forward(number: int, _frame: FrameType | None) -> None:
             for process in psutil.Process(launcher.pid).children(recursive=True):
@@ -75,6 +76,6 @@ def run(argv: Sequence[str], environment: dict[str, str]) -> int:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _prepare() -> None:
-    die_with_parent()
+def _prepare(parent: int) -> None:
+    die_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

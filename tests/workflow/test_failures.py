@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from effllm.lease import holder_of
@@ -93,8 +94,11 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     finished_at = corpus.stat().st_mtime_ns
     process.kill()
     process.wait()
-    # The stage itself outlives the kill of Snakemake's main process: end it too, as a node's crash would.
-    os.kill(holder_of(work / "lease").pid, signal.SIGKILL)
+    # Nothing of the run outlives the kill of Snakemake's main process.
+    stage = holder_of(work / "lease").pid
+    while psutil.pid_exists(stage) and psutil.Process(stage).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     spec = json.loads((work.parent / "llama-1m.spec.json").read_text())
     assert spec["config"]["max_steps"] == 3000
     result = workdir.snakemake(target, options=["-n"])
