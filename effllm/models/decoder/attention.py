@@ -10,6 +10,8 @@ from transformers.cache_utils import Cache
 
 from effllm.models.decoder.accumulation import widen
 from effllm.models.decoder.config import EffConfig
+from effllm.models.decoder.kernels.choice import is_fused, objection_to
+from effllm.models.decoder.kernels.relative import near_far_attention
 from effllm.models.decoder.positions import RelativeBias, rotate
 
 # Queries whose relative bias is in memory at once.
@@ -80,12 +82,29 @@ def causal_attention(
     `query` is [batch, heads, length, d]; `key` and `value` may have fewer heads, and have the cached tokens first.
     """
     if bias is not None:
+        if is_fused("relative", _objection_to_near_far(query, key, value, sequence)):
+            return near_far_attention(query, key.to(query.dtype), value.to(query.dtype), bias.table, scale)
         return _biased_attention(query, key, value, sequence, bias, scale)
     fused_groups = sequence.mask is None and query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type != "cpu" and not fused_groups:
         # With a mask or in float32, CUDA's only kernel for grouped heads materialises the scores.
         key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
     return _fused_attention(query, key, value, sequence.mask, query.shape[2] > 1 and sequence.mask is None, scale)
+
+
+def _objection_to_near_far(query: Tensor, key: Tensor, value: Tensor, sequence: Sequence) -> str | None:
+    """Why a bias cannot go by a near band and a far part; None where it can."""
+    if objection := objection_to(query, needs=8):
+        return objection
+    if sequence.key_mask is not None:
+        return "the batch is padded"
+    if sequence.first_position or key.shape[2] != query.shape[2]:
+        return "there are cached keys"
+    if value.shape[-1] != query.shape[-1]:
+        return "values are of another width than keys"
+    if query.shape[-1] > 128:
+        return "the flash kernels take head dimensions up to 128 in training"
+    return None
 
 
 def _fused_attention(

@@ -9,6 +9,8 @@ from transformers.cache_utils import Cache
 from effllm.models.decoder import sparse_branches as branches
 from effllm.models.decoder.attention import Sequence
 from effllm.models.decoder.config import EffConfig
+from effllm.models.decoder.kernels.choice import is_fused, objection_to
+from effllm.models.decoder.kernels.sparse import sparse_attention
 from effllm.models.decoder.positions import RelativeBias, rotary_angles, rotate
 from effllm.models.decoder.sparse_cache import SparseCacheLayer
 
@@ -145,6 +147,8 @@ class NativeSparseAttention(nn.Module):
         self, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor, first: int
     ) -> Tensor:
         """The gated sum of the branches, [batch, heads, length, head dim], a chunk of queries at a time."""
+        if is_fused("nsa", self._objection_to_kernels(query, past, window_key, first)):
+            return self._attend_by_kernels(query, gates, past, window_key, window_value)
         length, window = query.shape[2], self.shape.window
         context = window_key.shape[2] - length
         chunk = max(1, QUERIES_PER_CHUNK[query.device.type] // query.shape[0] // window) * window
@@ -168,6 +172,41 @@ class NativeSparseAttention(nn.Module):
             else:
                 outputs.append(self._chunk(*arguments))
         return torch.cat(outputs, dim=2)
+
+    def _objection_to_kernels(self, query: Tensor, past: branches.Past, window_key: Tensor, first: int) -> str | None:
+        """Why the branches cannot go by fused kernels; None where they can."""
+        size = self.shape.selection_block
+        if objection := objection_to(query, needs=8):
+            return objection
+        if self.relative_bias is not None:
+            return "positions are relative"
+        if first or window_key.shape[2] != query.shape[2] or past.key.shape[2] != query.shape[2]:
+            return "there are cached keys"
+        if len(past.start) > 1:
+            return "the batch is padded"
+        if size < 16 or size > 128 or size & (size - 1):
+            return f"nsa_selection_block {size} is not 16, 32, 64 or 128"
+        return None
+
+    def _attend_by_kernels(
+        self, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor
+    ) -> Tensor:
+        shape, positions = self.shape, past.positions(0, query.shape[2])
+        pairs = (
+            (past.compressed_key, past.compressed_value),
+            (past.key, past.value),
+            (window_key, window_value),
+        )
+        return sparse_attention(
+            query,
+            gates.to(query.dtype),
+            *(tuple(states.to(query.dtype) for states in pair) for pair in pairs),
+            select=lambda importance: branches.select_blocks(importance, positions, shape),
+            stride=shape.stride,
+            block=shape.block,
+            selection_block=shape.selection_block,
+            window=shape.window,
+        )
 
     def _chunk(
         self, first: int, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor
