@@ -49,12 +49,44 @@ class MixtureOfExperts(nn.Module):
         weights = (weights / weights.sum(dim=-1, keepdim=True)).to(x.dtype)
         order = chosen.flatten().argsort(stable=True)
         tokens_per_expert = F.one_hot(chosen, self.num_experts).sum(dim=(0, 1))
-        outputs = self.experts(x.index_select(0, order // self.top_k), tokens_per_expert)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
-        outputs = outputs.index_select(0, inverse).view(*chosen.shape, -1)
+        outputs = self.experts(_Dispatch.apply(x, order, inverse, self.top_k), tokens_per_expert)
+        outputs = _Permute.apply(outputs, inverse, order).view(*chosen.shape, -1)
         mixed = (outputs * weights[..., None].to(outputs.dtype)).sum(dim=1)
         return mixed.view(hidden.shape).to(hidden.dtype), logits
+
+
+class _Permute(torch.autograd.Function):
+    """x [rows, d] at `order`, a permutation, of which `inverse` is the other way.
+
+    The gradient is fetched from where it is, and not added, as that of index_select, to rows of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse), None, None
+
+
+class _Dispatch(torch.autograd.Function):
+    """x [tokens, d], every token `top_k` times, in the order of its experts; its gradients are fetched and added up."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.top_k = top_k
+        return x.index_select(0, order // top_k)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse).unflatten(0, (-1, ctx.top_k)).sum(dim=1), None, None, None
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, rows_per_group: Tensor) -> Tensor:
