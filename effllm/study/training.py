@@ -1,8 +1,8 @@
 """How models are trained: the recipe that pretraining and fine-tuning share, and pretraining runs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.study.architectures import Architecture
 from effllm.study.base import (
@@ -125,11 +125,49 @@ class Recipe(Section):
         return self
 
 
+class Kernels(Section):
+    """Which kernel serves a module; auto takes the fused one where it can run, and the artifact says which one did."""
+
+    relative: Literal["auto", "near_far", "chunked"] = Field(
+        default="auto", description="position relative: near_far is fused, chunked plain PyTorch."
+    )
+    nsa: Literal["auto", "blocks", "gather"] = Field(
+        default="auto", description="attention nsa: blocks is fused, gather plain PyTorch."
+    )
+    mamba: Literal["auto", "mamba_ssm", "mambapy"] = Field(
+        default="auto", description="mamba: mamba_ssm is fused, with causal_conv1d; mambapy is plain PyTorch."
+    )
+    rwkv: Literal["auto", "fla", "loop"] = Field(default="auto", description="rwkv: fla is fused, loop plain PyTorch.")
+
+    def wanted(self) -> dict[str, str]:
+        """By module, what is asked for by name."""
+        return {module: name for module, name in self.model_dump().items() if name != "auto"}
+
+
 class PretrainingRun(Recipe):
     """Training of one architecture from random weights on a token stream."""
 
     tokens: Id = Field(description="Id of the token stream.")
     architecture: Architecture = Field(description="Shape of the model, by its model_type.")
+    kernels: Kernels = Field(
+        default_factory=Kernels,
+        description="Kernels by module: a fused one that is named and cannot run makes the run `unsupported`.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _only_chosen_kernels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = serialize(self)
+        content["kernels"] = self.kernels.wanted()
+        return {key: value for key, value in content.items() if key != "kernels" or value}
+
+    @model_validator(mode="after")
+    def _has_what_kernels_name(self) -> "PretrainingRun":
+        shape = self.architecture
+        modules = {shape.model_type, getattr(shape, "attention", None), getattr(shape, "position", None)}
+        for module, name in self.kernels.wanted().items():
+            if module not in modules:
+                raise ValueError(f"kernels.{module}: {name} names a kernel of what this architecture lacks: drop it")
+        return self
 
     @model_validator(mode="after")
     def _has_positions(self) -> "PretrainingRun":

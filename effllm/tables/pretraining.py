@@ -97,6 +97,7 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
     row.set("global_batch", recipe["global_batch_size"])
     row.set("runs", ", ".join(run.id for run in runs))
     row.set("seeds", ", ".join(str(run.recipe["seed"]) for run in runs))
+    row.set("kernel", *common(runs, Training.kernels))
     set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
 

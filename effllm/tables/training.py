@@ -82,6 +82,15 @@ class Training:
         record = self.result.record
         return (record["device"]["name"] if record else None), self.result.absent
 
+    def kernels(self) -> Cell:
+        """The kernels of modules that have a choice of them, and in brackets why it was not the fused one."""
+        record = self.result.record
+        if record is None:
+            return None, self.result.absent
+        used = [item for ways in record["kernels"].values() for item in ways.items()]
+        names = [f"{kernel} ({reason})" if reason else kernel for kernel, reason in used]
+        return "; ".join(names) or None, "no module has a choice of kernels"
+
     def findings(self) -> list[Finding]:
         """What the plausibility rules say of the measurement."""
         if self.result.record is None:

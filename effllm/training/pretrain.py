@@ -79,6 +79,7 @@ def setup(job: Job) -> Setup:
         collate=collate,
         tokens_of_step=lambda _: _tokens_per_step(run),
         flops_of_step=lambda _: flops,
+        kernels=run.kernels.wanted(),
     )
 
 

@@ -16,6 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from effllm.artifact import write_text
 from effllm.errors import CellFailure
+from effllm.models.decoder.kernels.choice import choosing
+from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.stage import Job
 from effllm.study.training import Recipe
 from effllm.telemetry import Telemetry, device_info
@@ -38,6 +40,7 @@ class Setup:
 
     model: weights on the CPU, the same on every rank. dataset: map-style. collate: samples to a batch.
     make_optimizer: None leaves AdamW over all trainable parameters.
+    kernels: by module, the kernel that the recipe asks for, as `choice.choosing` takes it.
     forward_options: what every forward pass in training is told beside the batch.
     tokens_of_step, flops_of_step: tokens and model FLOPs of all ranks in the step after so many; None without formula.
     shuffle: whether the recipe's seed shuffles the dataset; otherwise it is in the order of training.
@@ -55,6 +58,7 @@ class Setup:
     take: Callable[[dict[str, Any]], None] | None = None
     callbacks: Sequence[TrainerCallback] = ()
     forward_options: Mapping[str, Any] = field(default_factory=dict)
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Trainer(Trainer):
@@ -115,10 +119,10 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     device = str(arguments.device) if arguments.device.type == "cuda" else "cpu"
     callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
     if not is_first:
-        return _run(setup, arguments, callbacks, checkpoint)
+        return _run(setup, arguments, callbacks, checkpoint)[0]
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
         measure = MeasureSteps(telemetry)
-        trainer = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
+        trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
     curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
     job.write_json("records/loss_curve.json", {"curve": curve})
     info = device_info(device)
@@ -129,6 +133,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
         {
             **figures,
             "device": info,
+            "kernels": kernels,
             "resumed_at_step": steps_before,
             "strategy": recipe.parallel.strategy,
             "threads": torch.get_num_threads(),
@@ -138,7 +143,10 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     return trainer
 
 
-def _run(setup: Setup, arguments: TrainingArguments, callbacks: list[Any], checkpoint: Path | None) -> Trainer:
+def _run(
+    setup: Setup, arguments: TrainingArguments, callbacks: list[Any], checkpoint: Path | None
+) -> tuple[Trainer, dict[str, dict[str, str | None]]]:
+    """Train; the trainer, and which kernels its model's modules ran by (`choice.choosing`)."""
     try:
         trainer = _Trainer(
             setup,
@@ -148,14 +156,15 @@ def _run(setup: Setup, arguments: TrainingArguments, callbacks: list[Any], check
             data_collator=setup.collate,
             callbacks=callbacks,
         )
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with choosing(setup.kernels) as used, recurrent_kernels(setup.model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
         raise CellFailure("oom", str(error).splitlines()[0]) from None
-    return trainer
+    return trainer, used
 
 
 def write_failure(job: Job, rank: int, failure: CellFailure) -> None:

@@ -47,6 +47,7 @@ FIGURES = {
 # Ten steps of a quarter of a second; the cut-down study's steps are of 4 sequences of 64 tokens.
 EFFICIENCY = {
     "device": {"kind": "cpu", "name": "a CPU"},
+    "kernels": {},
     "latency_s_per_iteration": 0.25,
     "latency_s_per_iteration_ci95": [0.24, 0.26],
     "mfu": None,

@@ -51,7 +51,7 @@ def _merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(config)
     for key, value in changes.items():
         is_update = isinstance(value, dict) and key != "architecture"
-        result[key] = {**config[key], **value} if is_update else value
+        result[key] = {**config.get(key, {}), **value} if is_update else value
     return result
 
 
