@@ -118,7 +118,7 @@ def test_ranks_that_are_told_to_stop_save_the_same_step_and_end(pretrain: Callab
 
 
 def test_a_lost_run_of_two_ranks_is_a_cell_with_status_nan(pretrain: Callable[..., Any]) -> None:
-    optimizer = {"learning_rate": 1e30, "weight_decay": 1e30, "warmup_steps": 0}
+    optimizer = {"learning_rate": 0.1, "weight_decay": 1e12, "warmup_steps": 0}
     parallel = {"strategy": "ddp", "devices": 2}
     manifest = pretrain("lost", optimizer=optimizer, micro_batch_size=2, parallel=parallel).run().manifest
     assert manifest.status == "nan"
