@@ -194,3 +194,20 @@ def test_the_model_loads_without_this_package(builder: Any, run: str) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("def")
     assert len(AutoTokenizer.from_pretrained(directory)) == 2048
+
+
+def test_the_artifact_says_which_kernel_ran_and_one_that_cannot_fails_the_cell(pretrain: Any) -> None:
+    shape = {
+        "model_type": "effllm",
+        "position": "relative",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    run = pretrain("chosen", architecture=shape, max_steps=4, checkpoint_every_steps=None, log_every_steps=4)
+    run.run()
+    assert run.record("efficiency.json")["kernels"] == {"relative": {"chunked": "it needs CUDA, not cpu"}}
+    forced = pretrain("forced", architecture=shape, max_steps=4, kernels={"relative": "near_far"})
+    assert forced.run().manifest.status == "unsupported"
