@@ -35,6 +35,6 @@ STAGES: dict[str, Stage] = {
         Stage("quantize", "effllm.quantization.quantize", 3),
         Stage("benchmark", "effllm.evaluation.benchmark", 3, network=True),
         Stage("evaluate", "effllm.evaluation.evaluate", 2),
-        Stage("profile", "effllm.profiling.inference", 2),
+        Stage("profile", "effllm.profiling.inference", 3),
     )
 }

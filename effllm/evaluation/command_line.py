@@ -14,6 +14,9 @@ from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.evaluation.run_time_needs import NLTK_DATA
 from effllm.evaluation.tasks import write_task_files
+from effllm.models.checkpoint.ids import GENERATION_CONFIG
+from effllm.models.greedy import greedy_config
+from effllm.models.loading import load_tokenizer
 
 
 def command_line(evaluation: Path, folder: Path) -> str:
@@ -34,7 +37,10 @@ def command_line(evaluation: Path, folder: Path) -> str:
     write_task_files(described, benchmark.directory, folder)
     # HFLM's default computes log-probabilities in the model's precision.
     options = {"pretrained": model.directory / "model", "softmax_dtype": "float32", "max_length": scores["max_length"]}
-    if any(task["output_type"] == "loglikelihood_rolling" for task in described["tasks"]):
+    kinds = {task["output_type"] for task in described["tasks"]}
+    if "generate_until" in kinds:
+        options["pretrained"] = _greedy_copy(model.directory / "model", folder / "model")
+    if "loglikelihood_rolling" in kinds:
         # It puts a begin-of-text token before the text itself.
         options["add_bos_token"] = False
     environment = {"HF_HUB_OFFLINE": 1, "DISABLE_MULTIPROC": 1, "OMP_NUM_THREADS": scores["cost"]["threads"]}
@@ -56,6 +62,19 @@ def command_line(evaluation: Path, folder: Path) -> str:
     for name, value in arguments.items():
         words += [f"--{name}", str(value)]
     return shlex.join(words)
+
+
+def _greedy_copy(source: Path, target: Path) -> Path:
+    """The model of `source` by links in `target`, with the generation configuration that it was scored by."""
+    target.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        link = target / file.name
+        link.unlink(missing_ok=True)
+        if file.name != GENERATION_CONFIG:
+            link.symlink_to(file.resolve())
+    tokenizer = load_tokenizer(source)
+    greedy_config(tokenizer.eos_token_id, tokenizer.pad_token_id).save_pretrained(target)
+    return target
 
 
 def main(argv: list[str] | None = None) -> None:

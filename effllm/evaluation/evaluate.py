@@ -63,7 +63,8 @@ def build(job: Job) -> None:
         use_nltk_data(job.inputs["benchmark"].directory / NLTK_DATA)
         tasks = load_tasks(folder, benchmark["task"], protocol.seed)
         require_room(tasks, lm.max_length)
-        lm.warm_up(generates=any(task["output_type"] == "generate_until" for task in benchmark["tasks"]))
+        generates = any(task["output_type"] == "generate_until" for task in benchmark["tasks"])
+        lm.warm_up(generates)
         results, seconds, telemetry = _measured(job, lm, tasks, benchmark, protocol)
     if lm.meter.not_finite:
         total = lm.meter.total().requests
@@ -83,6 +84,7 @@ def build(job: Job) -> None:
         "seed": protocol.seed,
         "max_length": lm.max_length,
         "log_probability_dtype": "float32",
+        "ignored_generation_settings": lm.ignored_generation_settings if generates else {},
         "cost": _cost(lm, seconds, protocol),
         "telemetry": telemetry,
     }

@@ -4,7 +4,8 @@ The meter only watches. Scores are those of `HFLM` with two settings of its own.
 float32 from the model's logits: HFLM's default computes and sums them in the model's precision; a sum near -150
 in bfloat16 is rounded to a whole number, and a pair of sentences one swap apart then ties by rounding. And every text
 begins as the model's tokenizer begins it, once: HFLM's rolling likelihood puts a begin-of-text token before the one
-that the tokenizers of Llama and Gemma have put there, and scores that one.
+that the tokenizers of Llama and Gemma have put there, and scores that one. What the model's own files ask of generation
+is left out: a task decodes as it says itself, and greedily where it says nothing.
 """
 
 import time
@@ -18,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 
 from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure
+from effllm.models.greedy import decode_greedily
 from effllm.progress import Progress
 
 
@@ -61,6 +63,8 @@ class MeteredLM(HFLM):
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
         )
         self._max_length = min(self.max_length, max_length or self.max_length)
+        # After HFLM has given a tokenizer without a padding token one of its own choice.
+        self.ignored_generation_settings = decode_greedily(model, tokenizer)
         self._begin = begin_of_text(tokenizer)
         self._is_rolling = False
         self.meter = Meter()
@@ -77,13 +81,7 @@ class MeteredLM(HFLM):
         with torch.no_grad():
             logits = self.model(ids).logits
             if generates:
-                self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=2,
-                    do_sample=False,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
+                self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
         if logits.isnan().any():
             raise FloatingPointError("the model's logits hold NaN")
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from effllm.errors import CellFailure
-from effllm.models.text import text_config
+from effllm.models.greedy import greedy_config
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,16 @@ class TimedDecoding:
     """One prompt decoded again and again.
 
     `prompt` is [batch, prompt_tokens]; exactly `new_tokens` follow, end-of-text or not. The key-value cache is on.
+    Of the model's own generation configuration only the ids of end-of-text and padding stay.
     """
 
     def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, device: str):
         self.model, self.prompt, self.new_tokens, self.device = model, prompt, new_tokens, device
-        text = text_config(model.config)
-        self.config = GenerationConfig(
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=text.eos_token_id,
-            pad_token_id=text.pad_token_id or 0,
-        )
+        own = model.generation_config
+        ids = own.eos_token_id, own.pad_token_id
+        # What the next line leaves open is taken from here.
+        model.generation_config = greedy_config(*ids)
+        self.config = greedy_config(*ids, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
 
     @torch.inference_mode()
     def run(self) -> Generation:

@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
-from effllm.models.loading import load_causal_lm
+from effllm.models.greedy import decode_greedily
+from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.text import context_length, text_config
 from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
@@ -30,7 +31,7 @@ from effllm.quantization.kernels import kernel_of
 from effllm.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
-from effllm.telemetry.validity import Finding, check_mbu, check_mfu, check_summary, status_of
+from effllm.telemetry.validity import Finding, check_generation_settings, check_mbu, check_mfu, check_summary, status_of
 
 # Sensors of power average over up to a second and update about ten times in one.
 POWER_WINDOW_S = 30.0
@@ -44,8 +45,9 @@ def build(job: Job) -> None:
     info = device_info(device)
     try:
         # Loaded where it will run: the kernel of quantized layers is chosen for the device that is named here.
-        model = load_causal_lm(job.inputs["model"].directory / "model", device_map={"": device})
-        model.eval()
+        directory = job.inputs["model"].directory / "model"
+        model = load_causal_lm(directory, device_map={"": device}).eval()
+        ignored = decode_greedily(model, load_tokenizer(directory))
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
             measured, refused = measure(model, protocol, device, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
@@ -59,7 +61,7 @@ def build(job: Job) -> None:
     workloads = {
         id: _refused_content(refused[id])
         if id in refused
-        else workload_content(id, protocol, measured, telemetry, info, cost)
+        else workload_content(id, protocol, measured, telemetry, info, cost, ignored)
         for id in protocol.workloads
     }
     job.write_json(
@@ -72,6 +74,7 @@ def build(job: Job) -> None:
             "cpus_usable": len(os.sched_getaffinity(0)),
             "device": info,
             "idle": telemetry.summary(IDLE),
+            "ignored_generation_settings": ignored,
             "kernel": kernel_of(model),
             "protocol": protocol.plain(),
             "threads": torch.get_num_threads(),
@@ -150,8 +153,9 @@ def workload_content(
     telemetry: Telemetry,
     info: dict[str, Any],
     cost: ModelCost,
+    ignored: dict[str, Any],
 ) -> dict[str, Any]:
-    """Figures, telemetry, findings and status of one workload."""
+    """Figures, telemetry, findings and status of one workload; `ignored` as of `decode_greedily`."""
     workload = protocol.workloads[id]
     generate, prefill = (telemetry.summary(window_name(id, phase)) for phase in ("generate", "prefill"))
     figures = latency_figures(measured.windows[id, "generate"], workload)
@@ -161,6 +165,7 @@ def workload_content(
     findings = check_summary(generate, info, protocol.minimum_window_s)
     findings += check_mfu(utilization["prefill_mfu"]) + check_mbu(utilization["decode_mbu"])
     findings += check_protocol(id, figures, protocol, measured)
+    findings += check_generation_settings(ignored)
     status, reason = status_of(findings)
     return {
         "energy": energy,

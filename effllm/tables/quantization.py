@@ -9,6 +9,7 @@ from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Row
 from effllm.tables.window import Window
 from effllm.telemetry.metrics import model_compression_rate
+from effllm.telemetry.validity import check_generation_settings
 
 # Columns taken as they are from a workload's figures.
 _LATENCY_COLUMNS = (
@@ -73,6 +74,12 @@ class _Variant:
     def workloads(self) -> list[str]:
         return list(self.profile.manifest.spec["config"]["workloads"])
 
+    def warnings(self) -> list[str]:
+        """What its evaluations say of themselves."""
+        contents = [result.content for result in self.scores.values() if result.content]
+        findings = [check_generation_settings(content["ignored_generation_settings"]) for content in contents]
+        return [finding.message for found in findings for finding in found]
+
     def first_failure(self) -> Result | None:
         return next((r for r in (self.quantize, self.profile, *self.scores.values()) if r.status != "ok"), None)
 
@@ -112,7 +119,7 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     row.set("kernel", *_kernel(variant, main))
     row.set("windows", *main.window.figure("windows"))
     row.set("windows_s", *main.window.figure("duration_s"))
-    row.set("warnings", "; ".join(main.warnings()))
+    row.set("warnings", "; ".join(dict.fromkeys([*main.warnings(), *variant.warnings()])))
     return row.finish(*_status(variant, main))
 
 

@@ -12,6 +12,7 @@ from effllm.tables.training import Training
 from effllm.telemetry.validity import (
     Finding,
     check_equal,
+    check_generation_settings,
     check_quantized_score,
     check_scores,
     check_throughput,
@@ -115,6 +116,8 @@ def _evaluations(results: Mapping[str, Result]) -> Iterator[_Located]:
         telemetry = result.content["telemetry"]
         if telemetry["status"] != "ok":
             yield _Located("evaluate", id, Finding("instrument", "error", str(telemetry["reason"])))
+        for finding in check_generation_settings(result.content["ignored_generation_settings"]):
+            yield _Located("evaluate", id, finding)
         if result.content["role"] == "accuracy":
             for finding in check_scores({result.content["metric"]: result.content["score"]}):
                 yield _Located("evaluate", id, finding)

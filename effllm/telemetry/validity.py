@@ -218,6 +218,15 @@ def check_repeats(name: str, values: Sequence[float], min_repeats: int = 5) -> l
     return [Finding("repeats", "error", message)]
 
 
+def check_generation_settings(ignored: Mapping[str, Any]) -> list[Finding]:
+    """What a model's files ask of generation is no part of the measurement, and the row says what that was."""
+    if not ignored:
+        return []
+    listed = ", ".join(f"{key} {str(value)[:40]}" for key, value in ignored.items())
+    message = f"generation settings in the model's files were ignored: {listed}"
+    return [Finding("generation_settings", "warning", message)]
+
+
 def status_of(findings: Iterable[Finding]) -> tuple[str, str | None]:
     """(status, reason) that findings give a row: "invalid" with the errors joined, or ("ok", None)."""
     errors = [finding.message for finding in findings if finding.severity == "error"]

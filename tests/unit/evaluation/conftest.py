@@ -39,10 +39,14 @@ def make_corpus(root, id, held_out, train):
     return publish_artifact(root, "corpus", id, build)
 
 
-def make_model(root, id, model, tokenizer):
+def make_model(root, id, model, tokenizer, generation=None):
+    """`generation` is what its generation_config.json says, in place of what Transformers writes."""
+
     def build(job):
         model.save_pretrained(job.output / "model")
         tokenizer.save_pretrained(job.output / "model")
+        if generation is not None:
+            (job.output / "model" / "generation_config.json").write_text(json.dumps(generation))
         job.write_json("quantization.json", {"precision": {"kind": "bfloat16"}})
 
     return publish_artifact(root, "quantize", id, build)

@@ -6,7 +6,7 @@ import shlex
 import sys
 
 import pytest
-from conftest import evaluate_model, held_out_benchmark, make_benchmark, make_model, tiny_llama
+from conftest import evaluate_model, held_out_benchmark, make_benchmark, make_model, samples_of, tiny_llama
 
 from effllm.errors import UserError
 from effllm.evaluation.command_line import command_line
@@ -112,6 +112,20 @@ def test_the_command_reproduces_a_registered_group_beside_the_registered_ones(
     assert results["leaderboard_gpqa"]["acc_norm,none"] == scores["score"]
     for task, figures in scores["tasks"].items():
         assert results[task]["acc_norm,none"] == figures["score"]
+
+
+def test_the_command_decodes_as_the_study_does_and_not_as_the_model_s_files_ask(
+    root, corpus, tokenizer, by_itself, tmp_path
+):
+    # Nor do they name an end-of-text token: it is the tokenizer's.
+    asked = {"num_beams": 2, "repetition_penalty": 3.0, "min_new_tokens": 4, "suppress_tokens": list(range(100, 400))}
+    model = make_model(root, "beams.fp32", tiny_llama(tokenizer, seed=8), tokenizer, asked)
+    artifact = evaluate_model(root, model, held_out_benchmark(root, corpus, "next_word", 6, seed=3))
+    assert artifact.json("evaluation.json")["ignored_generation_settings"] == asked
+    by_itself(command_line(artifact.directory, tmp_path / "tasks"))
+    (file,) = (tmp_path / "output").rglob("samples_*.jsonl")
+    alone = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [item["filtered_resps"] for item in alone] == [item["answers"] for item in samples_of(artifact)]
 
 
 def test_an_evaluation_without_a_score_has_no_command(root, corpus, model, tmp_path):

@@ -170,6 +170,7 @@ class Study:
             "chance_level": 0.5,
             "ci95": ci95 or [score - 0.1, score + 0.1],
             "cost": {"latency_mean_ms": 3.0},
+            "ignored_generation_settings": {},
             "telemetry": {"status": "ok", "reason": None},
             "items": 20,
             "metric": "acc",

@@ -1,0 +1,59 @@
+"""Greedy decoding that is the same for every model: what its files ask of `generate` is noted, and left out.
+
+`generate` takes whatever a call leaves open from `model.generation_config`, also where a call brings a whole
+configuration of its own: beams, penalties, forced and suppressed tokens, stop strings, kinds of cache. That object is
+read from generation_config.json, or without one from the generation keys that older config.json files have. So the
+object itself is replaced.
+"""
+
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Notes about the file, and ids of which greedy decoding after a prompt makes no use.
+_WITHOUT_EFFECT = ("transformers_version", "bos_token_id", "pad_token_id", "use_cache")
+# Of the model's configuration, not of its generation: each makes every forward pass keep and return more.
+_EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states")
+
+
+def greedy_config(eos_token_id: int | list[int] | None, pad_token_id: int | None, **lengths: int) -> GenerationConfig:
+    """Greedy decoding with a cache; `lengths` are `GenerationConfig`'s own, such as `max_new_tokens`."""
+    pad = 0 if pad_token_id is None else pad_token_id
+    return GenerationConfig(do_sample=False, use_cache=True, eos_token_id=eos_token_id, pad_token_id=pad, **lengths)
+
+
+def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Let `model` decode greedily up to the tokenizer's end-of-text token, whatever its files say.
+
+    Returns what they said otherwise, as JSON types by key; {} where nothing was ignored.
+    """
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    asked = model.generation_config.to_dict()
+    model.generation_config = greedy_config(eos, pad)
+    ignored = {key: value for key, value in asked.items() if _differs(key, value, eos)}
+    for key in _EXTRA_OUTPUTS:
+        if getattr(model.config, key, False):
+            ignored[key] = True
+            setattr(model.config, key, False)
+    return {key: _plain(value) for key, value in sorted(ignored.items())}
+
+
+def _differs(key: str, value: Any, eos: int | None) -> bool:
+    """Whether a setting of the model's asks for anything but what greedy decoding does by itself."""
+    if value is None or key in _WITHOUT_EFFECT or key.startswith("_"):
+        return False
+    if key == "eos_token_id":
+        return value not in (eos, [eos])
+    if key in (plain := GenerationConfig().to_dict()) and value == plain[key]:
+        return False
+    defaults = GenerationConfig._get_default_generation_params()
+    return not (key in defaults and value == defaults[key])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
