@@ -91,8 +91,14 @@ def show(path: Path, every_column: bool) -> int:
 def devices(as_json: bool) -> int:
     """The instruments of this machine."""
     from effllm.telemetry import describe_devices, describe_devices_json
+    from effllm.telemetry.busy import busy_sentence
 
-    print(json.dumps(describe_devices_json(), indent=1) if as_json else describe_devices())
+    sentence = busy_sentence("cuda:0")
+    if as_json:
+        print(json.dumps(describe_devices_json() | {"busy": sentence}, indent=1))
+    else:
+        print(describe_devices())
+        print(f"\n{sentence or 'No other load is seen on this machine.'}")
     return 0
 
 

@@ -102,9 +102,11 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
 
     from effllm.evaluation.metered import MeteredLM
     from effllm.models.loading import load_causal_lm, load_tokenizer
+    from effllm.telemetry.busy import warn_if_busy
 
     path = model.directory / "model"
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    warn_if_busy(device)
     tokenizer = load_tokenizer(path)
     loaded = load_causal_lm(path, device_map={"": device})
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)

@@ -31,7 +31,16 @@ from effllm.quantization.kernels import kernel_of
 from effllm.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
-from effllm.telemetry.validity import Finding, check_generation_settings, check_mbu, check_mfu, check_summary, status_of
+from effllm.telemetry.busy import warn_if_busy
+from effllm.telemetry.validity import (
+    Finding,
+    check_disturbance,
+    check_generation_settings,
+    check_mbu,
+    check_mfu,
+    check_summary,
+    status_of,
+)
 
 # Sensors of power average over up to a second and update about ten times in one.
 POWER_WINDOW_S = 30.0
@@ -43,6 +52,7 @@ def build(job: Job) -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     # Before the model takes its place: processes that are on the device now are not this one.
     info = device_info(device)
+    warn_if_busy(device)
     try:
         # Loaded where it will run: the kernel of quantized layers is chosen for the device that is named here.
         directory = job.inputs["model"].directory / "model"
@@ -163,6 +173,8 @@ def workload_content(
     energy = energy_figures(generate, prefill, telemetry.summary(IDLE), figures, prefills, workload)
     utilization = utilization_figures(figures, workload, cost)
     findings = check_summary(generate, info, protocol.minimum_window_s)
+    # Decoding's own energy is a difference between the two phases.
+    findings += [f for f in check_disturbance(prefill) if f not in findings]
     findings += check_mfu(utilization["prefill_mfu"]) + check_mbu(utilization["decode_mbu"])
     findings += check_protocol(id, figures, protocol, measured)
     findings += check_generation_settings(ignored)

@@ -7,9 +7,9 @@ from typing import Any
 from effllm.tables.accuracy import Performance, average_performance
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Row
-from effllm.tables.window import Window
+from effllm.tables.window import Window, disturbances
 from effllm.telemetry.metrics import model_compression_rate
-from effllm.telemetry.validity import check_generation_settings
+from effllm.telemetry.validity import check_generation_settings, status_of
 
 # Columns taken as they are from a workload's figures.
 _LATENCY_COLUMNS = (
@@ -176,7 +176,10 @@ def _status(variant: _Variant, main: _Workload) -> tuple[str, str | None]:
     failure = variant.first_failure()
     if failure:
         return failure.status, f"{failure.manifest.stage}: {failure.reason}"
-    return main.status, main.reason
+    if main.status != "ok":
+        return main.status, main.reason
+    # Scores do not depend on who else was there; the row's AL_sum_ms does.
+    return status_of(disturbances(variant.scores))
 
 
 def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:

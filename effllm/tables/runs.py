@@ -11,7 +11,7 @@ from typing import Any
 from effllm.tables.cells import Cell, Row, mean
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import mean_ci95
-from effllm.telemetry.validity import Finding, status_of
+from effllm.telemetry.validity import DISTURBED, Finding, status_of
 
 Runs = Sequence[Training]
 Figure = Callable[[Any], Cell]
@@ -125,7 +125,10 @@ def finish(row: Row, runs: Runs) -> dict[str, Any]:
     findings = [(run, finding) for run in runs for finding in run.findings()]
 
     def message(run: Training, text: str | None) -> str:
-        return f"{run.id}: {text}" if len(runs) > 1 else str(text)
+        if len(runs) == 1:
+            return str(text)
+        begin = f"{DISTURBED}: " if str(text).startswith(f"{DISTURBED}: ") else ""
+        return f"{begin}{run.id}: {str(text).removeprefix(begin)}"
 
     warnings = [message(run, finding.message) for run, finding in findings if finding.severity == "warning"]
     row.set("warnings", "; ".join(warnings))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from effllm.tables.cells import REASON_SEPARATOR
+from effllm.tables.differences import differences
 
 # Columns that are printed beside a row: all others are in the file.
 _ARCHITECTURES = (
@@ -75,6 +76,8 @@ def print_table(path: Path) -> None:
     console.width = max(console.width, _NARROW_TERMINAL)
     console.print(table)
     console.print(f"{frame.width} columns in {path}; see them all: effllm show --all {path}", highlight=False)
+    for line in _resolved(path, frame):
+        console.print(line, highlight=False, markup=False)
     for name in columns:
         if frame.height and frame[name].null_count() == frame.height:
             console.print(f"{name}: not measured. {_why(frame, name)}", highlight=False)
@@ -88,6 +91,20 @@ def print_blocks(path: Path) -> None:
         console.rule(" ".join(_text(value) for value in list(row.values())[:2]))
         for name, value in row.items():
             console.print(f"{name:34} {_text(value)}", highlight=False, markup=False)
+
+
+def _resolved(path: Path, frame: pl.DataFrame) -> list[str]:
+    """Which differences of latency the table resolves, by model and by precision."""
+    if path.stem != "table9" or "latency_ms_low" not in frame.columns:
+        return []
+    rows = list(frame.iter_rows(named=True))
+    chains = differences(rows, "latency_ms", "model", "precision") + differences(
+        rows, "latency_ms", "precision", "model"
+    )
+    if not chains:
+        return ["latency ms: no two rows that are ok can be compared."]
+    begin = "latency ms, < where the 95 % intervals lie apart and ~ where the measurement does not tell rows apart: "
+    return [begin + "; ".join(chains)]
 
 
 def _read(path: Path) -> pl.DataFrame:

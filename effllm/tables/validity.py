@@ -11,6 +11,7 @@ from effllm.tables.pretraining import PretrainingResult
 from effllm.tables.training import Training
 from effllm.telemetry.validity import (
     Finding,
+    check_disturbance,
     check_equal,
     check_generation_settings,
     check_quantized_score,
@@ -116,6 +117,8 @@ def _evaluations(results: Mapping[str, Result]) -> Iterator[_Located]:
         telemetry = result.content["telemetry"]
         if telemetry["status"] != "ok":
             yield _Located("evaluate", id, Finding("instrument", "error", str(telemetry["reason"])))
+        for finding in check_disturbance(telemetry):
+            yield _Located("evaluate", id, finding)
         for finding in check_generation_settings(result.content["ignored_generation_settings"]):
             yield _Located("evaluate", id, finding)
         if result.content["role"] == "accuracy":

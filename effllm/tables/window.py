@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell
+from effllm.telemetry.validity import DISTURBED, Finding, check_disturbance
 
 DEVICE = "device"
 HOST = "host process tree"
@@ -40,3 +42,13 @@ class Window:
 
     def _memory(self) -> str:
         return "host" if self.memory_scope()[0] == HOST else "device"
+
+
+def disturbances(evaluations: Mapping[str, Result]) -> list[Finding]:
+    """What disturbed the evaluations, by benchmark."""
+    return [
+        Finding(DISTURBED, finding.severity, finding.message.replace(DISTURBED, f"{DISTURBED}: evaluate {id}", 1))
+        for id, result in evaluations.items()
+        if result.content
+        for finding in check_disturbance(result.content["telemetry"])
+    ]

@@ -21,6 +21,8 @@ FIGURES_OF_SOURCE = {
     "hwmon": "energy_j (integral of power), power_* of a CPU run on Grace; host_energy_j beside a GPU",
     "cray_pm": "energy_j, power_* of a CPU run on an HPE Cray EX node; host_energy_j beside a GPU",
     "host": "memory_host_*, util_cpu: the workload's process tree",
+    "load": "other_cpu_fraction, steal_fraction, idle_cpu_fraction, *_pressure_fraction, throttled_*: what others did "
+    "on the cores of the workload",
     "torch_allocator": "allocator_*: what torch's caching allocator holds on a CUDA device",
 }
 """The summary figures that each source makes possible."""

@@ -19,6 +19,9 @@ PROCESSOR_METERS = ("rapl", "cray_pm", "hwmon")
 
 # Children are accounted in ticks of 10 ms when they end, and reading the clocks takes a fraction of a ms itself.
 _SHORTEST_CPU_S = 0.05
+# The machine's CPU time is counted by ticks of 10 ms, and which of them a process meets is chance.
+_SHORTEST_LOAD_S = 0.2
+_TICKS_MISS = 0.2
 # Late by half an update at each edge, a sensor then misplaces at most 5 % of the window.
 _UPDATES_PER_SEGMENT = 10
 # NVML's utilisation looks back between 1/6 s and 1 s, depending on the product.
@@ -68,6 +71,15 @@ class Summary:
             "throttle_reasons": self._throttle_reasons,
             "throttle_fractions": self._throttle_fractions,
             "foreign_processes": lambda: int(self._peak("nvml", "foreign_processes")),
+            "foreign_memory_peak_gb": lambda: self._peak("nvml", "foreign_memory_b") / GB,
+            "foreign_utilization_peak": lambda: self._peak("nvml", "foreign_utilization"),
+            "other_cpu_fraction": self._other_cpu,
+            "steal_fraction": lambda: self._of_the_cores("steal_s"),
+            "idle_cpu_fraction": lambda: self._of_the_cores("idle_s"),
+            "cpu_pressure_fraction": lambda: self._load("pressure_s") / self._duration_s,
+            "cgroup_pressure_fraction": lambda: self._load("cgroup_pressure_s") / self._duration_s,
+            "throttled_fraction": lambda: self._load("throttled_s") / self._duration_s,
+            "throttled_periods": lambda: int(self._load("throttled_periods")),
         }
         values: dict[str, Any] = {"duration_s": self._duration_s, "windows": len(self._windows)}
         reasons: dict[str, str] = {}
@@ -144,6 +156,26 @@ class Summary:
             )
         used_s = self._readings.difference("host", "cpu_s", self._segments)
         return used_s / (self._duration_s * self._fact("host", "cores_usable"))
+
+    def _load(self, counter: str) -> float:
+        """How far a counter of the machine's load rose over the windows."""
+        self._source("load", counter)
+        if self._duration_s < _SHORTEST_LOAD_S * len(self._segments):
+            raise NotMeasured(
+                f"the windows are shorter than {_SHORTEST_LOAD_S:g} s, of which the kernel's ticks tell little"
+            )
+        return max(0.0, self._readings.difference("load", counter, self._segments))
+
+    def _of_the_cores(self, counter: str) -> float:
+        return self._load(counter) / (self._duration_s * self._fact("load", "cores"))
+
+    def _other_cpu(self) -> float:
+        """Share of the usable cores' time that went to processes that are not this job's."""
+        busy_s, own_s = self._load("busy_s"), self._load("own_s")
+        # In some containers the kernel's statistics are those of an idle machine.
+        if busy_s < own_s * (1 - _TICKS_MISS) - _SHORTEST_LOAD_S * len(self._segments):
+            raise NotMeasured(f"the kernel counts {busy_s:.3g} s of CPU time where the job alone used {own_s:.3g} s")
+        return max(0.0, busy_s - own_s) / (self._duration_s * self._fact("load", "cores"))
 
     def _throttle_reasons(self) -> list[str]:
         self._source("nvml", "throttle_reasons")

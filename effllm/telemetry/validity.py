@@ -25,6 +25,13 @@ _MIN_QUANTIZED_SCORE_SHARE = 0.9
 _MAX_THROUGHPUT_DISAGREEMENT = 0.01
 # The steps that were not measured may have been a little faster than those that were.
 _MAX_SHARE_OF_WALL_TIME = 1.05
+DISTURBED = "disturbed"
+"""The rule, and how its message begins, for what others did to a measurement."""
+MAX_OTHER_CPU = 0.05
+"""Share of the usable cores' time that others, processes and the hypervisor's guests, may take."""
+# Where half of the cores had nothing to do, what others ran elsewhere: a note, not a verdict.
+_ENOUGH_IDLE = 0.5
+_MAX_THROTTLED = 0.05
 # Sensors are late at both edges of a window, by up to half a second together.
 _SENSOR_LAG_S = 0.5
 
@@ -50,6 +57,7 @@ def check_summary(
         *_check_power(summary, device.get("power_limit_w")),
         *_check_energy_agreement(summary),
         *_check_memory(summary),
+        *check_disturbance(summary, device),
         *_check_device_state(summary, device),
         *_check_fraction("util_nvml", summary.get("util_nvml"), high=1.0),
         *_check_fraction("util_cpu", summary.get("util_cpu"), high=1.05),
@@ -116,14 +124,42 @@ def _check_device_state(summary: Mapping[str, Any], device: Mapping[str, Any]) -
         findings.append(Finding("throttling", "error", f"clocks were throttled: {', '.join(protective)}"))
     if limited := sorted(throttled - _PROTECTIVE_THROTTLING):
         findings.append(Finding("throttling", "warning", f"clocks were limited: {', '.join(limited)}"))
-    foreign = max(summary.get("foreign_processes") or 0, len(device.get("processes") or ()))
-    if foreign:
-        findings.append(Finding("exclusive_device", "error", f"{foreign} other processes used the device"))
     if device.get("mig"):
         findings.append(
             Finding("exclusive_device", "error", "MIG is on: figures of the GPU are shared with other slices")
         )
     return findings
+
+
+def check_disturbance(summary: Mapping[str, Any], device: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Whether others took what the workload was to have for itself: its cores, its quota, its GPU."""
+    messages = []
+    foreign = max(summary.get("foreign_processes") or 0, len((device or {}).get("processes") or ()))
+    if foreign:
+        used = [
+            f"{name} {value:.3g}{unit}"
+            for name, key, unit in (
+                ("memory", "foreign_memory_peak_gb", " GB"),
+                ("load", "foreign_utilization_peak", ""),
+            )
+            if (value := summary.get(key)) is not None
+        ]
+        shown = f" ({', '.join(used)})" if used else ""
+        messages.append(("error", f"{foreign} other processes used the device{shown}"))
+    throttled = summary.get("throttled_fraction")
+    if throttled is not None and throttled > _MAX_THROTTLED:
+        text = f"the CPU quota of the cgroup held the job back for {throttled:.1%} of the time"
+        messages.append(("error", f"{text}, more than {_MAX_THROTTLED:.0%}"))
+    other, steal, idle = (summary.get(key) for key in ("other_cpu_fraction", "steal_fraction", "idle_cpu_fraction"))
+    if (other or 0) + (steal or 0) > MAX_OTHER_CPU:
+        taken = " and ".join(
+            f"{what} took {share:.1%}"
+            for share, what in ((other, "other processes"), (steal, "the hypervisor's other guests"))
+            if share
+        )
+        severity: Severity = "warning" if (idle or 0) >= _ENOUGH_IDLE else "error"
+        messages.append((severity, f"{taken} of the usable cores' time, more than {MAX_OTHER_CPU:.0%}"))
+    return [Finding(DISTURBED, severity, f"{DISTURBED}: {message}") for severity, message in messages]
 
 
 def _check_fraction(name: str, value: float | None, high: float, low: float = 0.0) -> list[Finding]:
@@ -229,5 +265,7 @@ def check_generation_settings(ignored: Mapping[str, Any]) -> list[Finding]:
 
 def status_of(findings: Iterable[Finding]) -> tuple[str, str | None]:
     """(status, reason) that findings give a row: "invalid" with the errors joined, or ("ok", None)."""
-    errors = [finding.message for finding in findings if finding.severity == "error"]
-    return ("invalid", "; ".join(errors)) if errors else ("ok", None)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    # What others did comes first: it explains the rest.
+    errors.sort(key=lambda finding: finding.rule != DISTURBED)
+    return ("invalid", "; ".join(finding.message for finding in errors)) if errors else ("ok", None)

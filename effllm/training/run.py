@@ -21,6 +21,7 @@ from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.stage import Job
 from effllm.study.training import Recipe
 from effllm.telemetry import Telemetry, device_info
+from effllm.telemetry.busy import warn_if_busy
 from effllm.training.arguments import training_arguments
 from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
@@ -120,6 +121,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
     if not is_first:
         return _run(setup, arguments, callbacks, checkpoint)[0]
+    warn_if_busy(device)
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
         measure = MeasureSteps(telemetry)
         trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)

@@ -61,7 +61,7 @@ def test_a_row_for_every_model_and_precision_and_none_failed(
     for row in table9.iter_rows(named=True):
         assert row["status"] == "ok" or (row["status"] == "invalid" and row["reason"]), row
     errors = _findings(study, tiny_text).filter(pl.col("severity") == "error")
-    noise = {"interval", "instrument"}
+    noise = {"interval", "instrument", "disturbed"}
     assert {rule.rpartition("/")[2] for rule in errors["rule"]} <= noise, errors.rows()
 
 

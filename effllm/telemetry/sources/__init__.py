@@ -15,19 +15,21 @@ OPENERS = {
     "hwmon": ("effllm.telemetry.sources.hwmon", "HwmonSource"),
     "cray_pm": ("effllm.telemetry.sources.cray", "CraySource"),
     "host": ("effllm.telemetry.sources.host", "HostSource"),
+    "load": ("effllm.telemetry.sources.load", "LoadSource"),
     "torch_allocator": ("effllm.telemetry.sources.allocator", "TorchAllocatorSource"),
 }
 """Name of each source -> (module, class). Modules are imported only when the source is opened."""
 
 SOURCES_OF_DEVICE = {
-    "cpu": ("rapl", "cray_pm", "hwmon", "host"),
-    "cuda": ("nvml", "rapl", "cray_pm", "hwmon", "torch_allocator", "host"),
+    "cpu": ("rapl", "cray_pm", "hwmon", "load", "host"),
+    "cuda": ("nvml", "rapl", "cray_pm", "hwmon", "torch_allocator", "load", "host"),
 }
 """Sources that apply to a kind of device, in the order in which they are read when a window opens."""
 
 OPTIONS_OF_SOURCE = {
     "nvml": ("uuid", "root_pid"),
     "host": ("root_pid", "exclude"),
+    "load": ("root_pid",),
     "torch_allocator": ("device",),
 }
 """Options each source's constructor takes from the session; the others take none."""

@@ -96,14 +96,24 @@ def descendants(root_pid: int, exclude: Collection[int] = ()) -> list[int]:
 
 def _process(pid: int) -> tuple[float, float]:
     """(resident bytes, CPU seconds of it and of its waited-for children) of one process."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The command, in parentheses, may itself hold spaces and parentheses.
-        fields = file.read().rpartition(b")")[2].split()
+    cpu_s = cpu_seconds(pid)
     # stat has the resident size too, but on kernels with per-CPU counters only statm adds those of all CPUs up.
     with open(f"/proc/{pid}/statm", "rb") as file:
         resident_pages = int(file.read().split()[1])
-    children_s = (int(fields[13]) + int(fields[14])) * _TICK_S
-    return resident_pages * _PAGE_B, _cpu_clock_s(pid) + children_s
+    return resident_pages * _PAGE_B, cpu_s
+
+
+def cpu_seconds(pid: int, children: bool = True) -> float:
+    """CPU seconds of a process and, with `children`, of those that it waited for.
+
+    FileNotFoundError or ProcessLookupError once it is gone.
+    """
+    if not children:
+        return _cpu_clock_s(pid)
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The command, in parentheses, may itself hold spaces and parentheses.
+        fields = file.read().rpartition(b")")[2].split()
+    return _cpu_clock_s(pid) + (int(fields[13]) + int(fields[14])) * _TICK_S
 
 
 def _cpu_clock_s(pid: int) -> float:

@@ -27,6 +27,8 @@ _QUANTITIES = {
     "memory_used_b": Quantity("B", "gauge", "device memory allocated, by whatever process"),
     "memory_process_b": Quantity("B", "gauge", "device memory of the processes of the workload's tree"),
     "foreign_processes": Quantity("1", "gauge", "compute processes on the device outside the workload's tree"),
+    "foreign_memory_b": Quantity("B", "gauge", "device memory of the processes outside the workload's tree"),
+    "foreign_utilization": Quantity("1", "gauge", "share of the multiprocessors' time of those processes"),
     "utilization_gpu": Quantity("1", "gauge", "share of the last sensor period in which some kernel ran"),
     "utilization_memory": Quantity("1", "gauge", "share of the last sensor period with device memory traffic"),
     "sm_clock_mhz": Quantity("MHz", "gauge", "clock of the multiprocessors"),
@@ -96,6 +98,7 @@ class NvmlSource(Source):
         self._root_pid = os.getpid() if root_pid is None else root_pid
         self._monotonic_ns = monotonic_ns
         self._counter_due_ns = self._tree_is_fresh_until_ns = 0
+        self._utilization_seen_us = 0
         self._tree: set[int] = set()
         try:
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
@@ -185,13 +188,29 @@ class NvmlSource(Source):
 
     def _probe_processes(self) -> None:
         self._process_quantities: set[str] = set()
-        names = ("memory_process_b", "foreign_processes")
+        names = ("memory_process_b", "foreign_processes", "foreign_memory_b")
         try:
             self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         except self._nvml.NVMLError as error:
             self.missing.update(dict.fromkeys(names, f"NVML answers: {error}"))
         else:
             self._process_quantities.update(names)
+            self._probe_process_utilization()
+
+    def _probe_process_utilization(self) -> None:
+        nvml = self._nvml
+        if self._mig:
+            self.missing["foreign_utilization"] = _MIG_REASON
+            return
+        try:
+            nvml.nvmlDeviceGetProcessUtilization(self._handle, 0)
+        except nvml.NVMLError_NotFound:
+            # No process has run anything yet.
+            pass
+        except nvml.NVMLError as error:
+            self.missing["foreign_utilization"] = f"NVML answers: {error}"
+            return
+        self._process_quantities.add("foreign_utilization")
 
     def _meter(self) -> EnergyMeter | None:
         counters = ("energy_j",) if "energy_j" in self._readers else ()
@@ -280,10 +299,26 @@ class NvmlSource(Source):
         own = [process.usedGpuMemory for process in processes if process.pid in self._tree]
         if processes and not own:
             return dict.fromkeys(self._process_quantities, math.nan)
-        return {
-            "foreign_processes": float(len(processes) - len(own)),
+        foreign = [process.usedGpuMemory for process in processes if process.pid not in self._tree]
+        values = {
+            "foreign_processes": float(len(foreign)),
+            "foreign_memory_b": math.nan if None in foreign else float(sum(foreign)),
             "memory_process_b": math.nan if None in own else float(sum(own)),
         }
+        if "foreign_utilization" in self._process_quantities:
+            values["foreign_utilization"] = self._foreign_utilization() if foreign else 0.0
+        return values
+
+    def _foreign_utilization(self) -> float:
+        """Latest share of time of each process that is not ours, added up; NVML keeps the samples of some seconds."""
+        nvml = self._nvml
+        try:
+            samples = nvml.nvmlDeviceGetProcessUtilization(self._handle, self._utilization_seen_us)
+        except nvml.NVMLError_NotFound:
+            return 0.0
+        self._utilization_seen_us = max((sample.timeStamp for sample in samples), default=self._utilization_seen_us)
+        latest = {sample.pid: sample.smUtil / 100 for sample in samples if sample.pid not in self._tree}
+        return float(sum(latest.values()))
 
     def close(self) -> None:
         """NVML counts its users; this one is done."""

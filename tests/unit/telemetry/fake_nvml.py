@@ -78,6 +78,11 @@ class NVMLError_FunctionNotFound(NVMLError):
     pass
 
 
+class NVMLError_NotFound(NVMLError):
+    def __init__(self):
+        super().__init__(6)
+
+
 @dataclass
 class FakeGpu:
     """One scripted device. `missing` names the NVML calls and power scopes it refuses."""
@@ -97,6 +102,7 @@ class FakeGpu:
     memory_b: Callable[[float], float] = lambda t: 10e9
     utilization: Callable[[float], float] = lambda t: 50
     processes: Sequence[tuple[int, int | None]] = ()
+    process_load: dict[int, int] = field(default_factory=dict)
     mig: bool = False
     answers: dict[str, int] = field(default_factory=dict)
 
@@ -114,6 +120,7 @@ class FakeNvml:
     NVMLError_Uninitialized = NVMLError_Uninitialized
     NVMLError_ResetRequired = NVMLError_ResetRequired
     NVMLError_FunctionNotFound = NVMLError_FunctionNotFound
+    NVMLError_NotFound = NVMLError_NotFound
 
     def __init__(self, clock: FakeClock, gpus: Sequence[FakeGpu]):
         self._clock, self._gpus = clock, list(gpus)
@@ -154,6 +161,14 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, gpu, version=None):
         self._check(gpu, "nvmlDeviceGetMemoryInfo")
         return SimpleNamespace(total=143771 * 2**20, used=gpu.memory_b(self._clock.elapsed_s))
+
+    def nvmlDeviceGetProcessUtilization(self, gpu, since_us):
+        self._check(gpu, "nvmlDeviceGetProcessUtilization")
+        now_us = int(self._clock.elapsed_s * 1e6) + 1
+        samples = [SimpleNamespace(pid=pid, smUtil=used, timeStamp=now_us) for pid, used in gpu.process_load.items()]
+        if not samples or now_us <= since_us:
+            raise NVMLError_NotFound()
+        return samples
 
     def nvmlDeviceGetTotalEnergyConsumption(self, gpu):
         self._check(gpu, "nvmlDeviceGetTotalEnergyConsumption")

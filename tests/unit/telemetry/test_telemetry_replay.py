@@ -255,7 +255,8 @@ def test_memory_of_own_processes_and_foreign_ones_are_told_apart(tmp_path):
     summary = measured(tmp_path, gpu)
     assert summary["memory_process_avg_gb"] == pytest.approx(7)
     assert summary["foreign_processes"] == 1
-    assert "exclusive_device" in {finding.rule for finding in check_summary(summary)}
+    assert summary["foreign_memory_peak_gb"] == pytest.approx(1)
+    assert "disturbed" in {finding.rule for finding in check_summary(summary)}
 
 
 def test_processes_hidden_by_a_pid_namespace_are_unknown_rather_than_foreign(tmp_path):

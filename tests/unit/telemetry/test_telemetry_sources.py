@@ -317,7 +317,7 @@ def test_absent_sources_say_why_and_unknown_names_are_refused():
     assert null.read() == {}
     with pytest.raises(ValueError, match="no telemetry source 'wattmeter'"):
         open_source("wattmeter", {})
-    assert set(OPENERS) == {"nvml", "rapl", "hwmon", "cray_pm", "host", "torch_allocator"}
+    assert set(OPENERS) == {"nvml", "rapl", "hwmon", "cray_pm", "host", "load", "torch_allocator"}
 
 
 def test_reading_the_host_is_cheap():

@@ -49,7 +49,7 @@ def test_a_sound_summary_has_no_finding():
         ({"memory_host_peak_gb": 501.0}, ("memory", "error")),
         ({"throttle_reasons": ["hw_slowdown"]}, ("throttling", "error")),
         ({"throttle_reasons": ["sw_power_cap"]}, ("throttling", "warning")),
-        ({"foreign_processes": 1}, ("exclusive_device", "error")),
+        ({"foreign_processes": 1}, ("disturbed", "error")),
         ({"util_nvml": 1.2}, ("util_nvml", "error")),
         ({"util_cpu": 1.2}, ("util_cpu", "error")),
     ],
@@ -60,7 +60,7 @@ def test_each_rule_fires_alone(changes, expected):
 
 def test_what_the_device_tells_counts_too():
     assert found(device={**DEVICE, "mig": True}) == {("exclusive_device", "error")}
-    assert found(device={**DEVICE, "processes": [4711]}) == {("exclusive_device", "error")}
+    assert found(device={**DEVICE, "processes": [4711]}) == {("disturbed", "error")}
     assert found(min_window_s=31.0) == {("window_length", "error")}
 
 
