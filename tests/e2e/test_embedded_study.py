@@ -66,7 +66,7 @@ def test_a_row_for_every_model_and_precision_and_none_failed(
 
 
 def test_rows_say_that_their_windows_are_short(table9: pl.DataFrame) -> None:
-    assert table9["warnings"].str.contains("windows of 0.4 s, short for power figures").all()
+    assert table9["warnings"].str.contains("windows of 0.2 s, short for power figures").all()
 
 
 def test_the_papers_columns_come_first(table9: pl.DataFrame) -> None:

@@ -103,13 +103,11 @@ def _process(pid: int) -> tuple[float, float]:
     return resident_pages * _PAGE_B, cpu_s
 
 
-def cpu_seconds(pid: int, children: bool = True) -> float:
-    """CPU seconds of a process and, with `children`, of those that it waited for.
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process and of the children that it waited for.
 
     FileNotFoundError or ProcessLookupError once it is gone.
     """
-    if not children:
-        return _cpu_clock_s(pid)
     with open(f"/proc/{pid}/stat", "rb") as file:
         # The command, in parentheses, may itself hold spaces and parentheses.
         fields = file.read().rpartition(b")")[2].split()

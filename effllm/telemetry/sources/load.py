@@ -1,11 +1,11 @@
 """What else the machine did: CPU time of others, of the hypervisor, pressure, and the cgroup's throttling.
 
 Upstream: proc_stat(5), Documentation/accounting/psi.rst and Documentation/admin-guide/cgroup-v2.rst of the kernel.
-Everything is a counter, read at the edges of windows. Ours is the whole job: below the Snakemake that started it its
-launcher, stage, ranks and sampler, and that Snakemake itself; without one the workload's process tree.
+Everything is a counter, read at the edges of windows. Ours is the Snakemake that started the workload and everything
+below it: launcher, stage, ranks and sampler, and jobs beside it, which that Snakemake lets run on cores of their own.
+Without one it is the workload's process tree.
 """
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,9 @@ _QUANTITIES = {
     "busy_s": Quantity("s", "counter", "CPU time of all processes on the usable cores, interrupts left out"),
     "idle_s": Quantity("s", "counter", "time in which usable cores had nothing to do"),
     "steal_s": Quantity("s", "counter", "time in which the hypervisor ran others on the usable cores"),
-    "own_s": Quantity("s", "counter", "CPU time of this job: workload, launcher, sampler, Snakemake"),
+    "own_s": Quantity(
+        "s", "counter", "CPU time of this run: workload, sampler, launcher, Snakemake and its other jobs"
+    ),
     "pressure_s": Quantity("s", "counter", "time in which some process of the machine waited for a core"),
     "cgroup_pressure_s": Quantity("s", "counter", "time in which some process of the cgroup waited for a core"),
     "throttled_s": Quantity("s", "counter", "time in which the quota of a cgroup held the job back"),
@@ -106,32 +108,26 @@ def _lines(stat: Path) -> dict[str, list[int]]:
 
 
 def job_root(root_pid: int) -> int:
-    """The process whose tree is the whole job of `root_pid`.
+    """The process whose tree is ours, of which `root_pid` is one.
 
-    That is the child of the Snakemake among its ancestors; without one torchrun, if it started this process as a rank,
-    or else `root_pid` itself.
+    That is the Snakemake that started it, the outermost of several; without one torchrun, if it started this process as
+    a rank, or else `root_pid` itself.
     """
-    chain = [root_pid, *_ancestors(root_pid)]
-    for child, parent in itertools.pairwise(chain):
-        if parent in _run_pids():
-            return child
-    return chain[1] if "LOCAL_RANK" in os.environ and len(chain) > 1 else root_pid
+    ancestors = _ancestors(root_pid)
+    for ancestor in reversed(ancestors):
+        if ancestor in _run_pids():
+            return ancestor
+    return ancestors[0] if "LOCAL_RANK" in os.environ and ancestors else root_pid
 
 
 def job_cpu_s(root_pid: int) -> float:
-    """CPU seconds of the job of `root_pid`, ended children included, and of the Snakemakes above it."""
+    """CPU seconds of the tree of `job_root`, ended children included."""
     total_s = 0.0
     for pid in descendants(job_root(root_pid)):
         try:
             total_s += cpu_seconds(pid)
         except (FileNotFoundError, ProcessLookupError):
             # It ended since the tree was listed; its time has moved to the parent that waited for it.
-            continue
-    for pid in set(_ancestors(root_pid)) & _run_pids():
-        try:
-            # Ended jobs of the same Snakemake are not of this one.
-            total_s += cpu_seconds(pid, children=False)
-        except (FileNotFoundError, ProcessLookupError):
             continue
     return total_s
 

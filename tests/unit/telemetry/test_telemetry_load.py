@@ -1,6 +1,8 @@
 """The load that is not ours: read from trees of /proc and /sys/fs/cgroup made by hand, and what rows say of it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,35 +86,38 @@ def test_what_the_kernel_does_not_keep_is_missing_with_a_reason(machine: Machine
         machine.source()
 
 
-def test_the_job_is_everything_below_the_snakemake_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_is_the_outermost_snakemake_above_with_all_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EFFLLM_RUNS", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert job_root(os.getpid()) == os.getpid()
-    above = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
-    if above > 0:
-        monkeypatch.setenv("EFFLLM_RUNS", f"boot/pid:[1]/{above}/77")
-        assert job_root(os.getpid()) == os.getppid()
-    monkeypatch.setenv("EFFLLM_RUNS", f"boot/pid:[1]/{os.getppid()}/77 boot/pid:[1]/4194303/1")
-    assert job_root(os.getpid()) == os.getpid()
+    monkeypatch.setenv("EFFLLM_RUNS", f"boot/pid:[1]/{os.getpid()}/77 boot/pid:[1]/4194303/1")
+    # A job of this process, and another one beside it.
+    outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    inner = (
+        "import os; os.environ['EFFLLM_RUNS'] += f' boot/pid:[1]/{os.getppid()}/5'\n"
+        "from effllm.telemetry.sources.load import job_root; print(job_root(os.getpid()))"
+    )
+    found = subprocess.run([sys.executable, "-c", outer, inner], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == os.getpid()
 
 
-def test_a_child_s_time_is_the_job_s_while_it_runs_and_once_it_has_ended() -> None:
-    before = job_cpu_s(os.getpid())
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        while os.times().user < 0.3:
-            pass
-        os.write(writing, b".")
-        os.read(os.dup(reading), 0)
-        os.kill(os.getpid(), 19)
-        os._exit(0)
-    os.read(reading, 1)
-    assert job_cpu_s(os.getpid()) - before >= 0.29
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    assert job_cpu_s(os.getpid()) - before >= 0.29
-    os.close(reading), os.close(writing)
+def test_a_job_of_the_same_run_is_no_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations run side by side, on a core each."""
+    monkeypatch.setenv("EFFLLM_RUNS", f"boot/pid:[1]/{os.getpid()}/77")
+    spin = "import time\nprint(flush=True)\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    rest = "input()"
+    with _job(spin) as spinning, _job(rest) as resting:
+        spinning.stdout.readline()
+        before = job_cpu_s(resting.pid)
+        spinning.stdout.readline()
+        assert job_cpu_s(resting.pid) - before >= 0.2
+        for job in (spinning, resting):
+            job.communicate("\n")
+        assert job_cpu_s(os.getpid()) - before >= 0.2
+
+
+def _job(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _summary(machine: Machine, duration_s: float, own_s: float, **ticks: int) -> dict:
