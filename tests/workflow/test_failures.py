@@ -54,7 +54,7 @@ def test_a_study_that_needs_the_hub_says_so_offline(workdir: Workdir) -> None:
     workdir.study["models"]["hub"] = {"source": {"kind": "hub", "repo": "a/b", "revision": "0" * 40}}
     workdir.write()
     result = workdir.snakemake("results/model/hub/manifest.json", check=False)
-    _refused(result, "a/b cannot be fetched", "the study needs the hub here")
+    _refused(result, "the model a/b at 00000000 is not in the hub's cache", "HF_HUB_OFFLINE is set: unset it")
 
 
 def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path) -> None:
