@@ -127,7 +127,8 @@ PAPER_CASES: dict[str, tuple[Change, set[str]]] = {
     "a benchmark added": (
         Change(
             together(
-                put("benchmarks/again", {**PAPER["benchmarks"]["musr"], "limit": 10, "label": "MuSR, ten"}), listed("benchmarks", "again")
+                put("benchmarks/again", {**PAPER["benchmarks"]["musr"], "limit": 10, "label": "Again"}),
+                listed("benchmarks", "again"),
             )
         ),
         {"benchmark/again"} | evaluations(MODELS, PRECISIONS, ["again"]) | PRECISION_TABLES,
