@@ -33,6 +33,7 @@ from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.telemetry.validity import (
+    DISTURBED,
     Finding,
     check_disturbance,
     check_generation_settings,
@@ -173,8 +174,9 @@ def workload_content(
     energy = energy_figures(generate, prefill, telemetry.summary(IDLE), figures, prefills, workload)
     utilization = utilization_figures(figures, workload, cost)
     findings = check_summary(generate, info, protocol.minimum_window_s)
-    # Decoding's own energy is a difference between the two phases.
-    findings += [f for f in check_disturbance(prefill) if f not in findings]
+    if not any(finding.rule == DISTURBED for finding in findings):
+        # Decoding's own energy is a difference between the two phases.
+        findings += check_disturbance(prefill)
     findings += check_mfu(utilization["prefill_mfu"]) + check_mbu(utilization["decode_mbu"])
     findings += check_protocol(id, figures, protocol, measured)
     findings += check_generation_settings(ignored)

@@ -32,6 +32,7 @@ MAX_OTHER_CPU = 0.05
 # Where half of the cores had nothing to do, what others ran elsewhere: a note, not a verdict.
 _ENOUGH_IDLE = 0.5
 _MAX_THROTTLED = 0.05
+_SHOWN_SHARE = 0.0005
 # Sensors are late at both edges of a window, by up to half a second together.
 _SENSOR_LAG_S = 0.5
 
@@ -155,7 +156,7 @@ def check_disturbance(summary: Mapping[str, Any], device: Mapping[str, Any] | No
         taken = " and ".join(
             f"{what} took {share:.1%}"
             for share, what in ((other, "other processes"), (steal, "the hypervisor's other guests"))
-            if share
+            if share and share >= _SHOWN_SHARE
         )
         severity: Severity = "warning" if (idle or 0) >= _ENOUGH_IDLE else "error"
         messages.append((severity, f"{taken} of the usable cores' time, more than {MAX_OTHER_CPU:.0%}"))

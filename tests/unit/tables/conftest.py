@@ -165,6 +165,7 @@ class Study:
         failure: CellFailure | None = None,
         ci95: list[float] | None = None,
         clusters: dict[str, list[float]] | None = None,
+        **changes: Any,
     ) -> None:
         content = {
             "chance_level": 0.5,
@@ -178,7 +179,7 @@ class Study:
             "score": score,
             "stderr": 0.05,
             "clusters": clusters and len(clusters),
-        }
+        } | changes
         more = {"clusters": clusters} if clusters else {}
         self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure, **more)
 

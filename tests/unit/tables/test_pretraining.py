@@ -215,6 +215,19 @@ def test_figures_that_contradict_each_other_make_the_row_invalid(study: Study, c
     ]
 
 
+def test_a_training_that_others_disturbed_says_so_first(study: Study) -> None:
+    _train_all(study)
+    busy = TELEMETRY | {"other_cpu_fraction": 0.3, "steal_fraction": 0.2, "idle_cpu_fraction": 0.0}
+    study.train("qwen2-1m", EFFICIENCY | {"mfu": 0.95, "telemetry": busy})
+    study.train("llama-1m-again", EFFICIENCY | {"telemetry": busy})
+    several, one = study.rows("table3")[:2]
+    assert one["status"] == several["status"] == "invalid"
+    assert one["reason"].startswith(
+        "disturbed: other processes took 30.0% and the hypervisor's other guests took 20.0%"
+    )
+    assert several["reason"].startswith("disturbed: llama-1m-again: other processes took 30.0%")
+
+
 def test_steps_that_take_longer_than_the_whole_job_are_invalid(study: Study) -> None:
     _train_all(study)
     slow = {"latency_s_per_iteration": 2.5, "telemetry": TELEMETRY | {"duration_s": 25.0}, "tokens_per_s": 102.4}

@@ -66,6 +66,26 @@ def test_power_that_was_not_measured_is_empty_with_its_reason(study: Study) -> N
     assert {"AEC_W", "energy_J_per_token", "util_nvml"} <= set(group.partition(": ")[0].split(", "))
 
 
+def test_an_evaluation_that_others_disturbed_makes_its_row_invalid(study: Study) -> None:
+    telemetry = {"status": "ok", "reason": None, "other_cpu_fraction": 0.481, "steal_fraction": 0.0}
+    study.score("llama-1m.int4", "perplexity", 2.0, "perplexity", telemetry=telemetry)
+    first, second = study.rows("table9")[:2]
+    assert first["status"] == "ok"
+    assert second["status"] == "invalid"
+    assert second["reason"].startswith("disturbed: evaluate perplexity: other processes took 48.1%")
+    scores = study.rows("table16")[1]
+    assert scores["status"] == "ok" and scores["perplexity_latency_ms"] is None
+    assert "perplexity_latency_ms: disturbed: " in scores["not_measured"]
+
+
+def test_the_row_says_which_generation_settings_were_ignored(study: Study) -> None:
+    ignored = {"num_beams": 2, "do_sample": True}
+    study.score("llama-1m.int4", "perplexity", 2.0, "perplexity", ignored_generation_settings=ignored)
+    row = study.rows("table9")[1]
+    assert row["status"] == "ok"
+    assert "generation settings in the model's files were ignored: num_beams 2, do_sample True" in row["warnings"]
+
+
 def test_a_failed_cell_keeps_its_row_with_status_and_reason(study: Study) -> None:
     study.score("llama-1m.int4", "adjacent-swap", 0.0, "accuracy", CellFailure("oom", "too large for the device"))
     ok, failed = study.rows("table9")[:2]

@@ -256,7 +256,22 @@ def test_memory_of_own_processes_and_foreign_ones_are_told_apart(tmp_path):
     assert summary["memory_process_avg_gb"] == pytest.approx(7)
     assert summary["foreign_processes"] == 1
     assert summary["foreign_memory_peak_gb"] == pytest.approx(1)
+    assert summary["foreign_utilization_peak"] == 0
     assert "disturbed" in {finding.rule for finding in check_summary(summary)}
+
+
+def test_load_of_foreign_processes_on_the_device_is_told_apart_from_ours(tmp_path):
+    others = (2**22 + 1, 2**22 + 2)
+    processes = [(pid, 1_000_000_000) for pid in (os.getpid(), *others)]
+    load = {os.getpid(): 60, others[0]: 20, others[1]: 15}
+    summary = measured(tmp_path, FakeGpu(BURSTS, processes=processes, process_load=load))
+    assert summary["foreign_utilization_peak"] == pytest.approx(0.35)
+    refusing = FakeGpu(BURSTS, processes=processes, missing=frozenset({"nvmlDeviceGetProcessUtilization"}))
+    (tmp_path / "refusing").mkdir()
+    summary = measured(tmp_path / "refusing", refusing)
+    assert summary["foreign_utilization_peak"] is None
+    assert "Not Supported" in summary["reasons"]["foreign_utilization_peak"]
+    assert summary["foreign_processes"] == 2
 
 
 def test_processes_hidden_by_a_pid_namespace_are_unknown_rather_than_foreign(tmp_path):
