@@ -106,7 +106,7 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
 
     path = model.directory / "model"
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    warn_if_busy(device)
+    warn_if_busy(device, model.manifest.id)
     tokenizer = load_tokenizer(path)
     loaded = load_causal_lm(path, device_map={"": device})
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)

@@ -53,7 +53,7 @@ def build(job: Job) -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     # Before the model takes its place: processes that are on the device now are not this one.
     info = device_info(device)
-    warn_if_busy(device)
+    warn_if_busy(device, job.id)
     try:
         # Loaded where it will run: the kernel of quantized layers is chosen for the device that is named here.
         directory = job.inputs["model"].directory / "model"

@@ -19,10 +19,10 @@ def busy_sentence(device: str = "cpu") -> str | None:
     )
 
 
-def warn_if_busy(device: str) -> None:
-    """Print the sentence, if any, to the terminal of the run."""
+def warn_if_busy(device: str, label: str) -> None:
+    """Print the sentence, if any, to the terminal of the run; `label` says what is about to be measured."""
     if sentence := busy_sentence(device):
-        print(f"progress: {sentence}", flush=True)
+        print(f"progress: {label}: {sentence}", flush=True)
 
 
 def _cores_sentence() -> str | None:

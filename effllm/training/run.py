@@ -121,7 +121,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
     if not is_first:
         return _run(setup, arguments, callbacks, checkpoint)[0]
-    warn_if_busy(device)
+    warn_if_busy(device, job.id)
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
         measure = MeasureSteps(telemetry)
         trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)

@@ -218,6 +218,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps
     monkeypatch.setattr(effllm.progress, "LINE_INTERVAL_S", 0.0)
     evaluate_model(tmp_path, exact[0], swaps)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("progress: ")]
+    # On a busy machine a line before them says so.
+    lines = [line for line in lines if "requests" in line]
     assert len(lines) == 38
     assert lines[-1].startswith("progress: 300 loglikelihood requests: 38 model calls")
 
