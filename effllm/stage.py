@@ -25,6 +25,7 @@ from effllm import artifact, provenance
 from effllm.artifact import MANIFEST, Artifact, Parent, publish
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.lease import lease
+from effllm.local_files import read_sha256
 from effllm.stages import STAGES
 from effllm.start import libraries_imported
 
@@ -116,7 +117,7 @@ def run(
             f"the spec says version {spec.get('version')} of stage {stage}, this package builds {expected}: "
             "take the spec from the workflow, or set its version."
         )
-    artifacts, files, parents = _open_inputs(inputs)
+    artifacts, files, parents = _open_inputs(inputs, output.parent.parent / SCRATCH)
     key = scratch_key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
     with lease(scratch / LEASE, output.name) as held:
@@ -180,7 +181,7 @@ def _parse(stage: str, argv: list[str] | None) -> dict[str, Any]:
 
 
 def _open_inputs(
-    inputs: dict[str, list[Path]],
+    inputs: dict[str, list[Path]], scratch: Path
 ) -> tuple[dict[str, Artifact], dict[str, Path], dict[str, Parent]]:
     artifacts, files, parents = {}, {}, {}
     for name, paths in inputs.items():
@@ -195,7 +196,7 @@ def _open_inputs(
             else:
                 key = f"{name}[{index}]"
                 files[key] = path
-                parents[key] = Parent("file", path.name, artifact.digest_file(path).sha256)
+                parents[key] = Parent("file", path.name, read_sha256(path, scratch))
     return artifacts, files, parents
 
 

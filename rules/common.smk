@@ -8,7 +8,11 @@ from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
 from effllm.lease import Lease
-from effllm.planning.state import older_code_line, require_todays_specs
+from effllm.planning.state import (
+    has_changed_files,
+    older_code_line,
+    require_todays_specs,
+)
 from effllm.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
@@ -90,11 +94,23 @@ def enter_run():
 
 
 def parents(stage):
-    """An input function: the manifests and files that a node of `stage` is built from, by name."""
+    """An input function: the manifests and files that a node of `stage` is built from, by name.
+
+    Of local files the content counts and no time. Snakemake compares the content of small files alone, so it is told:
+    a node whose files have changed is forced. As a parameter their digests would make it rerun what is there already.
+    """
 
     def inputs(wildcards):
         enter_run()
-        return GRAPH.parents(stage, wildcards.id)
+        found = GRAPH.parents(stage, wildcards.id)
+        if "files" in found:
+            found["files"] = ancient(found["files"])
+            # Jobs of a run are forced themselves.
+            if workflow.is_main_process and has_changed_files(
+                GRAPH, stage, wildcards.id
+            ):
+                workflow.dag.forcefiles.add(GRAPH.manifest(stage, wildcards.id))
+        return found
 
     return inputs
 

@@ -12,16 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, Manifest, digest_file
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, Manifest
 from effllm.errors import UserError
-from effllm.planning.nodes import TABLE, Node
+from effllm.local_files import sha256_of
+from effllm.planning.nodes import TABLE, Node, nodes_behind
 from effllm.provenance import code_fingerprint
+from effllm.stage import SCRATCH
 from effllm.stages import STAGES
 from effllm.study import Graph
 from effllm.tables.record import read_record
-
-# Up to this size Snakemake compares inputs by checksum and not by time alone.
-_COMPARED_BY_CONTENT_B = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,20 @@ def require_todays_specs(graph: Graph, standing: Iterable[str]) -> None:
         )
 
 
+def has_changed_files(graph: Graph, stage: str, id: str) -> bool:
+    """Whether a node whose inputs are all local files exists, built from other files or from other content."""
+    name = f"{stage}/{id}"
+    node = nodes_behind(graph, [name])[name]
+    if not Path(node.path).is_file():
+        return False
+    try:
+        artifact = Artifact.open(node.path)
+    except UserError:
+        # What it was built from is not known; who looks at the state of nodes hears why.
+        return False
+    return any(_changed_inputs(graph, node, artifact, {}))
+
+
 @cache
 def _fingerprint_today(stage: str) -> str:
     return code_fingerprint(STAGES[stage].module)
@@ -187,7 +200,7 @@ def _state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
         return State(node, None, [Change("damaged", text=str(error))])
     spec = graph.spec(node.stage, node.id)
     changes = list(_differences(artifact.manifest.spec, spec))
-    changes += _changed_inputs(node, artifact, states)
+    changes += _changed_inputs(graph, node, artifact, states)
     return State(node, artifact, changes)
 
 
@@ -204,13 +217,13 @@ def _walk(where: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
         yield where.removeprefix("config."), old, new
 
 
-def _changed_inputs(node: Node, artifact: Artifact, states: Mapping[str, State]) -> Iterator[Change]:
+def _changed_inputs(graph: Graph, node: Node, artifact: Artifact, states: Mapping[str, State]) -> Iterator[Change]:
     recorded = artifact.manifest.parents
     for key, items in node.inputs.items():
         for index, item in enumerate(items):
             parent = states.get(item)
             if parent is None:
-                yield from _changed_file(f"{key}[{index}]", item, artifact)
+                yield from _changed_file(graph, f"{key}[{index}]", item, artifact)
                 continue
             before = f"{recorded[key].stage}/{recorded[key].id}" if key in recorded else None
             if before != item:
@@ -225,16 +238,13 @@ def _changed_inputs(node: Node, artifact: Artifact, states: Mapping[str, State])
             )
 
 
-def _changed_file(key: str, path: str, artifact: Artifact) -> Iterator[Change]:
+def _changed_file(graph: Graph, key: str, path: str, artifact: Artifact) -> Iterator[Change]:
     recorded = artifact.manifest.parents.get(key)
     if recorded is None or recorded.id != Path(path).name:
         yield Change("parent", key, recorded.id if recorded else None, path, f"{path} is a new input")
         return
-    found = Path(path).stat()
-    if found.st_mtime <= (artifact.directory / MANIFEST).stat().st_mtime:
-        return
-    if found.st_size > _COMPARED_BY_CONTENT_B or digest_file(Path(path)).sha256 != recorded.sha256:
-        yield Change("parent", key, path, path, f"{path} is newer than the artifact")
+    if sha256_of(Path(path), Path(graph.results, SCRATCH)) != recorded.sha256:
+        yield Change("parent", key, path, path, f"{path} has changed since")
 
 
 def _table_state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:

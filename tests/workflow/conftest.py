@@ -115,7 +115,12 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
             inputs = {parent: digests[parent] for parent in node.parents}
             write_record(file, {"spec": graph.table_spec(node.id), "inputs": inputs})
             continue
-        parents = {key: Parent(*items[0].split("/", 1), digests[items[0]]) for key, items in node.inputs.items()}
+        parents = {}
+        for key, items in node.inputs.items():
+            if key == "files":
+                parents |= {f"files[{n}]": _of_file(path / item) for n, item in enumerate(items)}
+            else:
+                parents[key] = Parent(*items[0].split("/", 1), digests[items[0]])
         manifest = Manifest(node.stage, node.id, graph.spec(node.stage, node.id), "ok", None, {}, parents)
         file.write_text(manifest.to_json())
         if node.stage == "instructions":
@@ -126,6 +131,10 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
         [["--directory", str(path), *workdir.arguments("all", options=["--touch", "--forceall", "--quiet", "all"])]]
     )
     return workdir
+
+
+def _of_file(path: Path) -> Parent:
+    return Parent("file", path.name, digest_file(path).sha256)
 
 
 @pytest.fixture
