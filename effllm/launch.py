@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from effllm import lifeline
 from effllm.artifact import write_text
+from effllm.clock import await_inputs
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from effllm.stage import SCRATCH
 from effllm.stages import STAGES
@@ -45,17 +47,21 @@ def run_stage(
     output = Path(manifest).parent
     scratch = output.parent.parent / SCRATCH / stage
     scratch.mkdir(parents=True, exist_ok=True)
+    lists = {name: [paths] if isinstance(paths, str) else paths for name, paths in inputs.items()}
     try:
         lifeline.attach(scratch.parent)
+        await_inputs(chain.from_iterable(lists.values()), scratch)
     except UserError as error:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        Path(log).write_text(f"error: {error}\n")
         print(f"{stage} {output.name}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     spec_file = scratch / f"{output.name}.spec.json"
     write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
     argv = [sys.executable, "-m", "effllm.start", STAGES[stage].module]
     argv += ["--spec", str(spec_file), "--output", str(output)]
-    for name, paths in inputs.items():
-        for path in [paths] if isinstance(paths, str) else paths:
+    for name, paths in lists.items():
+        for path in paths:
             argv += ["--input", f"{name}={path}"]
     code = run_logged(argv, log=Path(log), environment=stage_environment(stage, threads))
     if code:

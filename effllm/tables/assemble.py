@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import polars as pl
 
 from effllm import lifeline
 from effllm.artifact import write_text
+from effllm.clock import await_inputs
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.stage import SCRATCH
 from effllm.tables.benchmarks import table16
@@ -40,6 +42,7 @@ def write_table(
     lists = {stage: [paths] if isinstance(paths, str) else list(paths) for stage, paths in inputs.items()}
     try:
         lifeline.attach(Path(output).parent / SCRATCH)
+        await_inputs(chain.from_iterable(lists.values()), Path(output).parent)
         frame = assemble(name, spec, lists)
     except UserError as error:
         Path(log).write_text(f"error: {error}\n")

@@ -120,3 +120,18 @@ def test_other_content_is_built_once(workdir: Workdir) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert _built_by_running(workdir, target) == {"corpus/python-docs"}
     assert workdir.planned(target) == set()
+
+
+def test_a_clock_that_was_set_back_is_told_before_the_work(workdir: Workdir) -> None:
+    file = workdir.path / "corpus.jsonl"
+    _write_lines(file, documents(1))
+    os.utime(file, (time.time() + 7200, time.time() + 7200))
+    workdir.study["corpora"]["python-docs"]["source"] = {"kind": "files", "paths": ["corpus.jsonl"]}
+    workdir.write()
+    result = workdir.snakemake("results/corpus/python-docs/manifest.json", check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode
+    assert "corpus python-docs: corpus.jsonl is dated " in output
+    assert "set the clock right, or touch the file." in output
+    assert "older modification time" not in output and "Traceback" not in output
+    assert not (workdir.path / "results/.scratch/corpus/python-docs").exists()
