@@ -22,8 +22,8 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 from effllm.errors import CellFailure, Status, UserError
 
@@ -32,6 +32,8 @@ PUBLISHED = ".published.json"
 PROVENANCE = "provenance.json"
 RECORDS = "records"
 _CHUNK_BYTES = 1 << 22
+_LONGEST_REASON = 120
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,28 @@ class Manifest:
     def read(cls, path: Path) -> "Manifest":
         """Parse `path`; `UserError` if it is missing, unreadable or of another format."""
         try:
-            raw = json.loads(path.read_text())
-            raw["payload"] = {name: FileDigest(**digest) for name, digest in raw["payload"].items()}
+            raw = read_object(path)
+            raw["payload"] = file_digests(raw["payload"])
             raw["parents"] = {name: Parent(**parent) for name, parent in raw["parents"].items()}
-            return cls(**raw)
+            manifest = cls(**raw)
+            manifest._require_types()
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: build it first, snakemake {path}.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a readable manifest ({error}): delete it and run again.") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = str(error)[:_LONGEST_REASON]
+            raise UserError(f"{path} is not a readable manifest ({why}): delete it and run again.") from None
+        return manifest
+
+    def _require_types(self) -> None:
+        texts = [self.stage, self.id, *(text for parent in self.parents.values() for text in asdict(parent).values())]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a stage, an id or a digest is not a text")
+        if not isinstance(self.spec, dict):
+            raise TypeError("its spec is not an object")
+        if self.status not in get_args(Status) or not isinstance(self.reason, str | None):
+            raise TypeError("its status or its reason is none that a stage publishes")
+        if type(self.format) is not int or self.format != 1:
+            raise ValueError("its format is not 1")
 
 
 @dataclass(frozen=True)
@@ -110,20 +126,60 @@ class Artifact:
 
     def verify_record(self, name: str) -> None:
         """Raise `UserError` if a record (`records/...`) is missing or differs from its digest in provenance.json."""
-        recorded = self.json(PROVENANCE).get("records", {}).get(name)
+        recorded = self._records().get(name)
         if recorded is None:
             failure = f"{self.directory / PROVENANCE} lists no {name}"
         else:
-            failure = self._difference(name, FileDigest(**recorded), "provenance")
+            failure = self._difference(name, recorded, "provenance")
         if failure:
             raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
 
     def damaged_records(self) -> Iterator[str]:
         """Yield one sentence per record that is missing, truncated or altered."""
-        for name, digest in sorted(self.json(PROVENANCE).get("records", {}).items()):
-            failure = self._difference(name, FileDigest(**digest), "provenance")
+        for name, digest in sorted(self._records().items()):
+            failure = self._difference(name, digest, "provenance")
             if failure:
                 yield failure
+
+    def _records(self) -> dict[str, FileDigest]:
+        path = self.directory / PROVENANCE
+        try:
+            return file_digests(read_object(path).get("records", {}))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            why = str(error)[:_LONGEST_REASON]
+            raise UserError(f"{path} is not readable ({why}): delete {self.directory} and run again.") from None
+
+    def misplaced(self) -> str | None:
+        """A sentence if the manifest is of another artifact than its directory is named after."""
+        here, own = self.directory.absolute().parts[-2:], (self.manifest.stage, self.manifest.id)
+        if here == own:
+            return None
+        return f"{self.directory} holds the manifest of {'/'.join(own)[:_LONGEST_NAME]}"
+
+    def require_own_manifest(self) -> None:
+        """Raise `UserError` if the manifest was moved here from another artifact or edited."""
+        failure = self.misplaced() or next(self.edited(), None)
+        if failure:
+            raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
+
+    def edited(self) -> Iterator[str]:
+        """Yield one sentence per sign that the manifest is not the one that was published.
+
+        The copy beside it must be equal, and provenance.json holds its sha256 (older artifacts have none there). The
+        manifests of its children and the records of tables hold the same digest.
+        """
+        path, copy = self.directory / MANIFEST, self.directory / PUBLISHED
+        try:
+            if digest_file(copy).sha256 != self.sha256:
+                yield f"{path} differs from the copy that was published with it, {copy.name}"
+        except OSError as error:
+            yield f"{copy} cannot be read ({error.strerror})"
+        try:
+            recorded = read_object(self.directory / PROVENANCE).get("manifest_sha256", self.sha256)
+        except (OSError, ValueError, TypeError):
+            return
+        if recorded != self.sha256:
+            yield f"{path} does not match the sha256 in its {PROVENANCE}"
 
     def damage(self) -> Iterator[str]:
         """Yield one sentence per payload file that is missing, truncated or altered."""
@@ -155,15 +211,41 @@ class Artifact:
         """The parsed content of a JSON file of this artifact; `UserError` if it is missing or not JSON."""
         path = self.directory / name
         try:
-            return json.loads(path.read_text())
+            return read_object(path)
         except FileNotFoundError:
             raise UserError(f"{path} is missing: delete {self.directory} and run again.") from None
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}): delete {self.directory} and run again.") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is not a JSON object ({error}): delete {self.directory} and run again.") from None
 
     def as_parent(self) -> Parent:
         """How a child refers to this artifact."""
         return Parent(self.manifest.stage, self.manifest.id, self.sha256)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that anyone may have damaged; OSError, ValueError or TypeError if it holds none."""
+    try:
+        raw = json.loads(path.read_text())
+        # Escapes may hide half a surrogate pair, which could be neither printed nor written again.
+        json.dumps(raw, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise TypeError("not a JSON object")
+    return raw
+
+
+def file_digests(raw: Any) -> dict[str, FileDigest]:
+    """Digests by file name as JSON holds them; ValueError or TypeError if names leave the directory or types differ."""
+    digests = {name: FileDigest(**digest) for name, digest in raw.items()}
+    for name, digest in digests.items():
+        path = PurePosixPath(name)
+        is_too_long = any(len(part.encode()) > _LONGEST_NAME for part in path.parts) or len(name) > 4 * _LONGEST_NAME
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name or is_too_long:
+            raise ValueError(f"not the name of a file in its directory: {name[:_LONGEST_REASON]!r}")
+        if type(digest.size) is not int or not 0 <= digest.size < 1 << 63 or not isinstance(digest.sha256, str):
+            raise TypeError(f"not a size and a sha256: the digest of {name[:_LONGEST_REASON]!r}")
+    return digests
 
 
 def digest_file(path: Path) -> FileDigest:
@@ -219,11 +301,16 @@ def publish(
         payload={name: digest for name, digest in digests.items() if name not in records},
         parents=parents,
     )
-    write_text(staging / PROVENANCE, json.dumps({**provenance, "records": records}, indent=1, sort_keys=True) + "\n")
+    history = {**provenance, "records": records, "manifest_sha256": _sha256(manifest.to_json())}
+    write_text(staging / PROVENANCE, json.dumps(history, indent=1, sort_keys=True) + "\n")
     write_text(staging / PUBLISHED, manifest.to_json())
     write_text(staging / MANIFEST, manifest.to_json())
     _replace_directory(staging, destination)
     return Artifact.open(destination / MANIFEST)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def restore(destination: Path, spec: dict[str, Any], parents: dict[str, Parent]) -> Artifact | None:
@@ -235,7 +322,13 @@ def restore(destination: Path, spec: dict[str, Any], parents: dict[str, Parent])
     copy = destination / PUBLISHED
     if not copy.is_file():
         return None
-    present = Artifact.open(copy)
+    try:
+        present = Artifact.open(copy)
+    except UserError:
+        # A damaged copy restores nothing: the artifact is built again.
+        return None
+    if (present.manifest.stage, present.manifest.id) != (destination.parent.name, destination.name):
+        return None
     if present.manifest.spec != spec or present.manifest.parents != parents or any(present.damage()):
         return None
     if not (destination / MANIFEST).exists():

@@ -188,6 +188,7 @@ def _open_inputs(
         for index, path in enumerate(paths):
             if path.name == MANIFEST:
                 opened = Artifact.open(path)
+                opened.require_own_manifest()
                 opened.verify()
                 artifacts[name] = opened
                 parents[name] = opened.as_parent()

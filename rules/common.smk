@@ -11,6 +11,7 @@ from effllm.lease import Lease
 from effllm.planning.state import (
     has_changed_files,
     older_code_line,
+    require_readable,
     require_todays_specs,
 )
 from effllm.stage import SCRATCH
@@ -93,6 +94,18 @@ def enter_run():
         raise SystemExit(f"error: {error}") from None
 
 
+def refuse_damaged(inputs):
+    """End with a sentence if a manifest among the inputs cannot be read or was moved from another artifact."""
+    if not workflow.is_main_process:
+        return
+    paths = [[item] if isinstance(item, str) else item for item in inputs.values()]
+    try:
+        require_readable(path for items in paths for path in items)
+    except UserError as error:
+        # Snakemake would wrap any other exception of an input function, and print a traceback.
+        raise SystemExit(f"error: {error}") from None
+
+
 def parents(stage):
     """An input function: the manifests and files that a node of `stage` is built from, by name.
 
@@ -110,6 +123,7 @@ def parents(stage):
                 GRAPH, stage, wildcards.id
             ):
                 workflow.dag.forcefiles.add(GRAPH.manifest(stage, wildcards.id))
+        refuse_damaged(found)
         return found
 
     return inputs
@@ -120,9 +134,12 @@ def requests(stage):
 
     def request_of(wildcards, input, threads):
         # Read again at each submission: what a parent weighs is known once it is built.
-        return request(
-            GRAPH.study, stage, wildcards.id, dict(input.items()), cores=threads
-        )
+        try:
+            return request(
+                GRAPH.study, stage, wildcards.id, dict(input.items()), cores=threads
+            )
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
 
     def runtime(wildcards, input, threads, attempt):
         return attempt * request_of(wildcards, input, threads).minutes
@@ -173,7 +190,9 @@ def spec(stage):
 
 def table_parents(wildcards):
     """An input function: the manifests that a table reads, by stage."""
-    return GRAPH.table_parents(wildcards.table)
+    found = GRAPH.table_parents(wildcards.table)
+    refuse_damaged(found)
+    return found
 
 
 def table_spec(wildcards):

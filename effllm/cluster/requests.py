@@ -5,12 +5,15 @@ which exists when the job is submitted. These are requests, not predictions: a j
 they are generous, and each attempt asks for more.
 """
 
-import json
+import errno
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from effllm.artifact import Artifact
+from effllm.errors import UserError
 from effllm.models.arithmetic import parameter_count, training_flops
 from effllm.models.arithmetic.shapes import shape_of
 from effllm.study import Study
@@ -51,7 +54,8 @@ class Request:
 def request(study: Study, stage: str, id: str, manifests: Mapping[str, str], cores: int) -> Request:
     """What the node `id` of `stage` asks for at its first attempt.
 
-    `manifests` are the paths of its parents' manifests by name; FileNotFoundError while one that counts is missing.
+    `manifests` are the paths of its parents' manifests by name; FileNotFoundError, which names it, while one that
+    counts is missing; `UserError` for one that is damaged.
     `cores` are the CPU cores it gets.
     """
     if stage == "pretrain":
@@ -85,9 +89,8 @@ def _pretraining(study: Study, run: PretrainingRun) -> Request:
 def _finetuning(study: Study, id: str, weights: "_Weights", instructions: str) -> Request:
     model, suite, method = id.rsplit(".", 2)
     run = run_of(study.finetuning[suite], study.methods[method], model, method)
-    counts = json.loads(Path(instructions).with_name("instructions.json").read_text())
     parameters = weights.as_16_bit / 2
-    sequences = run.steps(counts["splits"]["train"]["samples"]) * run.samples_per_step
+    sequences = run.steps(_samples(instructions)) * run.samples_per_step
     # Every sequence at its full length, and a backward pass through all weights.
     flops = 6 * parameters * sequences * run.encoding.sequence_length
     return _training(run.parallel, run.dtype, parameters, flops)
@@ -121,15 +124,38 @@ class _Weights:
 
 def _weights(manifest: str) -> _Weights:
     size = _payload_bytes(manifest, ".safetensors")
-    spec = json.loads(Path(manifest).read_text())["spec"]
-    # What this study trains is saved in float32.
-    bits = 32 if spec["stage"] in ("pretrain", "merge") else spec["config"].get("precision", {}).get("bits", 16)
-    return _Weights(size, size * 16 / bits)
+    spec = _built(manifest).manifest.spec
+    try:
+        # What this study trains is saved in float32.
+        bits = 32 if spec["stage"] in ("pretrain", "merge") else spec["config"].get("precision", {}).get("bits", 16)
+        return _Weights(size, size * 16 / bits)
+    except (KeyError, TypeError, AttributeError, ArithmeticError):
+        raise UserError(f"{manifest} holds a spec that no stage wrote: delete it and run again.") from None
+
+
+def _built(manifest: str) -> Artifact:
+    """A parent that exists. Snakemake leaves a resource open for a missing file only if it is an input itself."""
+    if not Path(manifest).exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), manifest)
+    return Artifact.open(manifest)
+
+
+def _samples(manifest: str) -> int:
+    """Training samples of instructions; 0 if they are a failed cell, on which the job does not train."""
+    instructions = _built(manifest)
+    if instructions.manifest.status != "ok":
+        return 0
+    counts = instructions.json("instructions.json")
+    try:
+        return int(counts["splits"]["train"]["samples"])
+    except (KeyError, TypeError, ValueError):
+        where = instructions.directory
+        raise UserError(f"{where}/instructions.json does not count its samples: delete {where}, run again.") from None
 
 
 def _payload_bytes(manifest: str, suffix: str) -> int:
-    payload = json.loads(Path(manifest).read_text())["payload"]
-    return sum(digest["size"] for name, digest in payload.items() if name.endswith(suffix))
+    payload = _built(manifest).manifest.payload
+    return sum(digest.size for name, digest in payload.items() if name.endswith(suffix))
 
 
 def _vocabulary(study: Study, tokens: str) -> int:

@@ -1,13 +1,12 @@
 """What earlier builds took, as rates for the nodes that are to do: from provenance, records and payloads."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import MANIFEST, PROVENANCE, Artifact
+from effllm.artifact import MANIFEST, PROVENANCE, Artifact, read_object
 from effllm.errors import UserError
 from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.cost import Cost, Subject
@@ -17,6 +16,8 @@ from effllm.planning.state import provenance
 from effllm.study.training import PretrainingRun
 
 GB = 1e9
+# What reading raises where a figure is missing or of another type.
+_OF_ANOTHER_FORMAT = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Earlier:
                 if sample.device is None and sample.cost.devices:
                     sample = replace(sample, device=self._device_of_host(history["host"]["name"]))
                 yield sample
-            except (UserError, KeyError, TypeError):
+            except (UserError, *_OF_ANOTHER_FORMAT):
                 # An artifact of another format says nothing about time; `effllm verify` names damaged ones.
                 continue
 
@@ -111,9 +112,12 @@ class Earlier:
             seen: dict[str, dict[str, Device]] = {}
             for path in sorted(self._results.glob(f"[!.]*/*/{MANIFEST}")):
                 history = _json(path.with_name(PROVENANCE))
-                device = _device(path.parent, history) if history else None
-                if device:
-                    seen.setdefault(history["host"]["name"], {})[device.name] = device
+                try:
+                    device = _device(path.parent, history) if history else None
+                    if device:
+                        seen.setdefault(history["host"]["name"], {})[device.name] = device
+                except _OF_ANOTHER_FORMAT:
+                    continue
             self._hosts = {name: next(iter(found.values())) for name, found in seen.items() if len(found) == 1}
         return self._hosts.get(host)
 
@@ -226,6 +230,6 @@ def _subject(artifact: Artifact) -> Subject:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, ValueError, TypeError):
         return {}

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, Manifest
+from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, read_object
 from effllm.errors import UserError
 from effllm.local_files import sha256_of
 from effllm.planning.nodes import TABLE, Node, nodes_behind
@@ -118,8 +118,8 @@ def built_by_older_code(artifact: Artifact) -> bool:
 def provenance(artifact: Artifact) -> dict[str, Any]:
     """How the artifact came to be; empty where that was lost."""
     try:
-        return json.loads((artifact.directory / PROVENANCE).read_text())
-    except (OSError, ValueError):
+        return read_object(artifact.directory / PROVENANCE)
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -131,8 +131,8 @@ def older_code_line(graph: Graph) -> str:
         for id in graph.ids(stage):
             path = Path(graph.manifest(stage, id)).parent / PROVENANCE
             try:
-                fingerprint = json.loads(path.read_text()).get("code_fingerprint")
-            except (OSError, ValueError):
+                fingerprint = read_object(path).get("code_fingerprint")
+            except (OSError, ValueError, TypeError):
                 continue
             count += 1
             if fingerprint is not None and fingerprint != _fingerprint_today(stage):
@@ -146,16 +146,40 @@ def older_code_line(graph: Graph) -> str:
     )
 
 
+def require_readable(paths: Iterable[str]) -> None:
+    """Raise `UserError` if a manifest among these files exists and cannot be read or is of another artifact.
+
+    Snakemake compares file times first, so artifacts that changed places look to it as they did before.
+    """
+    for path in map(Path, paths):
+        if path.name == MANIFEST and path.exists():
+            _open_in_place(path)
+
+
+def _open_in_place(path: Path) -> Artifact:
+    artifact = Artifact.open(path)
+    misplaced = artifact.misplaced()
+    if misplaced:
+        raise UserError(f"{misplaced}: move it back, or delete {path.parent} and run again.")
+    return artifact
+
+
 def require_todays_specs(graph: Graph, standing: Iterable[str]) -> None:
-    """Raise `UserError` if one of these manifests, which are not to be rebuilt, is of another configuration.
+    """Raise `UserError` if a manifest among these outputs, which are not rebuilt, is of another configuration.
+
+    Outputs that are tables are passed over. A manifest of another artifact or that cannot be read is refused as well.
 
     Snakemake reruns what its own record says was built with other parameters. Of artifacts that were copied here, or
     whose record was deleted, it knows nothing.
     """
     others = []
     for path in map(Path, standing):
+        # Tables stand too; Snakemake's record and their own tell what they were made from.
+        if path.name != MANIFEST or not path.exists():
+            continue
         stage, id = path.parts[-3:-1]
-        if path.name == MANIFEST and path.is_file() and Manifest.read(path).spec != graph.spec(stage, id):
+        artifact = _open_in_place(path)
+        if artifact.manifest.spec != graph.spec(stage, id):
             others.append(f"{stage}/{id}")
     if others:
         listed = ", ".join(sorted(others)[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
@@ -188,7 +212,7 @@ def _fingerprint_today(stage: str) -> str:
 
 def _state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
     path = Path(node.path)
-    if not path.is_file():
+    if not path.exists():
         # Snakemake deletes a manifest before it reruns a node; the payload is still there.
         is_interrupted = path.with_name(PUBLISHED).is_file()
         return State(
@@ -198,6 +222,9 @@ def _state(graph: Graph, node: Node, states: Mapping[str, State]) -> State:
         artifact = Artifact.open(path)
     except UserError as error:
         return State(node, None, [Change("damaged", text=str(error))])
+    misplaced = artifact.misplaced()
+    if misplaced:
+        return State(node, None, [Change("damaged", text=misplaced)])
     spec = graph.spec(node.stage, node.id)
     changes = list(_differences(artifact.manifest.spec, spec))
     changes += _changed_inputs(graph, node, artifact, states)

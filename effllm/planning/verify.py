@@ -1,4 +1,4 @@
-"""`effllm verify`: every digest of every payload, and of the records that provenance.json lists."""
+"""`effllm verify`: every digest of every payload, record, manifest and table, and that each is in its own place."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from effllm.errors import UserError
 from effllm.models.checkpoint.files import stray_names
 from effllm.planning.state import provenance
 from effllm.progress import progress
+from effllm.tables.record import damage_of_table, recorded_tables
 
 _THREADS = 4
 
@@ -27,18 +28,22 @@ def register(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read every payload and every record; 1 if any is damaged."""
     found = verify(arguments.results)
+    tables = {table: damage_of_table(table) for table in recorded_tables(arguments.results)}
     damaged = {name: sentences for name, sentences in found.items() if sentences}
+    damaged_tables = {table.name: [sentence] for table, sentence in tables.items() if sentence}
     if arguments.json:
-        content = {"artifacts": len(found), "damaged": damaged}
+        content = {"artifacts": len(found), "damaged": damaged | damaged_tables}
         print(json.dumps(content, indent=1))
-        return 1 if damaged else 0
-    for sentences in damaged.values():
+        return 1 if damaged or damaged_tables else 0
+    for sentences in (damaged | damaged_tables).values():
         print("\n".join(sentences))
     print(f"{len(found)} artifacts, {len(damaged)} damaged")
+    if damaged_tables:
+        print(f"Delete to have them assembled again: {' '.join(f'{arguments.results}/{t}' for t in damaged_tables)}")
     if damaged:
         print("Delete their directories and name them to be built again: snakemake --profile profiles/... --", end=" ")
         print(*(f"{arguments.results}/{name}/{MANIFEST}" for name in damaged))
-    return 1 if damaged else 0
+    return 1 if damaged or damaged_tables else 0
 
 
 def verify(results: Path) -> dict[str, list[str]]:
@@ -59,13 +64,20 @@ def damage_of(manifest: Path) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
+    misplaced = artifact.misplaced()
+    if misplaced:
+        yield misplaced
+    yield from artifact.edited()
     yield from artifact.damage()
     records = provenance(artifact).get("records")
-    if records is None:
+    if not isinstance(records, dict):
         yield f"{manifest.with_name(PROVENANCE)} is missing or not readable"
         records = {}
     else:
-        yield from artifact.damaged_records()
+        try:
+            yield from artifact.damaged_records()
+        except UserError as error:
+            yield str(error)
     listed = {*artifact.manifest.payload, *records, MANIFEST, PUBLISHED, PROVENANCE}
     for path in sorted(artifact.directory.rglob("*")):
         name = path.relative_to(artifact.directory).as_posix()

@@ -354,6 +354,37 @@ def test_a_deleted_table_is_rebuilt_and_nothing_before_it(finished: Workdir) -> 
     assert finished.planned() == set()
 
 
+@pytest.mark.parametrize("deleted", [["table9"], ["table16", "validity"]])
+def test_a_run_of_several_tables_is_resumed(finished: Workdir, deleted: list[str]) -> None:
+    """Tables that stand are among the targets of the same run."""
+    tables = [f"{path.stem}.csv" for path in (finished.path / "results").glob("*.csv")]
+    for names in (["table9", "table16", "validity"], ["all"]):
+        for table in deleted:
+            (finished.path / "results" / f"{table}.csv").unlink()
+        targets = [name if name == "all" else f"results/{name}.csv" for name in names]
+        finished.snakemake(*targets)
+        assert all((finished.path / "results" / table).exists() for table in tables)
+        assert finished.planned() == set()
+
+
+def test_swapped_artifacts_are_refused_by_the_next_run(finished: Workdir) -> None:
+    first, second = (finished.path / "results/quantize" / name for name in ("llama-1m.bfloat16", "llama-1m.int4"))
+
+    def swap() -> None:
+        first.rename(first.with_name("aside"))
+        second.rename(first)
+        first.with_name("aside").rename(second)
+
+    swap()
+    (finished.path / "results/table9.csv").unlink()
+    result = finished.snakemake("results/table9.csv", check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode and "Traceback" not in output
+    assert "holds the manifest of quantize/llama-1m" in output
+    swap()
+    finished.snakemake("results/table9.csv")
+
+
 def test_a_tampered_payload_is_found_and_rebuilt_alone(finished: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrained to the same bytes, so that nothing after it runs."""
     monkeypatch.chdir(finished.path)

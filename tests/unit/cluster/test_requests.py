@@ -19,7 +19,9 @@ PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
 def _manifest(path: Path, config: dict[str, Any], **payload: int) -> str:
     digests = {f"model/{name}.safetensors": {"size": size, "sha256": ""} for name, size in payload.items()}
     spec = {"stage": "quantize", "config": config}
-    path.write_text(json.dumps({"spec": spec, "payload": digests | {"config.json": {"size": 9**9}}}))
+    digests["config.json"] = {"size": 9**9, "sha256": ""}
+    identity = {"stage": "quantize", "id": path.stem, "status": "ok", "reason": None, "parents": {}}
+    path.write_text(json.dumps(identity | {"spec": spec, "payload": digests}))
     return str(path)
 
 
