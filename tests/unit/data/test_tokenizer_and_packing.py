@@ -76,7 +76,12 @@ def test_held_out_text_is_not_read(tmp_path, corpus, train):
         shard.unlink()
     manifest = json.loads((corpus.directory / "manifest.json").read_text())
     manifest["payload"] = {name: digest for name, digest in manifest["payload"].items() if "held_out" not in name}
-    (corpus.directory / "manifest.json").write_text(json.dumps(manifest))
+    # A corpus that never had the files: its manifest, the copy beside it, and no digest of the earlier one.
+    for name in ("manifest.json", ".published.json"):
+        (corpus.directory / name).write_text(json.dumps(manifest))
+    provenance = json.loads((corpus.directory / "provenance.json").read_text())
+    del provenance["manifest_sha256"]
+    (corpus.directory / "provenance.json").write_text(json.dumps(provenance))
     blinded = Artifact.open(corpus.directory / "manifest.json")
     assert train(id="blinded", corpus=blinded).manifest.payload == expected
 

@@ -157,7 +157,7 @@ def test_an_edited_manifest_is_found_and_refused_as_an_input(
         path.with_name(name).write_text(json.dumps(manifest))
     assert any(str(path) in sentence for sentence in damage_of(path))
     with pytest.raises(UserError, match="the artifact is damaged"):
-        _open_inputs({"model": [path]})
+        _open_inputs({"model": [path]}, Path(built.results, ".scratch"))
 
 
 def test_swapped_artifacts_are_found_and_refused(built: Graph) -> None:
@@ -170,7 +170,7 @@ def test_swapped_artifacts_are_found_and_refused(built: Graph) -> None:
         expected = f"{directory} holds the manifest of quantize/{other.name}"
         assert expected in list(damage_of(directory / MANIFEST))
         with pytest.raises(UserError, match="holds the manifest of"):
-            _open_inputs({"model": [directory / MANIFEST]})
+            _open_inputs({"model": [directory / MANIFEST]}, directory.parent)
         with pytest.raises(UserError, match="holds the manifest of"):
             require_todays_specs(built, [str(directory / MANIFEST)])
     entries = {entry.name: entry for entry in status_of(built)}
