@@ -368,6 +368,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _replace_directory(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_dev != destination.parent.stat().st_dev:
+        source = _arrived(source, destination)
     replaced = source.with_name(f"{source.name}.replaced")
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -377,10 +379,27 @@ def _replace_directory(source: Path, destination: Path) -> None:
             (destination / name).unlink(missing_ok=True)
         destination.rename(replaced)
     source.rename(destination)
-    descriptor = os.open(destination.parent, os.O_RDONLY)
+    _sync(destination.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _arrived(source: Path, destination: Path) -> Path:
+    """A copy on the file system of the results, for a scratch on another one: no rename crosses between the two."""
+    copy = destination.parent.parent / ".arriving" / destination.parent.name / destination.name
+    if copy.exists():
+        shutil.rmtree(copy)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, copy)
+    for path in copy.rglob("*"):
+        _sync(path)
+    shutil.rmtree(source)
+    return copy
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if replaced.exists():
-        shutil.rmtree(replaced)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.faults import fault_of_machine
 from effllm.planning import plan, status, verify
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
@@ -42,8 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         sys.exit(arguments.run(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        sentence = error if isinstance(error, UserError) else fault_of_machine(error, Path.cwd())
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

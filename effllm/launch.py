@@ -3,6 +3,7 @@
 The child dies with its launcher, gets the launcher's signals, and writes to the terminal's log file.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -14,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from effllm import lifeline
 from effllm.artifact import write_text
 from effllm.clock import await_inputs
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from effllm.faults import fault_of_machine
 from effllm.stage import SCRATCH
 from effllm.stages import STAGES
 
@@ -46,18 +48,18 @@ def run_stage(
     """
     output = Path(manifest).parent
     scratch = output.parent.parent / SCRATCH / stage
-    scratch.mkdir(parents=True, exist_ok=True)
     lists = {name: [paths] if isinstance(paths, str) else paths for name, paths in inputs.items()}
+    spec_file = scratch / f"{output.name}.spec.json"
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
         lifeline.attach(scratch.parent)
         await_inputs(chain.from_iterable(lists.values()), scratch)
-    except UserError as error:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        Path(log).write_text(f"error: {error}\n")
-        print(f"{stage} {output.name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    spec_file = scratch / f"{output.name}.spec.json"
-    write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
+        write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
+    except (UserError, OSError) as error:
+        sentence = error if isinstance(error, UserError) else fault_of_machine(error, scratch)
+        if sentence is None:
+            raise
+        end_with(sentence, f"{stage} {output.name}", Path(log))
     argv = [sys.executable, "-m", "effllm.start", STAGES[stage].module]
     argv += ["--spec", str(spec_file), "--output", str(output)]
     for name, paths in lists.items():
@@ -67,6 +69,15 @@ def run_stage(
     if code:
         print(_explain(stage, output, Path(log), code), file=sys.stderr)
         sys.exit(code)
+
+
+def end_with(sentence: object, what: str, log: Path) -> NoReturn:
+    """End this process as a user's error does: the sentence on stderr and, where it can be written, in the log."""
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"error: {sentence}\n")
+    print(f"{what}: {sentence}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def stage_environment(stage: str, threads: int) -> dict[str, str]:

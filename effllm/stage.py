@@ -7,7 +7,6 @@ inputs, gives `build` a staging directory, and publishes what it leaves there.
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from effllm import artifact, provenance
 from effllm.artifact import MANIFEST, Artifact, Parent, publish
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
+from effllm.faults import fault_of_machine
 from effllm.lease import lease
 from effllm.local_files import read_sha256
 from effllm.stages import STAGES
@@ -86,24 +86,11 @@ def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        sentence = _fault_of_machine(error, arguments["output"])
+        sentence = fault_of_machine(error, arguments["output"])
         if sentence is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-
-
-def _fault_of_machine(error: Exception, output: Path) -> str | None:
-    """One sentence if the machine and not the program is at fault: a full disk, a missing right."""
-    # Libraries wrap the system's error in their own types, so the text is all that is common to them.
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    if is_full:
-        return (
-            f"the file system of {output} is full ({error}): free some space and run again; finished nodes stay valid."
-        )
-    if isinstance(error, PermissionError) and error.filename:
-        return f"{error.filename}: {error.strerror}; give this user access and run again."
-    return None
 
 
 def run(

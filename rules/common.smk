@@ -7,6 +7,7 @@ from effllm import lifeline
 from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
+from effllm.faults import fault_of_machine
 from effllm.lease import Lease
 from effllm.planning.state import (
     has_changed_files,
@@ -24,6 +25,16 @@ RESULTS = "results"
 DEFAULT_STUDY = "config/tiny.yaml"
 STAGE_SCRIPT = "../workflow_scripts/stage.py"
 TABLE_SCRIPT = "../workflow_scripts/table.py"
+
+
+def require_plain_path():
+    """Snakemake formats the paths of scripts and logs: a brace in them is a placeholder to it."""
+    for path in (workflow.basedir, Path.cwd()):
+        if set(str(path)) & set("{}\n"):
+            raise WorkflowError(
+                f"the path {str(path)!r} holds a brace or a line break, which Snakemake takes for its own: "
+                "move the checkout, or the working directory, to a path without them"
+            )
 
 
 def read_graph():
@@ -49,6 +60,7 @@ def read_graph():
         raise WorkflowError(str(error)) from None
 
 
+require_plain_path()
 GRAPH = read_graph()
 # A job of Slurm outlives the Snakemake that submitted it.
 lifeline.announce(inherit=not workflow.remote_exec)
@@ -89,9 +101,14 @@ def enter_run():
             Path(RESULTS, SCRATCH),
             [workflow.snakemake_tmp_dir, workflow.sourcecache.runtime_cache_path],
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
+        sentence = (
+            error
+            if isinstance(error, UserError)
+            else fault_of_machine(error, Path(RESULTS))
+        )
         # Snakemake would wrap any other exception of an input function, and print a traceback.
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {sentence or error}") from None
 
 
 def refuse_damaged(inputs):

@@ -6,7 +6,6 @@ python -m effllm.tables.assemble table9 --spec spec.json --input evaluate=MANIFE
 import argparse
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,9 @@ import polars as pl
 from effllm import lifeline
 from effllm.artifact import write_text
 from effllm.clock import await_inputs
-from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.errors import UserError
+from effllm.faults import fault_of_machine
+from effllm.launch import end_with
 from effllm.stage import SCRATCH
 from effllm.tables.benchmarks import table16
 from effllm.tables.finetuning import finetuning_table
@@ -44,13 +45,14 @@ def write_table(
         lifeline.attach(Path(output).parent / SCRATCH)
         await_inputs(chain.from_iterable(lists.values()), Path(output).parent)
         frame = assemble(name, spec, lists)
-    except UserError as error:
-        Path(log).write_text(f"error: {error}\n")
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    write_csv(frame, Path(output))
-    write_record(Path(output), record_of(spec, lists))
-    Path(log).write_text(f"{frame.height} rows, {frame.width} columns\n")
+        write_csv(frame, Path(output))
+        write_record(Path(output), record_of(spec, lists))
+        Path(log).write_text(f"{frame.height} rows, {frame.width} columns\n")
+    except Exception as error:
+        sentence = error if isinstance(error, UserError) else fault_of_machine(error, Path(output))
+        if sentence is None:
+            raise
+        end_with(sentence, name, Path(log))
 
 
 def assemble(name: str, spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> pl.DataFrame:
