@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from effllm.models.text import text_config
+
 # Notes about the file, and ids of which greedy decoding after a prompt makes no use.
 _WITHOUT_EFFECT = ("transformers_version", "bos_token_id", "pad_token_id", "use_cache")
 # Of the model's configuration, not of its generation: each makes every forward pass keep and return more.
@@ -32,10 +34,11 @@ def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     asked = model.generation_config.to_dict()
     model.generation_config = greedy_config(eos, pad)
     ignored = {key: value for key, value in asked.items() if _differs(key, value, eos)}
-    for key in _EXTRA_OUTPUTS:
-        if getattr(model.config, key, False):
-            ignored[key] = True
-            setattr(model.config, key, False)
+    for config in (model.config, text_config(model.config)):
+        for key in _EXTRA_OUTPUTS:
+            if getattr(config, key, False):
+                ignored[key] = True
+                setattr(config, key, False)
     return {key: _plain(value) for key, value in sorted(ignored.items())}
 
 

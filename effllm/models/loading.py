@@ -48,6 +48,8 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
             # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
             # with the mask of the whole sequence, which ends in an error where rows are padded.
             config.output_router_logits = False
+        # Another such note: everything here, as in Transformers' own `generate`, reads outputs by name.
+        config.return_dict = True
     return model
 
 

@@ -77,3 +77,11 @@ def test_what_says_nothing_of_the_files_passes_through(error: Exception, tmp_pat
     with pytest.raises(type(error)) as caught, reading(tmp_path):
         raise error
     assert caught.value is error
+
+
+def test_outputs_are_read_by_name_whatever_the_configuration_asks(directory: Path) -> None:
+    edit(directory, "config.json", return_dict=False)
+    model = load_causal_lm(directory)
+    ids = torch.tensor([[1, 2, 3]])
+    assert model(ids).logits.shape[:2] == (1, 3)
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 5)
