@@ -14,6 +14,7 @@ Snakemake compares small files by checksum: rebuilding to the same bytes reruns 
 depends on them.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -359,42 +360,51 @@ def share(root: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `path` whole or not at all: beside, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _replace_directory(source: Path, destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_dev != destination.parent.stat().st_dev:
-        source = _arrived(source, destination)
-    replaced = source.with_name(f"{source.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    # Beside the destination: the folder of a stage may be a file system of its own, as the scratch may.
+    beside = destination.with_name(f".{destination.name}.arriving")
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir(parents=True)
+    arrived, replaced = beside / "new", beside / "old"
+    try:
+        _move(source, arrived)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     if destination.exists():
         # A directory without its manifest is no artifact, so a kill between the renames leaves nothing half valid.
         for name in (MANIFEST, PUBLISHED):
             (destination / name).unlink(missing_ok=True)
         destination.rename(replaced)
-    source.rename(destination)
+    arrived.rename(destination)
     _sync(destination.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    shutil.rmtree(beside)
 
 
-def _arrived(source: Path, destination: Path) -> Path:
-    """A copy on the file system of the results, for a scratch on another one: no rename crosses between the two."""
-    copy = destination.parent.parent / ".arriving" / destination.parent.name / destination.name
-    if copy.exists():
-        shutil.rmtree(copy)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, copy)
-    for path in copy.rglob("*"):
+def _move(source: Path, target: Path) -> None:
+    """Rename a directory, or copy it and delete it where no rename reaches: on another file system, or mount of one."""
+    try:
+        source.rename(target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    shutil.copytree(source, target)
+    for path in (target, *target.rglob("*")):
         _sync(path)
     shutil.rmtree(source)
-    return copy
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.faults import fault_of_machine
+from effllm.faults import fault_of_machine, require_address_space
 from effllm.planning import plan, status, verify
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         sys.exit(arguments.run(arguments))
-    except Exception as error:
+    # Panics of libraries in Rust are no Exception.
+    except BaseException as error:
         sentence = error if isinstance(error, UserError) else fault_of_machine(error, Path.cwd())
         if sentence is None:
             raise
@@ -97,6 +98,7 @@ def devices(as_json: bool) -> int:
     from effllm.telemetry import describe_devices, describe_devices_json
     from effllm.telemetry.busy import busy_sentence
 
+    require_address_space()
     sentence = busy_sentence("cuda:0")
     if as_json:
         print(json.dumps(describe_devices_json() | {"busy": sentence}, indent=1))

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,17 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _LAST_LINES = 15
 _PROGRESS = b"progress: "
+
+
+def name_interpreter() -> None:
+    """Let Snakemake start scripts by a name on PATH where the interpreter's own path is not a word of the shell.
+
+    Snakemake writes that path into a command without quotes, so that an environment below `My Documents` starts none.
+    """
+    if shlex.quote(sys.executable) != sys.executable:
+        interpreter = Path(sys.executable)
+        os.environ["PATH"] = os.pathsep.join([str(interpreter.parent), os.environ.get("PATH", "")])
+        sys.executable = interpreter.name
 
 
 def run_stage(
@@ -65,7 +77,13 @@ def run_stage(
     for name, paths in lists.items():
         for path in paths:
             argv += ["--input", f"{name}={path}"]
-    code = run_logged(argv, log=Path(log), environment=stage_environment(stage, threads))
+    try:
+        code = run_logged(argv, log=Path(log), environment=stage_environment(stage, threads))
+    except OSError as error:
+        sentence = fault_of_machine(error, Path(log))
+        if sentence is None:
+            raise
+        end_with(sentence, f"{stage} {output.name}", Path(log))
     if code:
         print(_explain(stage, output, Path(log), code), file=sys.stderr)
         sys.exit(code)
@@ -97,7 +115,8 @@ def stage_environment(stage: str, threads: int) -> dict[str, str]:
 def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -> int:
     """Run `argv` with both output streams in `log`; return its exit code.
 
-    Lines that begin with `progress: ` are relayed to this process's stderr; SIGINT and SIGTERM go to the child.
+    Lines that begin with `progress: ` are relayed to this process's stderr; SIGINT and SIGTERM go to the child. A log
+    that cannot be written any more (a full disk) does not end the child, which may write elsewhere: it is said once.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb", buffering=0) as stream:
@@ -117,8 +136,14 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             assert child.stdout is not None
+            is_logged = True
             for line in child.stdout:
-                stream.write(line)
+                try:
+                    if is_logged:
+                        stream.write(line)
+                except OSError as error:
+                    is_logged = False
+                    print(f"{log}: {error.strerror}; going on without the log", file=sys.stderr, flush=True)
                 if line.startswith(_PROGRESS):
                     print(line.removeprefix(_PROGRESS).decode(errors="replace").rstrip(), file=sys.stderr, flush=True)
             return child.wait()
@@ -145,6 +170,10 @@ def _explain(stage: str, output: Path, log: Path, code: int) -> str:
         return f"{stage} {output.name}: {errors[-1].removeprefix('error: ') if errors else f'see {log}'}"
     if code < 0:
         name = signal.Signals(-code).name
+        # What C++ throws where memory or threads cannot be had ends in an abort.
+        faults = (fault_of_machine(RuntimeError(line), output) for line in reversed(lines[-_LAST_LINES:]))
+        if name == "SIGABRT" and (fault := next(filter(None, faults), None)):
+            return f"{stage} {output.name}: {fault} Log: {log}"
         hint = " (out of memory, if nobody sent it)" if name == "SIGKILL" else ""
         return f"{stage} {output.name}: ended by {name}{hint}; run again to go on where it stopped. Log: {log}"
     tail = "\n".join(lines[-_LAST_LINES:])

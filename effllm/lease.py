@@ -52,7 +52,10 @@ class Claim:
 
     def __str__(self) -> str:
         job = f", Slurm job {self.slurm_job}" if self.slurm_job else ""
-        return f"process {self.pid} on {self.host}{job}"
+        return f"process {self.pid} on {self.host}{job}" if self.host else "a process that is not known"
+
+
+_UNKNOWN = Claim(token="", pid=0, host="", boot="", slurm_job=None)
 
 
 class Lease:
@@ -112,8 +115,8 @@ class Lease:
 
     def _enter_claim(self, is_local: bool, wait: bool) -> None:
         draft = self._directory / f"{_CLAIM}.{self._claim.token}"
-        draft.write_text(json.dumps(asdict(self._claim)))
         try:
+            draft.write_text(json.dumps(asdict(self._claim)))
             while True:
                 with contextlib.suppress(FileExistsError):
                     # A link is made by one of two hosts only, on network file systems too.
@@ -189,11 +192,14 @@ def lease(directory: Path, what: str) -> Iterator[Lease]:
 
 
 def holder_of(directory: Path) -> Claim | None:
-    """Who has claimed the lease of `directory`, living or not."""
+    """Who has claimed the lease of `directory`, living or not; nobody known if the claim cannot be read."""
     try:
-        return Claim(**json.loads((directory / _CLAIM).read_text()))
+        return Claim(**json.loads((directory / _CLAIM).read_bytes()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        # A crash of the machine left it empty, say. It is watched as a living one's is.
+        return _UNKNOWN
 
 
 def living_holder(directory: Path) -> Claim | None:

@@ -94,8 +94,9 @@ def await_left_overs(scratch: Path) -> None:
 def clear_left_overs(scratch: Path, temporary: Iterable[Path]) -> None:
     """Delete what a killed Snakemake in this directory left; note this one's `temporary` folders for the next run."""
     noted = scratch / "temporary.json"
-    if noted.is_file():
-        for path in map(Path, json.loads(noted.read_text())):
+    # Without the list, or with a damaged one, empty folders stay.
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        for path in map(Path, json.loads(noted.read_bytes())):
             if path.name.startswith("snakemake") or path.parent.name == "snakemake-runtime-cache":
                 shutil.rmtree(path, ignore_errors=True)
     for path in _SCRIPTS.glob("tmp*.py"):

@@ -85,7 +85,8 @@ def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None
     except Interrupted as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
+    # Panics of libraries in Rust are no Exception.
+    except BaseException as error:
         sentence = fault_of_machine(error, arguments["output"])
         if sentence is None:
             raise
@@ -196,7 +197,7 @@ def scratch_key(spec: dict[str, Any], parents: Mapping[str, Parent]) -> str:
 
 def _reset_unless(scratch: Path, key: str) -> None:
     marker = scratch / KEY
-    if not marker.exists() or marker.read_text() != key:
+    if not marker.exists() or marker.read_bytes() != key.encode():
         for path in scratch.iterdir():
             if path.name != LEASE:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -11,9 +11,17 @@ import gc
 import runpy
 import sys
 
+from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.faults import require_address_space
+
 
 def main() -> None:
     """Run the module that the first argument names as `__main__`, the other arguments being its own."""
+    try:
+        require_address_space()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     del sys.argv[0]
     gc.disable()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,5 +1,6 @@
 """The study, the ids that wildcards may take, and the functions that rules call: the only rule file with functions."""
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from effllm import lifeline
 from effllm.cluster.queue import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
-from effllm.faults import fault_of_machine
+from effllm.faults import fault_of_machine, require_place, require_writable
+from effllm.launch import name_interpreter
 from effllm.lease import Lease
 from effllm.planning.state import (
     has_changed_files,
@@ -37,6 +39,16 @@ def require_plain_path():
             )
 
 
+def require_snakemake_folder():
+    """Snakemake makes its folder after it has read this, in dry runs too, and ends in a traceback where it cannot."""
+    if Path(".snakemake").is_dir():
+        return
+    try:
+        require_writable(Path(".snakemake"))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def read_graph():
     """The graph of the study that `--config study=FILE` names (a profile does), of the tiny one if nothing does.
 
@@ -61,6 +73,8 @@ def read_graph():
 
 
 require_plain_path()
+name_interpreter()
+require_snakemake_folder()
 GRAPH = read_graph()
 # A job of Slurm outlives the Snakemake that submitted it.
 lifeline.announce(inherit=not workflow.remote_exec)
@@ -76,6 +90,20 @@ def only(stage):
     return any_of(GRAPH.ids(stage))
 
 
+@contextlib.contextmanager
+def ending_in_a_sentence():
+    """End with a sentence: Snakemake would wrap any other exception of an input function, and print a traceback."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        sentence = (
+            error
+            if isinstance(error, UserError)
+            else fault_of_machine(error, Path(RESULTS))
+        )
+        raise SystemExit(f"error: {sentence or error}") from None
+
+
 @functools.cache
 def enter_run():
     """Before the first node of a run is looked at: take the results, and let jobs of an earlier run end.
@@ -87,7 +115,9 @@ def enter_run():
     if not is_run or not workflow.is_main_process:
         return
     on_slurm = workflow.executor_plugin.name == "slurm"
-    try:
+    with ending_in_a_sentence():
+        for folder in (".snakemake", "logs", Path(RESULTS, SCRATCH)):
+            require_writable(Path(folder))
         if on_slurm:
             require_slurm()
         lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
@@ -101,26 +131,20 @@ def enter_run():
             Path(RESULTS, SCRATCH),
             [workflow.snakemake_tmp_dir, workflow.sourcecache.runtime_cache_path],
         )
-    except (UserError, OSError) as error:
-        sentence = (
-            error
-            if isinstance(error, UserError)
-            else fault_of_machine(error, Path(RESULTS))
-        )
-        # Snakemake would wrap any other exception of an input function, and print a traceback.
-        raise SystemExit(f"error: {sentence or error}") from None
 
 
-def refuse_damaged(inputs):
-    """End with a sentence if a manifest among the inputs cannot be read or was moved from another artifact."""
+def refuse_damaged(inputs, *outputs):
+    """End with a sentence if a manifest among the inputs cannot be read or was moved from another artifact.
+
+    Or if something lies in the place of a file that the node writes, its log among them.
+    """
     if not workflow.is_main_process:
         return
     paths = [[item] if isinstance(item, str) else item for item in inputs.values()]
-    try:
+    with ending_in_a_sentence():
         require_readable(path for items in paths for path in items)
-    except UserError as error:
-        # Snakemake would wrap any other exception of an input function, and print a traceback.
-        raise SystemExit(f"error: {error}") from None
+        for path in outputs:
+            require_place(Path(path))
 
 
 def parents(stage):
@@ -140,7 +164,11 @@ def parents(stage):
                 GRAPH, stage, wildcards.id
             ):
                 workflow.dag.forcefiles.add(GRAPH.manifest(stage, wildcards.id))
-        refuse_damaged(found)
+        refuse_damaged(
+            found,
+            GRAPH.manifest(stage, wildcards.id),
+            f"logs/{stage}/{wildcards.id}.log",
+        )
         return found
 
     return inputs
@@ -208,7 +236,9 @@ def spec(stage):
 def table_parents(wildcards):
     """An input function: the manifests that a table reads, by stage."""
     found = GRAPH.table_parents(wildcards.table)
-    refuse_damaged(found)
+    refuse_damaged(
+        found, f"{RESULTS}/{wildcards.table}.csv", f"logs/{wildcards.table}.log"
+    )
     return found
 
 

@@ -48,7 +48,8 @@ def write_table(
         write_csv(frame, Path(output))
         write_record(Path(output), record_of(spec, lists))
         Path(log).write_text(f"{frame.height} rows, {frame.width} columns\n")
-    except Exception as error:
+    # Panics of libraries in Rust are no Exception.
+    except BaseException as error:
         sentence = error if isinstance(error, UserError) else fault_of_machine(error, Path(output))
         if sentence is None:
             raise

@@ -180,3 +180,12 @@ def test_file_systems_without_locks_rely_on_the_claim(
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with lease(tmp_path / "lease", "the artifact"), pytest.raises(UserError, match="is in use by"):
         Lease(tmp_path / "lease", "the artifact").acquire(wait=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b'{"pid": 1}'])
+def test_a_damaged_claim_is_taken_over_after_it_was_watched(content: bytes, quick: None, tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "claim").write_bytes(content)
+    assert str(holder_of(tmp_path / "lease")) == "a process that is not known"
+    with lease(tmp_path / "lease", "the artifact") as held:
+        held.require_held()

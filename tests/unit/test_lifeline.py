@@ -132,3 +132,13 @@ def test_folders_and_scripts_of_a_killed_run_are_deleted_by_the_next(
     assert (tmp_path / "mine").exists()
     lifeline.clear_left_overs(tmp_path, [])
     assert not other.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"3", b"[3]", b"\xff", b"{}"])
+def test_a_damaged_list_of_folders_is_written_anew(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "temporary.json").write_bytes(content)
+    lifeline.clear_left_overs(tmp_path, [tmp_path / "snakemakeabc"])
+    assert json.loads((tmp_path / "temporary.json").read_text()) == [str(tmp_path / "snakemakeabc")]
