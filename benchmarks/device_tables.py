@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import publish
 from effllm.errors import CellFailure
+from effllm.publishing import publish
 from effllm.study import Graph, load_study
 from effllm.tables.assemble import assemble, write_csv
 

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from effllm import artifact, provenance
-from effllm.artifact import MANIFEST, Artifact, Parent, publish
+from effllm.artifact import MANIFEST, Artifact, Parent
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
 from effllm.faults import fault_of_machine
 from effllm.lease import lease
 from effllm.local_files import read_sha256
+from effllm.publishing import publish, restore
 from effllm.stages import STAGES
 from effllm.start import libraries_imported
 
@@ -109,7 +110,7 @@ def run(
     key = scratch_key(spec, parents)
     scratch = output.parent.parent / SCRATCH / stage / output.name
     with lease(scratch / LEASE, output.name) as held:
-        finished = artifact.restore(output, spec, parents)
+        finished = restore(output, spec, parents)
         if finished:
             log.info("%s stands: same spec, same inputs, payload intact; delete it to build it anew", output)
             return finished

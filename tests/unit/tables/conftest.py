@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from effllm.artifact import publish
 from effllm.errors import CellFailure
+from effllm.publishing import publish
 from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble
 
