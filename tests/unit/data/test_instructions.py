@@ -167,7 +167,7 @@ def test_a_file_without_the_named_columns_is_named_with_those_it_has(
         ("a.jsonl", '{"prompt": "a"}'.encode("utf-32"), "is text in UTF-32; write it in UTF-8"),
         ("a.jsonl", b"\0" * 200, "begins with null bytes"),
         ("a.jsonl", '{"prompt": "é"}'.encode("latin-1"), "line 1 is not JSON text (byte 0xe9 at 12 is not UTF-8)"),
-        ("a.jsonl", gzip.compress(b"{}"), "is compressed by gzip; let its name end in .jsonl.gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "is compressed by gzip; let its name end in .jsonl.gz"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd....", "is compressed by zstd; decompress it (zstd -d)"),
         ("a.jsonl.gz", b'{"prompt": "a"}', "is not compressed by gzip; take .gz off its name"),
         ("a.jsonl", b"PAR1....PAR1", "is a parquet file; let its name end in .parquet"),
