@@ -12,14 +12,14 @@ from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTabl
 VALIDITY = "validity"
 # Versions: raised by hand when a change of code alters a table.
 TABLES = {
-    "table3": 1,
-    "table4": 1,
-    "table5": 1,
-    "table6": 1,
-    "table7": 1,
-    "table8": 1,
-    "table9": 2,
-    "table16": 2,
+    "table3": 2,
+    "table4": 2,
+    "table5": 2,
+    "table6": 2,
+    "table7": 2,
+    "table8": 2,
+    "table9": 3,
+    "table16": 3,
     VALIDITY: 2,
 }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from effllm.intervals import correlation_of_means, mean_interval
 from effllm.tables.artifacts import Result
-from effllm.tables.cells import Row, mean
+from effllm.tables.cells import Cell, Row, mean
 
 CLUSTERS = "clusters.json"
 
@@ -44,6 +44,13 @@ def average_performance(scores: Mapping[str, Result]) -> Performance:
         return Performance(mean(means), None, None, f"{', '.join(unsure)} has no interval")
     intervals = [result.content["ci95"] for result in accuracies.values()]
     return Performance(mean(means), None, mean_interval(means, intervals, _correlations(list(accuracies.values()))))
+
+
+def better(evaluation: Result) -> Cell:
+    """Which way the benchmark's metric is better: `higher`, or `lower` as of a perplexity."""
+    if evaluation.content is None:
+        return None, f"{evaluation.status}: {evaluation.reason}"
+    return ("higher" if evaluation.content["higher_is_better"] else "lower"), None
 
 
 def _correlations(results: list[Result]) -> list[list[float]]:

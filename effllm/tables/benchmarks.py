@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from effllm.tables.accuracy import average_performance
+from effllm.tables.accuracy import average_performance, better
 from effllm.tables.artifacts import read_results
 from effllm.tables.cells import Row
+from effllm.tables.conditions import software
 from effllm.tables.window import disturbances
 from effllm.telemetry.validity import status_of
 
@@ -38,10 +39,12 @@ def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[di
                 row.set(f"{id}_low", interval[0], no_interval)
                 row.set(f"{id}_high", interval[1], no_interval)
                 row.set(f"{id}_chance", content["chance_level"] if content else None, reasons[id])
+                row.set(f"{id}_better", *better(cell))
                 row.set(f"{id}_items", content["items"] if content else None, reasons[id])
                 disturbed = status_of(disturbances({id: cell}))[1]
                 latency_ms = content["cost"]["latency_mean_ms"] if content and not disturbed else None
                 row.set(f"{id}_latency_ms", latency_ms, disturbed or reasons[id])
+            row.set("software", *software(cells.values()))
             status = next((cell for cell in cells.values() if cell.status != "ok"), None)
             rows.append(row.finish(status.status if status else "ok", status.reason if status else None))
     return rows

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from effllm.tables.accuracy import Performance, average_performance
+from effllm.tables.accuracy import Performance, average_performance, better
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Row
+from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window, disturbances
 from effllm.telemetry.metrics import model_compression_rate
 from effllm.telemetry.validity import check_generation_settings, status_of
@@ -115,7 +116,9 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     _set_scores(row, variant)
     profile = variant.profile.content
     row.set("device", profile["device"]["name"] if profile else None, main.absent)
+    row.set("device_id", *(device_id(profile["device"]) if profile else (None, main.absent)))
     row.set("threads", profile["threads"] if profile else None, main.absent)
+    row.set("software", *software([variant.quantize, variant.profile, *variant.scores.values()]))
     row.set("kernel", *_kernel(variant, main))
     row.set("windows", *main.window.figure("windows"))
     row.set("windows_s", *main.window.figure("duration_s"))
@@ -245,3 +248,4 @@ def _set_scores(row: Row, variant: _Variant) -> None:
         row.set(f"{benchmark}_low", interval[0], "lm-eval gives no standard error" if content else reason)
         row.set(f"{benchmark}_high", interval[1], "lm-eval gives no standard error" if content else reason)
         row.set(f"{benchmark}_chance", content["chance_level"] if content else None, reason)
+        row.set(f"{benchmark}_better", *better(result))

@@ -112,8 +112,10 @@ def set_conditions(row: Row, runs: Runs, settings: Sequence[str]) -> None:
     for key in settings:
         row.set(key, recipe[key])
     row.set("device", *common(runs, Training.device_name))
+    row.set("device_id", *common(runs, Training.device_id))
     row.set("world_size", *common(runs, lambda run: run.efficiency("world_size")))
     row.set("threads", *common(runs, lambda run: run.efficiency("threads")))
+    row.set("software", *common(runs, Training.software))
     steps, why = together(runs, Training.steps)
     row.set("steps_measured", sum(steps) if steps else None, why)
     seconds, why = together(runs, Training.seconds)

@@ -3,6 +3,7 @@
 from effllm.artifact import PROVENANCE
 from effllm.tables.artifacts import Figures, Result
 from effllm.tables.cells import Cell
+from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window
 from effllm.telemetry.validity import (
     Finding,
@@ -81,6 +82,15 @@ class Training:
         """Name of the device that the steps ran on."""
         record = self.result.record
         return (record["device"]["name"] if record else None), self.result.absent
+
+    def device_id(self) -> Cell:
+        """Which card of its kind the steps of rank 0 ran on."""
+        record = self.result.record
+        return device_id(record["device"]) if record else (None, self.result.absent)
+
+    def software(self) -> Cell:
+        """Versions of the libraries that it ran with."""
+        return software([self.result])
 
     def kernels(self) -> Cell:
         """The kernels of modules that have a choice of them, and in brackets why it was not the fused one."""

@@ -59,6 +59,7 @@ EFFICIENCY = {
     "tokens_per_s": 1024.0,
     "world_size": 1,
 }
+PACKAGES = {"torch": "2.11.0", "transformers": "5.23.0", "gptqmodel": None}
 QUALITY = {
     "cache_bytes_per_token": 128.0,
     "held_out_bits_per_byte": 1.5,
@@ -101,7 +102,8 @@ class Study:
             (staging / file).write_text(json.dumps(value))
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
-        publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance={}, failure=failure)
+        provenance = {"packages": PACKAGES}
+        publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance=provenance, failure=failure)
 
     def train(
         self,
@@ -119,7 +121,7 @@ class Study:
         (staging / "records" / "efficiency.json").write_text(json.dumps(efficiency))
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
-        provenance = {"wall_s": 20.0}
+        provenance = {"wall_s": 20.0, "packages": PACKAGES}
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance=provenance, failure=failure)
         return destination
 
@@ -171,6 +173,7 @@ class Study:
             "chance_level": 0.5,
             "ci95": ci95 or [score - 0.1, score + 0.1],
             "cost": {"latency_mean_ms": 3.0},
+            "higher_is_better": role == "accuracy",
             "ignored_generation_settings": {},
             "telemetry": {"status": "ok", "reason": None},
             "items": 20,

@@ -9,6 +9,7 @@ import pytest
 
 from effllm.errors import CellFailure, UserError
 from effllm.tables.assemble import assemble, write_csv
+from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.show import print_table
 from tests.unit.tables.conftest import EFFICIENCY, QUALITY, TELEMETRY, Study
 
@@ -305,8 +306,26 @@ def test_the_table_prints_the_papers_columns(study: Study, tmp_path: Path, capsy
         assert text in printed
 
 
-def test_every_column_is_documented(study: Study, repository: Path) -> None:
+def test_every_column_is_documented_and_described(study: Study, repository: Path) -> None:
     _train_all(study)
     documented = (repository / "docs" / "tables.md").read_text()
-    missing = [column for column in study.rows("table3")[0] if f"`{column}`" not in documented]
-    assert missing == []
+    columns = list(study.rows("table3")[0])
+    assert [column for column in columns if f"`{column}`" not in documented] == []
+    assert list(DESCRIPTIONS["table3"].columns(columns)) == columns
+
+
+def test_a_row_names_its_card_without_giving_it_away_and_its_libraries(study: Study) -> None:
+    cards = [f"GPU-{digit * 8}-0000-0000-0000-000000000001" for digit in "aba"]
+    for run, card in zip(("llama-1m", "llama-1m-again", "qwen2-1m"), cards, strict=True):
+        study.train(run, GPU_EFFICIENCY | {"device": {"kind": "cuda", "name": "a GPU", "uuid": card}})
+    two, one = study.rows("table3")
+    first, second = two["device_id"].split("; ")
+    assert first == one["device_id"] != second
+    assert "aaaa" not in first and len(first) == 12
+    assert one["software"] == "torch 2.11.0, transformers 5.23.0"
+
+
+def test_a_processor_has_no_card(study: Study) -> None:
+    _train_all(study)
+    assert study.rows("table3")[0]["device_id"] is None
+    assert "device_id: the device has no UUID" in study.rows("table3")[0]["not_measured"]
