@@ -6,14 +6,17 @@ read from generation_config.json, or without one from the generation keys that o
 object itself is replaced.
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from effllm.models.checkpoint.files import read_object
+from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.text import text_config
 
 # Notes about the file, and ids of which greedy decoding after a prompt makes no use.
-_WITHOUT_EFFECT = ("transformers_version", "bos_token_id", "pad_token_id", "use_cache")
+_WITHOUT_EFFECT = ("transformers_version", "bos_token_id", "pad_token_id", "_from_model_config")
 # Of the model's configuration, not of its generation: each makes every forward pass keep and return more.
 _EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states")
 
@@ -31,7 +34,7 @@ def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    asked = model.generation_config.to_dict()
+    asked = {**model.generation_config.to_dict(), **_written(Path(model.name_or_path))}
     model.generation_config = greedy_config(eos, pad)
     ignored = {key: value for key, value in asked.items() if _differs(key, value, eos)}
     for config in (model.config, text_config(model.config)):
@@ -40,6 +43,12 @@ def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
                 ignored[key] = True
                 setattr(config, key, False)
     return {key: _plain(value) for key, value in sorted(ignored.items())}
+
+
+def _written(checkpoint: Path) -> dict[str, Any]:
+    """What generation_config.json says, also where Transformers refuses a setting and the model has none of them."""
+    file = checkpoint / GENERATION_CONFIG
+    return read_object(file, str(checkpoint)) if file.is_file() else {}
 
 
 def _differs(key: str, value: Any, eos: int | None) -> bool:

@@ -1,18 +1,26 @@
 """Checkpoints and tokenizers of this study, loaded whole or not at all."""
 
 import errno
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 # Registers the decoder: its variants that Transformers does not know are saved in its own format.
 import effllm.models.decoder.model  # noqa: F401
 from effllm.errors import CellFailure, UserError, reason_of
-from effllm.models.checkpoint.files import stray_names
+from effllm.models.checkpoint.files import CONFIG, stray_names
+from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.text import text_config
 
 _MOST_NAMES = 3
@@ -38,6 +46,7 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
             output_loading_info=True,
             # Compared below: by itself Transformers says that there are some, and prints a table.
             ignore_mismatched_sizes=True,
+            **_plain_generation(checkpoint),
             **options,
         )
     if keys["mismatched_keys"]:
@@ -51,6 +60,34 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
         # Another such note: everything here, as in Transformers' own `generate`, reads outputs by name.
         config.return_dict = True
     return model
+
+
+def _plain_generation(checkpoint: Path) -> dict[str, GenerationConfig]:
+    """The option that replaces generation settings which Transformers refuses, which would otherwise end the loading.
+
+    The study decodes by settings of its own, and `decode_greedily` names what the files asked for.
+    """
+    file = GENERATION_CONFIG if (checkpoint / GENERATION_CONFIG).exists() else CONFIG
+    return {"generation_config": GenerationConfig()} if _refused(checkpoint, file) else {}
+
+
+def keep_refused_generation(source: Path, target: Path) -> None:
+    """Copy generation settings that Transformers refuses, and so neither loads nor saves, to a copy of the model."""
+    if (source / GENERATION_CONFIG).exists() and _refused(source, GENERATION_CONFIG):
+        shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
+
+
+def _refused(checkpoint: Path, file: str) -> bool:
+    try:
+        GenerationConfig.from_pretrained(
+            checkpoint, config_file_name=file, _from_model_config=file == CONFIG, local_files_only=True
+        )
+    except ValueError:
+        return True
+    # The file itself is at fault, as loading says.
+    except (OSError, TypeError):
+        return False
+    return False
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantizatio
 
 from pydantic import TypeAdapter
 
-from effllm.models.loading import load_tokenizer
+from effllm.models.loading import keep_refused_generation, load_tokenizer
 from effllm.models.random_weights import why_unscored
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import quantize_gptq
@@ -28,6 +28,7 @@ def build(job: Job) -> None:
         quantize_gptq(source, target, settings, data.directory, job.records)
     if (source / "tokenizer_config.json").exists():
         load_tokenizer(source).save_pretrained(target)
+    keep_refused_generation(source, target)
     content = {
         "nominal_bits": settings.nominal_bits,
         "precision": settings.plain(),

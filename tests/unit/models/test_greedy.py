@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from effllm.evaluation.metered import MeteredLM
 from effllm.models.greedy import decode_greedily
-from effllm.models.loading import load_causal_lm, load_tokenizer
+from effllm.models.loading import keep_refused_generation, load_causal_lm, load_tokenizer
 from effllm.profiling.decoding import TimedDecoding
+from effllm.quantization.cast import cast
+from effllm.study.models import CastPrecision
 from effllm.telemetry.validity import check_generation_settings
 
 WORDS = [f"w{index}" for index in range(94)]
@@ -154,7 +156,7 @@ def test_what_was_ignored_is_named(directory: Path) -> None:
     model, tokenizer = load_causal_lm(directory).eval(), load_tokenizer(directory)
     ignored = decode_greedily(model, tokenizer)
     assert ignored == {key: ASKED[key] for key in sorted(ASKED)}
-    assert decode_greedily(model, tokenizer) == {}
+    assert decode_greedily(model, tokenizer) == ignored
     (finding,) = check_generation_settings(ignored)
     assert finding.severity == "warning"
     assert "num_beams 3" in finding.message and "do_sample True" in finding.message
@@ -165,3 +167,39 @@ def test_what_was_ignored_is_named(directory: Path) -> None:
 def test_generation_keys_of_an_old_configuration_are_named_too(directory: Path) -> None:
     ignored = decode_greedily(load_causal_lm(directory), load_tokenizer(directory))
     assert set(ignored) == {*LEGACY, "eos_token_id", "output_hidden_states"}
+
+
+@pytest.mark.parametrize("directory", ["neither"], indirect=True)
+@pytest.mark.parametrize(
+    ("file", "refused"),
+    [
+        ("generation_config.json", {"num_return_sequences": 3}),
+        ("generation_config.json", {"early_stopping": "maybe"}),
+        ("generation_config.json", {"cache_implementation": "of no kind"}),
+        ("config.json", {"num_return_sequences": 3}),
+        ("config.json", {"early_stopping": "maybe"}),
+    ],
+    ids=str,
+)
+def test_settings_that_transformers_refuses_are_left_out_as_well(
+    directory: Path, file: str, refused: dict[str, Any], tmp_path: Path
+) -> None:
+    own = json.loads((directory / file).read_text()) if file == "config.json" else {}
+    (directory / file).write_text(json.dumps(own | refused))
+    model = load_causal_lm(directory).eval()
+    if file == "generation_config.json":
+        assert decode_greedily(model, load_tokenizer(directory)) == refused
+    prompt = torch.randint(3, 97, (2, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    timed = TimedDecoding(model, prompt, NEW_TOKENS, "cpu")
+    got = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=timed.config)
+    assert torch.equal(got, _argmax(model, prompt, NEW_TOKENS))
+    cast(directory, tmp_path / "cast", CastPrecision(kind="cast", dtype="bfloat16"))
+    keep_refused_generation(directory, tmp_path / "cast")
+    if file == "generation_config.json":
+        assert decode_greedily(load_causal_lm(tmp_path / "cast"), load_tokenizer(directory)) == refused
+
+
+@pytest.mark.parametrize("directory", ["neither"], indirect=True)
+def test_a_model_that_asks_for_no_cache_is_told_that_it_gets_one(directory: Path) -> None:
+    (directory / "generation_config.json").write_text('{"use_cache": false}')
+    assert decode_greedily(load_causal_lm(directory), load_tokenizer(directory)) == {"use_cache": False}
