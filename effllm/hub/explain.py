@@ -23,12 +23,14 @@ from effllm.hub.patience import InterruptedTransferError, brief
 
 HUB_ERRORS = (httpx2.HTTPError, InterruptedTransferError, OfflineModeIsEnabled, HFValidationError)
 """What requests to the hub raise, and `explain` puts into words."""
+# The host was there: it is the connection that does not last.
+_BROKEN_OFF = (httpx2.ReadError, httpx2.ReadTimeout, httpx2.RemoteProtocolError)
 
 
-def explain(error: Exception, kind: str, repo: str, revision: str) -> str:
-    """One sentence for an error of `HUB_ERRORS`; `kind` is "model" or "dataset"."""
+def explain(error: Exception, kind: str, repo: str, revision: str, file: str | None = None) -> str:
+    """One sentence for an error of `HUB_ERRORS`; `kind` is "model" or "dataset", `file` what was asked for of it."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
-    what = f"the {kind} {repo}"
+    what = f"{file} of the {kind} {repo}" if file else f"the {kind} {repo}"
     if isinstance(error, OfflineModeIsEnabled):
         return (
             f"{what} at {revision[:8]} is not in the hub's cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set: "
@@ -38,10 +40,11 @@ def explain(error: Exception, kind: str, repo: str, revision: str) -> str:
         return f"{repo!r} cannot name a repository of the hub ({_first_line(error)}): write owner/name."
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, what, page, revision)
-    if isinstance(error, InterruptedTransferError):
+    if isinstance(error, (InterruptedTransferError, *_BROKEN_OFF)):
+        how = _first_line(error) if isinstance(error, InterruptedTransferError) else f"it breaks off ({brief(error)})"
         return (
-            f"{what} cannot be fetched: {_first_line(error)}, time after time; what came is kept, so run again when "
-            "the connection is better."
+            f"{what} cannot be fetched: {how}, time after time; what came is kept, so run again when the connection "
+            "is better."
         )
     host = urlsplit(constants.ENDPOINT).hostname
     chain = list(causes(error))
@@ -83,7 +86,7 @@ def _explain_answer(error: HfHubHTTPError, what: str, page: str, revision: str) 
     if isinstance(error, RevisionNotFoundError):
         return f"{what} has no revision {revision}: take a commit that {page}/commits/main lists."
     if isinstance(error, EntryNotFoundError):
-        return f"{what} at {revision[:8]} lacks a file that it lists: take another revision ({page}/commits/main)."
+        return f"{what} at {revision[:8]} is listed and not there: take another revision ({page}/commits/main)."
     if "Invalid credentials" in message or (status == 401 and get_token() is not None):
         return (
             f"{what} cannot be fetched: the hub does not accept {token} (401), or hides the repository from it; make "

@@ -80,17 +80,17 @@ class Repository:
             self._require_room(wanted, directory)
             fetching = _Fetching(self, directory, bar)
             with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-                pending = [pool.submit(fetching.fetch, file) for file in wanted]
+                pending = [(file, pool.submit(fetching.fetch, file)) for file in wanted]
                 try:
-                    failed = [error for future in pending if (error := future.exception()) is not None]
+                    failed = [(error, file) for file, future in pending if (error := future.exception()) is not None]
                 except BaseException:
                     # An interrupt: the pool would wait for transfers of hours.
                     fetching.stop()
                     raise
         # The first that failed on its own account has stopped the others.
-        for error in sorted(failed, key=lambda error: isinstance(error, Stopped)):
+        for error, file in sorted(failed, key=lambda failure: isinstance(failure[0], Stopped)):
             if isinstance(error, HUB_ERRORS):
-                raise UserError(explain(error, self._kind, self._repo, self._revision)) from None
+                raise UserError(explain(error, self._kind, self._repo, self._revision, file.path)) from None
             raise error
 
     def url(self, file: HubFile) -> str:

@@ -7,9 +7,9 @@
         hub.requests                           # what was asked for
 
 Served: revision, tree (in pages) and paths-info of the API, and resolve with ETag, X-Repo-Commit, X-Linked-Size,
-X-Linked-Etag and Range. Files in `LFS` lie on a second server, the CDN: resolve redirects to an address there whose
-signature holds for `hub.signature_s` seconds. A repository may be gated or private; `hub.tokens` maps tokens to the
-repositories that they may read.
+X-Linked-Etag and Range. Files that end as `LFS` says lie on a second server, the CDN: resolve redirects to an address
+there whose signature holds for `hub.signature_s` seconds. A repository may be gated or private; `hub.tokens` maps
+tokens to the repositories that they may read.
 """
 
 import hashlib
@@ -97,6 +97,16 @@ class _Repository:
     revision: str
     files: dict[str, bytes]
     access: str = "open"
+    lfs: tuple[str, ...] = LFS
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """A file as the tree lists it."""
+        data = self.files[name]
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        entry: dict[str, Any] = {"type": "file", "oid": blob, "size": len(data), "path": name}
+        if name.endswith(self.lfs):
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return entry
 
 
 @dataclass
@@ -120,11 +130,16 @@ class Hub:
         self._servers = [_Server(("127.0.0.1", 0), host, self) for host in ("hub", "cdn")]
         self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
-    def add(self, kind: str, repo: str, files: dict[str, bytes], access: str = "open") -> str:
-        """Publish a repository ("model" or "dataset"; open, gated or private) and return its commit."""
+    def add(
+        self, kind: str, repo: str, files: dict[str, bytes], access: str = "open", lfs: tuple[str, ...] = LFS
+    ) -> str:
+        """Publish a repository ("model" or "dataset"; open, gated or private) and return its commit.
+
+        Files whose names end in one of `lfs` are on the CDN.
+        """
         content = json.dumps([kind, repo, {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}])
         revision = hashlib.sha1(content.encode()).hexdigest()
-        self._repositories[f"{kind}s", repo] = _Repository(revision, dict(files), access)
+        self._repositories[f"{kind}s", repo] = _Repository(revision, dict(files), access, lfs)
         return revision
 
     def fault(self, pattern: str, fault: Fault, times: float = 1, skip: int = 0) -> None:
@@ -232,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._tree(address.path, found, query, fault)
         elif what == "paths-info":
             names = json.loads(body)["paths"]
-            self._json([_entry(name, found.files[name]) for name in names if name in found.files])
+            self._json([found.entry(name) for name in names if name in found.files])
         elif below not in found.files:
             self._refuse(404, "EntryNotFound", "Entry not found")
         else:
@@ -261,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         names = sorted(found.files)
         folders = sorted({name.rpartition("/")[0] for name in names if "/" in name}) if first == 0 else []
         entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": folder} for folder in folders]
-        entries += [_entry(name, found.files[name]) for name in names[first : first + PAGE_FILES]]
+        entries += [found.entry(name) for name in names[first : first + PAGE_FILES]]
         headers = {}
         if first + PAGE_FILES < len(names):
             address = f"{self.server.hub.endpoint}{path}?recursive=true&cursor={first + PAGE_FILES}"
@@ -269,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(entries).encode(), {"Content-Type": "application/json"} | headers, fault)
 
     def _resolve(self, path: str, found: _Repository, name: str, fault: Fault | None) -> None:
-        entry = _entry(name, found.files[name])
+        entry = found.entry(name)
         headers = {"X-Repo-Commit": found.revision, "Accept-Ranges": "bytes"}
         if "lfs" not in entry:
             self._send(found.files[name], headers | {"ETag": f'"{entry["oid"]}"'}, fault)
@@ -345,12 +360,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-def _entry(name: str, data: bytes) -> dict[str, Any]:
-    """A file as the tree lists it."""
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    entry: dict[str, Any] = {"type": "file", "oid": blob, "size": len(data), "path": name}
-    if name.endswith(LFS):
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-    return entry
