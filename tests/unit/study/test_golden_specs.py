@@ -1,4 +1,4 @@
-"""What decides the results of the shipped studies: kept, so that a change of code reruns nobody's artifacts by accident.
+"""What decides the results of the shipped studies: kept, so that no change of code reruns anybody's artifacts.
 
 A stage whose results really change gets a higher version; then `python -m tests.unit.study.test_golden_specs` writes
 the digests again.
