@@ -1,43 +1,36 @@
 """The `effllm` command: what Snakemake itself does not answer."""
 
 import argparse
+import importlib
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from effllm.artifact import write_text
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.faults import fault_of_machine, require_address_space
-from effllm.planning import plan, status, verify
-from effllm.stages import STAGES
-from effllm.study import Graph, load_study
-from effllm.study.inheritance import written_as_yaml
-from effllm.study.load import study_schema
+
+# Commands with a module of their own, which has `register(command)`: its options and what runs.
+_MODULES = {
+    "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
+    "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
+    "verify": ("effllm.planning.verify", "check every digest of every artifact"),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command; exits 2 with a sentence on a user's error."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="effllm", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("check", help="check a study's configuration")
-    command.add_argument("study", type=Path)
-    command.add_argument(
-        "--resolved", action="store_true", help="print the study with `extends` and `like` written out"
-    )
-    command.set_defaults(run=lambda arguments: check(arguments.study, arguments.resolved))
-    command = commands.add_parser("schema", help="write the JSON schema of studies")
-    command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
-    command.set_defaults(run=lambda arguments: schema(arguments.output))
-    command = commands.add_parser("show", help="print a table")
-    command.add_argument("table", type=Path, help="results/table<N>.csv")
-    command.add_argument("--all", action="store_true", help="every column, a block per row")
-    command.set_defaults(run=lambda arguments: show(arguments.table, arguments.all))
-    for module in (plan, status, verify):
-        module.register(commands)
-    command = commands.add_parser("devices", help="what this machine can measure, and what each figure means")
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(run=lambda arguments: devices(arguments.json))
+    for name, (register, text) in _COMMANDS.items():
+        register(commands.add_parser(name, help=text))
+    for name, (module, text) in _MODULES.items():
+        command = commands.add_parser(name, help=text)
+        # Only the command that was called is imported: a study's types alone take most of a second.
+        if name in argv:
+            importlib.import_module(module).register(command)
     arguments = parser.parse_args(argv)
     # `effllm ... | head` ends quietly, as other commands do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -52,8 +45,44 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(EXIT_USER_ERROR)
 
 
+def _register_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", type=Path)
+    command.add_argument(
+        "--resolved", action="store_true", help="print the study with `extends` and `like` written out"
+    )
+    command.set_defaults(run=lambda arguments: check(arguments.study, arguments.resolved))
+
+
+def _register_schema(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
+    command.set_defaults(run=lambda arguments: schema(arguments.output))
+
+
+def _register_show(command: argparse.ArgumentParser) -> None:
+    command.add_argument("table", type=Path, help="results/table<N>.csv")
+    command.add_argument("--all", action="store_true", help="every column, a block per row")
+    command.set_defaults(run=lambda arguments: show(arguments.table, arguments.all))
+
+
+def _register_devices(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=lambda arguments: devices(arguments.json))
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "check": (_register_check, "check a study's configuration"),
+    "schema": (_register_schema, "write the JSON schema of studies"),
+    "show": (_register_show, "print a table"),
+    "devices": (_register_devices, "what this machine can measure, and what each figure means"),
+}
+
+
 def check(path: Path, resolved: bool) -> int:
     """Say what a study holds (or print it written out), or what is wrong with it."""
+    from effllm.stages import STAGES
+    from effllm.study import Graph, load_study
+    from effllm.study.inheritance import written_as_yaml
+
     study = load_study(path)
     graph = Graph(study)
     graph.check_files()
@@ -70,6 +99,8 @@ def check(path: Path, resolved: bool) -> int:
 
 def schema(output: Path | None) -> int:
     """The JSON schema of a study, generated from the typed configuration."""
+    from effllm.artifact import write_text
+
     text = schema_text()
     if output:
         write_text(output, text)
@@ -80,6 +111,8 @@ def schema(output: Path | None) -> int:
 
 def schema_text() -> str:
     """What config/schema.json holds."""
+    from effllm.study.load import study_schema
+
     return json.dumps(study_schema(), indent=1) + "\n"
 
 

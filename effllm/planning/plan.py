@@ -68,9 +68,8 @@ class Plan:
         return asdict(self)
 
 
-def register(commands: Any) -> None:
-    """Add the command to a parser's subcommands."""
-    command = commands.add_parser("plan", help="what a target costs before anything runs")
+def register(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs."""
     command.add_argument("targets", nargs="*", metavar="TARGET", help="results/table9.csv, table9, quantize/ID, ...")
     add_study(command)
     command.add_argument("--gpus", type=int, default=1, help="devices to run on (default: %(default)s)")

@@ -47,9 +47,8 @@ class Entry:
     resumes_at_step: int | None
 
 
-def register(commands: Any) -> None:
-    """Add the command to a parser's subcommands."""
-    command = commands.add_parser("status", help="what exists, what is stale and why, what failed")
+def register(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs."""
     add_study(command)
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=run)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact
 from effllm.errors import UserError
@@ -17,9 +16,8 @@ from effllm.tables.record import damage_of_table, recorded_tables
 _THREADS = 4
 
 
-def register(commands: Any) -> None:
-    """Add the command to a parser's subcommands."""
-    command = commands.add_parser("verify", help="check every digest of every artifact")
+def register(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs."""
     command.add_argument("results", type=Path, nargs="?", default=Path("results"))
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=run)
