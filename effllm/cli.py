@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.faults import fault_of_machine, require_address_space
+from effllm.runtime.faults import fault_of_machine, require_address_space
 
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
@@ -99,7 +99,7 @@ def check(path: Path, resolved: bool) -> int:
 
 def schema(output: Path | None) -> int:
     """The JSON schema of a study, generated from the typed configuration."""
-    from effllm.artifact import write_text
+    from effllm.runtime.artifact import write_text
 
     text = schema_text()
     if output:

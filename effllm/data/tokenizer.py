@@ -16,8 +16,8 @@ from tokenizers.trainers import BpeTrainer
 from effllm.data.shards import read_batches
 from effllm.errors import UserError
 from effllm.hub.repository import Repository
-from effllm.progress import progress
-from effllm.stage import Job, main
+from effllm.runtime.progress import progress
+from effllm.runtime.stage import Job, main
 from effllm.study.base import Section
 from effllm.study.data import HubTokenizer, Tokenizer, TrainedTokenizer
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
-from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists, near_folders, tasks_folder
 from effllm.hub.dataset import HubDataset
+from effllm.study.harness_index import harness_suggestions, harness_task_exists, near_folders, tasks_folder
 
 log = logging.getLogger(__name__)
 PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")

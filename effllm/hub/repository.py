@@ -20,7 +20,7 @@ from effllm.hub.digests import Digest
 from effllm.hub.explain import HUB_ERRORS, explain
 from effllm.hub.patience import InterruptedTransferError, patiently
 from effllm.hub.transfer import Stopped, transfer
-from effllm.progress import Progress
+from effllm.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 # At INFO the HTTP client logs every address, signed ones included.

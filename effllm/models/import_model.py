@@ -17,7 +17,7 @@ from effllm.hub.repository import Repository
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import MODEL_FILES, is_taken, model_files, weight_files
 from effllm.models.checkpoint.settings import check_settings
-from effllm.stage import Job, main
+from effllm.runtime.stage import Job, main
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 

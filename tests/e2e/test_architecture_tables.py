@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import yaml
 
-from effllm.artifact import Artifact
+from effllm.runtime.artifact import Artifact
 from effllm.study import parse_study
 from tests.conftest import run_snakemake
 

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from effllm.artifact import MANIFEST, Artifact
+from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.study import Graph, load_study, parse_study
 from effllm.tables.assemble import assemble
 from tests.conftest import REPOSITORY, run_snakemake

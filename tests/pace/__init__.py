@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import write_text
+from effllm.runtime.artifact import write_text
 
 
 def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from effllm.artifact import Manifest, Parent, digest_file
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
+from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.study import Graph, parse_study
 from effllm.study.inheritance import read_study
 from effllm.tables.record import write_record

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from effllm.lease import holder_of
+from effllm.runtime.lease import holder_of
 from tests.conftest import run_snakemake
 from tests.workflow.conftest import Workdir
 

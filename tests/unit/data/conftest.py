@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from effllm import stage
-from effllm.artifact import Artifact
 from effllm.data import corpus, packing, tokenizer
 from effllm.data.instructions import prepare
+from effllm.runtime import stage
+from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
 from tests.hub.fixtures import hub, waits  # noqa: F401
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import Artifact
 from effllm.data.instructions.samples import Message, Sample, read_samples
+from effllm.runtime.artifact import Artifact
 
 PAIRS = {"kind": "prompt_response"}
 CHAT = {"kind": "chat"}

@@ -12,11 +12,11 @@ import pytest
 import xxhash
 from corpus_documents import document, documents, kept, kept_ids, write_parquet
 
-from effllm.artifact import digest_tree
 from effllm.data.sampling import SPLIT_SALT, SeenTexts
 from effllm.data.schema import SCHEMA
 from effllm.data.shards import ShardWriter
 from effllm.errors import UserError
+from effllm.runtime.artifact import digest_tree
 from effllm.stages import STAGES
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from effllm.artifact import Artifact
 from effllm.data.packing import build
 from effllm.data.synthetic import draw
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
-from effllm.stage import run
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 from effllm.study.data import SyntheticStream
 

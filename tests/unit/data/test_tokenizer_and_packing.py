@@ -11,13 +11,13 @@ import pytest
 import transformers
 from corpus_documents import document, kept, write_parquet
 
-from effllm.artifact import Artifact
 from effllm.data import packing
 from effllm.data.packing import pack
 from effllm.data.shards import read_texts
 from effllm.data.tokenizer import END_OF_TEXT, load
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
+from effllm.runtime.artifact import Artifact
 from tests.hub.server import Status
 
 TEXTS = [

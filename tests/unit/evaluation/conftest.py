@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from effllm.artifact import Artifact
-from effllm.stage import run
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 
 END = "<|endoftext|>"

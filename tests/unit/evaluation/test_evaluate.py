@@ -213,9 +213,9 @@ def test_a_sentence_longer_than_the_context_is_unsupported(exact, swaps, tmp_pat
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps, monkeypatch, capsys, tmp_path):
-    import effllm.progress
+    import effllm.runtime.progress
 
-    monkeypatch.setattr(effllm.progress, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(effllm.runtime.progress, "LINE_INTERVAL_S", 0.0)
     evaluate_model(tmp_path, exact[0], swaps)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("progress: ")]
     # On a busy machine a line before them says so.

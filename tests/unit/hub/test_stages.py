@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from effllm import stage
-from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation import benchmark
 from effllm.models import import_model
+from effllm.runtime import stage
+from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
 from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Hang, Hub, Reset, Status, Truncate

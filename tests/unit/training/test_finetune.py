@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import UserError
 from effllm.intervals import ratio_standard_error
 from effllm.models.loading import load_causal_lm
-from effllm.stage import run
+from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 from effllm.training.adapters import load_adapter
 from effllm.training.consumed import sample_order

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.data.tokens import PackedTokens
 from effllm.errors import EXIT_INTERRUPTED
 from effllm.intervals import ratio_standard_error
+from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.training.checkpoints import latest_complete
 from effllm.training.held_out import held_out_loss
 from tests.pace import Held, environment

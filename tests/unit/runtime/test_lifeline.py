@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from effllm import lifeline
+from effllm.runtime import lifeline
 
 _LIMIT_S = 120
 # A Snakemake, as far as its jobs see: it names itself and starts one through a shell, from a thread that ends.
 _RUN = """
 import subprocess, sys, threading, time
-from effllm import lifeline
+from effllm.runtime import lifeline
 lifeline.announce(inherit=True)
 job = threading.Thread(target=lambda: subprocess.Popen(["bash", "-c", "set -e; " + sys.argv[1] + "; true"]))
 job.start()
@@ -28,8 +28,8 @@ time.sleep(1000)
 _JOB = """
 import os, sys
 from pathlib import Path
-from effllm import lifeline
-from effllm.launch import run_logged
+from effllm.runtime import lifeline
+from effllm.runtime.launch import run_logged
 lifeline.attach(Path(sys.argv[1]))
 run_logged(
     [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"],
@@ -80,7 +80,7 @@ def test_the_next_run_waits_for_what_still_lives_and_names_it(
     run.kill()
     run.wait()
     waiting = subprocess.Popen(
-        [sys.executable, "-c", f"from effllm.lifeline import *; await_left_overs(Path({str(tmp_path)!r}))"],
+        [sys.executable, "-c", f"from effllm.runtime.lifeline import *; await_left_overs(Path({str(tmp_path)!r}))"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -100,13 +100,13 @@ def test_a_job_whose_run_has_ended_before_it_started_does_not_start(tmp_path: Pa
         [
             sys.executable,
             "-c",
-            "import os; from effllm import lifeline as l; l.announce(False); print(os.environ[l._RUNS])",
+            "import os; from effllm.runtime import lifeline as l; l.announce(False); print(os.environ[l._RUNS])",
         ],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
-    job = [sys.executable, "-c", f"from effllm.lifeline import *; attach(Path({str(tmp_path)!r}))"]
+    job = [sys.executable, "-c", f"from effllm.runtime.lifeline import *; attach(Path({str(tmp_path)!r}))"]
     result = subprocess.run(job, env=os.environ | {lifeline._RUNS: dead}, capture_output=True, text=True)
     assert "the Snakemake that started this job has ended" in result.stderr
     # Of another host nothing can be known, and outside of a run there is nothing to tie to.

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from effllm.artifact import digest_file, write_text
+from effllm.runtime.artifact import digest_file, write_text
 
 _DIRECTORY = "digests"
 # Within the coarsest tick of a file system two writes may leave the same times.

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from effllm import lifeline
-from effllm.artifact import write_text
-from effllm.clock import await_inputs
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
-from effllm.faults import fault_of_machine
-from effllm.stage import SCRATCH
+from effllm.runtime import lifeline
+from effllm.runtime.artifact import write_text
+from effllm.runtime.clock import await_inputs
+from effllm.runtime.faults import fault_of_machine
+from effllm.runtime.stage import SCRATCH
 from effllm.stages import STAGES
 
 _PR_SET_PDEATHSIG = 1
@@ -72,7 +72,7 @@ def run_stage(
         if sentence is None:
             raise
         end_with(sentence, f"{stage} {output.name}", Path(log))
-    argv = [sys.executable, "-m", "effllm.start", STAGES[stage].module]
+    argv = [sys.executable, "-m", "effllm.runtime.start", STAGES[stage].module]
     argv += ["--spec", str(spec_file), "--output", str(output)]
     for name, paths in lists.items():
         for path in paths:

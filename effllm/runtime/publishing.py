@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import (
+from effllm.errors import CellFailure, UserError
+from effllm.runtime.artifact import (
     MANIFEST,
     PROVENANCE,
     PUBLISHED,
@@ -21,7 +22,6 @@ from effllm.artifact import (
     digest_tree,
     write_text,
 )
-from effllm.errors import CellFailure, UserError
 
 
 def publish(

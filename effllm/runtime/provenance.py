@@ -23,7 +23,7 @@ PACKAGES = (
     "torch",
     "transformers",
 )
-_ROOT = Path(__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def collect(module: str, started: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Start a program of this package without collecting garbage among its imports.
 
-    python -m effllm.start MODULE [ARGUMENT ...]
+    python -m effllm.runtime.start MODULE [ARGUMENT ...]
 
 is `python -m MODULE [ARGUMENT ...]`, sooner. torch and Transformers make millions of objects that live to the end; the
 collector would go through them time and again while they are imported, and once more when the process ends, which
@@ -12,7 +12,7 @@ import runpy
 import sys
 
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.faults import require_address_space
+from effllm.runtime.faults import require_address_space
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import CellFailure, UserError
-from effllm.launch import run_logged
-from effllm.stage import Job, run
+from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.runtime.launch import run_logged
+from effllm.runtime.stage import Job, run
 from effllm.stages import STAGES
 
 SPEC = {"stage": "corpus", "version": STAGES["corpus"].version, "config": {"x": 1}}
@@ -130,7 +130,8 @@ def test_a_spec_that_is_no_slice_of_a_study_is_refused_with_its_key(tmp_path: Pa
 def _stage_program(root: Path, body: str) -> list[str]:
     program = root / "program.py"
     program.write_text(
-        f"import sys\nfrom effllm.stage import main\ndef build(job):\n    {body}\nmain('corpus', build, sys.argv[1:])\n"
+        "import sys\nfrom effllm.runtime.stage import main\n"
+        f"def build(job):\n    {body}\nmain('corpus', build, sys.argv[1:])\n"
     )
     spec = root / "spec.json"
     spec.write_text(json.dumps(SPEC))
@@ -167,7 +168,7 @@ def test_a_stage_dies_with_its_launcher(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     launcher = (
-        "import os, sys\nfrom pathlib import Path\nfrom effllm.launch import run_logged\n"
+        "import os, sys\nfrom pathlib import Path\nfrom effllm.runtime.launch import run_logged\n"
         f"run_logged([sys.executable, '-c', {child!r}], log=Path({str(tmp_path / 'log')!r}), "
         "environment=dict(os.environ))"
     )

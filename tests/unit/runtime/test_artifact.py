@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from effllm.artifact import MANIFEST, Artifact, Manifest
 from effllm.errors import CellFailure, UserError
 from effllm.planning.verify import verify
-from effllm.publishing import publish
+from effllm.runtime.artifact import MANIFEST, Artifact, Manifest
+from effllm.runtime.publishing import publish
 
 
 def _publish(root: Path, content: str, **changes: object) -> Artifact:

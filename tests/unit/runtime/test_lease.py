@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from effllm import lease as module
 from effllm.errors import UserError
-from effllm.lease import Lease, holder_of, lease
+from effllm.runtime import lease as module
+from effllm.runtime.lease import Lease, holder_of, lease
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_killed_holder_leaves_nothing_to_unlock(tmp_path: Path) -> None:
     program = f"""
         import time
         from pathlib import Path
-        from effllm.lease import Lease
+        from effllm.runtime.lease import Lease
         Lease(Path({str(tmp_path / "lease")!r}), "x").acquire()
         print("held", flush=True)
         time.sleep(60)
@@ -72,7 +72,7 @@ def test_a_holder_that_leaves_its_working_directory_keeps_its_lease(tmp_path: Pa
     program = """
         import os, time
         from pathlib import Path
-        from effllm import lease
+        from effllm.runtime import lease
         lease.RENEW_S = 0.05
         lease.Lease(Path("lease"), "x").acquire()
         os.chdir("elsewhere")
@@ -152,7 +152,7 @@ def test_a_holder_that_was_suspended_until_another_took_over_ends_itself(tmp_pat
     program = f"""
         import time
         from pathlib import Path
-        from effllm import lease as module
+        from effllm.runtime import lease as module
         module.RENEW_S = 0.1
         module.Lease(Path({str(tmp_path / "lease")!r}), "the artifact").acquire()
         print("held", flush=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from effllm import launch
-from effllm.artifact import Artifact
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.faults import fault_of_machine, require_place, require_writable
-from effllm.stage import KEY, SCRATCH
+from effllm.runtime import launch
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.faults import fault_of_machine, require_place, require_writable
+from effllm.runtime.stage import KEY, SCRATCH
 from effllm.stages import STAGES
 from effllm.tables import assemble
 from tests.conftest import REPOSITORY, SNAKEMAKE
@@ -160,7 +160,7 @@ def test_memory_that_ran_out_is_said_however_it_is_told(error: Exception) -> Non
 
 def test_a_stage_that_runs_out_of_memory(tmp_path: Path) -> None:
     program = (
-        "import resource; from effllm import stage\n"
+        "import resource; from effllm.runtime import stage\n"
         "def build(job):\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "    bytearray(4 << 30)\n"
@@ -174,7 +174,7 @@ def test_a_stage_that_runs_out_of_memory(tmp_path: Path) -> None:
 def test_a_panic_of_a_library_in_rust(tmp_path: Path) -> None:
     """pyo3's PanicException derives from BaseException."""
     program = (
-        "from effllm import stage\n"
+        "from effllm.runtime import stage\n"
         "class PanicException(BaseException): pass\n"
         "def build(job):\n"
         "    raise PanicException('failed to spawn: Os { code: 11, message: \"Resource temporarily unavailable\" }')\n"
@@ -185,7 +185,7 @@ def test_a_panic_of_a_library_in_rust(tmp_path: Path) -> None:
     says(subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True), "no more threads")
 
 
-@pytest.mark.parametrize("command", ["effllm.start effllm.training.pretrain", "effllm.cli devices"])
+@pytest.mark.parametrize("command", ["effllm.runtime.start effllm.training.pretrain", "effllm.cli devices"])
 def test_an_address_space_that_the_libraries_crash_or_hang_in(command: str) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (500 << 20, 500 << 20))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from effllm import local_files
-from effllm.artifact import FileDigest, digest_file
-from effllm.local_files import read_sha256, sha256_of
+from effllm.runtime import local_files
+from effllm.runtime.artifact import FileDigest, digest_file
+from effllm.runtime.local_files import read_sha256, sha256_of
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"aaaa", b"bbbb"))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from effllm import clock, launch
-from effllm.clock import await_inputs
 from effllm.errors import EXIT_USER_ERROR, UserError
+from effllm.runtime import clock, launch
+from effllm.runtime.clock import await_inputs
 from effllm.tables import assemble
 from effllm.tables.assemble import write_table
 

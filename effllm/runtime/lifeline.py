@@ -18,8 +18,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from effllm.artifact import write_text
 from effllm.errors import UserError
+from effllm.runtime.artifact import write_text
 
 _RUNS = "EFFLLM_RUNS"
 _LOCK = "EFFLLM_RUNNING"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from effllm.cluster import queue
-from effllm.cluster.queue import await_jobs_of, has_ended, jobs_of, require_slurm
 from effllm.errors import UserError
+from effllm.runtime import slurm
+from effllm.runtime.slurm import await_jobs_of, has_ended, jobs_of, require_slurm
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_waiting_names_the_jobs_and_ends_with_them(
     squeue: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (squeue / "answer").write_text(f"12|RUNNING|{squeue}|rule_tokens_wildcards_docs\n")
-    monkeypatch.setattr(queue, "_PERIOD_S", 0.02)
+    monkeypatch.setattr(slurm, "_PERIOD_S", 0.02)
     started = time.monotonic()
     threading.Timer(0.5, (squeue / "answer").write_text, args=[""]).start()
     await_jobs_of(squeue)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from effllm.evaluation.harness_index import harness_suggestions, harness_task_exists, tasks_folder
+from effllm.study.harness_index import harness_suggestions, harness_task_exists, tasks_folder
 
 PAPER = ("mmlu_pro", "bbh", "gpqa", "ifeval", "math_hard", "musr")
 
@@ -33,7 +33,7 @@ def test_a_misspelt_task_gets_the_right_one_as_suggestion():
 
 def test_the_look_up_imports_neither_the_harness_nor_torch():
     program = (
-        "import sys; from effllm.evaluation.harness_index import harness_task_exists\n"
+        "import sys; from effllm.study.harness_index import harness_task_exists\n"
         "assert harness_task_exists('leaderboard_gpqa')\n"
         "print([name for name in ('lm_eval', 'torch', 'transformers') if name in sys.modules])"
     )

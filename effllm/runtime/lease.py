@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
 
-from effllm.cluster.queue import has_ended
 from effllm.errors import UserError
+from effllm.runtime.slurm import has_ended
 
 log = logging.getLogger(__name__)
 

@@ -20,15 +20,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from effllm import artifact, provenance
-from effllm.artifact import MANIFEST, Artifact, Parent
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
-from effllm.faults import fault_of_machine
-from effllm.lease import lease
-from effllm.local_files import read_sha256
-from effllm.publishing import publish, restore
+from effllm.runtime import artifact, provenance
+from effllm.runtime.artifact import MANIFEST, Artifact, Parent
+from effllm.runtime.faults import fault_of_machine
+from effllm.runtime.lease import lease
+from effllm.runtime.local_files import read_sha256
+from effllm.runtime.publishing import publish, restore
+from effllm.runtime.start import libraries_imported
 from effllm.stages import STAGES
-from effllm.start import libraries_imported
 
 log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
