@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.pace import until
+from tests.slowdown import until
 from tests.slurm.conftest import (
     NODES,
     SAVED_EVERY,

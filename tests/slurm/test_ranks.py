@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.pace import until
+from tests.slowdown import until
 from tests.slurm.conftest import SAVED_EVERY, Cluster, Record, Training, Workflow, pretraining_study, run
 
 PARALLEL = {"strategy": "ddp", "devices": 2, "nodes": 2}

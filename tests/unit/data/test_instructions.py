@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, lines, pair, samples, write_lines
+from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, pair, samples
 
 from effllm.data.instructions.samples import Message
 from effllm.errors import UserError
 from effllm.study.instructions import Instructions
 from tests.hub.server import Hub, Truncate
+from tests.json_lines import lines, write_lines
 
 # Published forms: the files are laid out as on the hub.
 

@@ -18,7 +18,7 @@ from effllm.evaluation import benchmark
 from effllm.models import import_model
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
-from effllm.stages import STAGES
+from tests.conftest import spec_of
 from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Hang, Hub, Reset, Status, Truncate
 
@@ -48,10 +48,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     LlamaForCausalLM(config).save_pretrained(directory, max_shard_size="400KB")
     tokenizer.save_pretrained(directory)
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def spec_of(name: str, config: dict[str, object]) -> dict[str, object]:
-    return {"stage": name, "version": STAGES[name].version, "config": config}
 
 
 def build_model(hub: Hub, files: dict[str, bytes], tmp_path: Path, access: str = "open") -> Artifact:

@@ -21,12 +21,11 @@ from effllm.runtime.faults import fault_of_machine, require_place, require_writa
 from effllm.runtime.stage import KEY, SCRATCH
 from effllm.stages import STAGES
 from effllm.tables import assemble
-from tests.conftest import REPOSITORY, SNAKEMAKE
+from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused, spec_of
 
-SPEC = {
-    "stage": "tokens",
-    "version": STAGES["tokens"].version,
-    "config": {
+SPEC = spec_of(
+    "tokens",
+    {
         "kind": "synthetic",
         "vocab_size": 64,
         "tokens": 50_000,
@@ -34,7 +33,7 @@ SPEC = {
         "exponent": 1.0,
         "seed": 0,
     },
-}
+)
 
 
 @pytest.fixture
@@ -65,16 +64,8 @@ def run_stage(
     return subprocess.run(argv, capture_output=True, text=True, env=os.environ | environment, preexec_fn=limits)
 
 
-def says(result: subprocess.CompletedProcess[str], *parts: str) -> None:
-    output = result.stdout + result.stderr
-    assert result.returncode != 0, output
-    assert "Traceback" not in output, output
-    for part in parts:
-        assert part in output, output
-
-
 def test_a_full_file_system(mount: Callable[..., Path], tmp_path: Path) -> None:
-    says(run_stage(mount(tmp_path / "results", "size=4k")), "error: the file system of", "is full")
+    assert_refused(run_stage(mount(tmp_path / "results", "size=4k")), "error: the file system of", "is full")
 
 
 def test_a_table_on_a_full_file_system(
@@ -104,9 +95,9 @@ def test_a_marker_of_any_bytes_empties_the_scratch(tmp_path: Path) -> None:
 def test_a_read_only_file_system(mount: Callable[..., Path], tmp_path: Path) -> None:
     results = mount(tmp_path / "results", "size=1m")
     subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
-    says(run_stage(results), "read-only file system")
+    assert_refused(run_stage(results), "read-only file system")
     command = [*SNAKEMAKE, "--directory", str(tmp_path), "--cores", "1", "results/benchmark/word-order/manifest.json"]
-    says(subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY), "read-only file system")
+    assert_refused(subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY), "read-only file system")
 
 
 @pytest.mark.parametrize("place", [SCRATCH, "tokens", "a mount of the same"])
@@ -132,13 +123,13 @@ def test_what_no_rename_reaches(place: str, mount: Callable[..., Path], tmp_path
 
 def test_a_file_system_that_the_artifact_does_not_fit_on(mount: Callable[..., Path], tmp_path: Path) -> None:
     stage = mount(tmp_path / "results" / "tokens", "size=32k")
-    says(run_stage(tmp_path / "results"), "is full")
+    assert_refused(run_stage(tmp_path / "results"), "is full")
     assert not any(stage.iterdir())
 
 
 def test_files_past_the_limit_of_their_size(tmp_path: Path) -> None:
     done = run_stage(tmp_path / "results", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
-    says(done, "ulimit -f")
+    assert_refused(done, "ulimit -f")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +159,9 @@ def test_a_stage_that_runs_out_of_memory(tmp_path: Path) -> None:
     )
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     argv = ["--spec", str(tmp_path / "spec.json"), "--output", str(tmp_path / "results" / "tokens" / "x")]
-    says(subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True), "memory ran out")
+    assert_refused(
+        subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True), "memory ran out"
+    )
 
 
 def test_a_panic_of_a_library_in_rust(tmp_path: Path) -> None:
@@ -182,7 +175,9 @@ def test_a_panic_of_a_library_in_rust(tmp_path: Path) -> None:
     )
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     argv = ["--spec", str(tmp_path / "spec.json"), "--output", str(tmp_path / "results" / "tokens" / "x")]
-    says(subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True), "no more threads")
+    assert_refused(
+        subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True), "no more threads"
+    )
 
 
 @pytest.mark.parametrize("command", ["effllm.runtime.start effllm.training.pretrain", "effllm.cli devices"])
@@ -193,7 +188,7 @@ def test_an_address_space_that_the_libraries_crash_or_hang_in(command: str) -> N
     argv = [sys.executable, "-m", *command.split()]
     # The limit is for the one that hangs.
     done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=limit, cwd=REPOSITORY, timeout=120)
-    says(done, "500 MiB (ulimit -v)")
+    assert_refused(done, "500 MiB (ulimit -v)")
 
 
 def test_an_abort_for_want_of_memory_is_said(tmp_path: Path) -> None:
@@ -237,7 +232,7 @@ def test_a_path_that_snakemake_cannot_take_is_named(tmp_path: Path, name: str) -
     directory.mkdir()
     command = [*SNAKEMAKE, "--directory", str(directory), "-n", "results/table9.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    says(done, "a brace or a line break")
+    assert_refused(done, "a brace or a line break")
 
 
 def test_odd_names_are_taken(tmp_path: Path) -> None:
@@ -281,11 +276,13 @@ def test_a_run_names_what_lies_in_its_way(name: str, tmp_path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir() if name.endswith("/") else path.touch()
     command = [*SNAKEMAKE, "--directory", str(tmp_path), "--cores", "1", "results/corpus/python-docs/manifest.json"]
-    says(subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY), f"error: {name.rstrip('/')} is a ")
+    assert_refused(
+        subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY), f"error: {name.rstrip('/')} is a "
+    )
 
 
 def test_a_working_directory_that_cannot_be_written(mount: Callable[..., Path], tmp_path: Path) -> None:
     mount(tmp_path / "work", "ro,size=4k")
     command = [*SNAKEMAKE, "--directory", str(tmp_path / "work"), "-n", "results/table9.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    says(done, f"{tmp_path / 'work'} lies on a read-only file system")
+    assert_refused(done, f"{tmp_path / 'work'} lies on a read-only file system")

@@ -14,9 +14,9 @@ from effllm.errors import CellFailure, UserError
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.runtime.launch import run_logged
 from effllm.runtime.stage import Job, run
-from effllm.stages import STAGES
+from tests.conftest import spec_of
 
-SPEC = {"stage": "corpus", "version": STAGES["corpus"].version, "config": {"x": 1}}
+SPEC = spec_of("corpus", {"x": 1})
 
 
 def _output(root: Path, id: str = "a") -> Path:

@@ -1,9 +1,4 @@
-"""Brings the programs that tests start to the tests' pace.
-
-Tiny models are trained faster than a test can look. So a training run waits, after its first checkpoint of the step
-that the file `<scratch>.hold` says or of a later one, until the file says otherwise or is gone. And Slurm's plugin
-looks at its jobs at longer and longer intervals, which are longer than these jobs: here every two seconds.
-"""
+"""Imported by every Python process at its start that has this directory on its path; see tests/slowdown/__init__.py."""
 
 import math
 import sys
@@ -30,6 +25,7 @@ if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "ranks")} & s
     MarkComplete.on_save = mark_and_wait
 
 elif "profiles/gh200" in sys.orig_argv:
+    # Slurm's plugin waits longer after every look at its jobs, soon longer than these jobs run.
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
     RemoteExecutor.next_seconds_between_status_checks = property(lambda _: 2, lambda *_: None)
