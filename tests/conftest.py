@@ -21,6 +21,15 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of GPUs are skipped where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

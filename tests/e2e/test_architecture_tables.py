@@ -10,6 +10,8 @@ from effllm.runtime.artifact import Artifact
 from effllm.study import parse_study
 from tests.workflow.conftest import Workdir
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("table3", "table4", "table5", "table6")
 TARGETS = [f"results/{table}.csv" for table in TABLES] + ["results/validity.csv"]
 PAPER_COLUMNS = {

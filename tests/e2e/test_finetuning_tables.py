@@ -7,6 +7,8 @@ import pytest
 
 from tests.workflow.conftest import Workdir
 
+pytestmark = pytest.mark.slow
+
 TARGETS = ("results/table7.csv", "results/validity.csv")
 METHODS = ("lora", "freeze", "full-offload")
 PAPER_COLUMNS = ["model", "method", "loss", "AMU_GB", "PCU", "AL_s_per_iter", "ST_samples_per_param_s", "AEC_W"]

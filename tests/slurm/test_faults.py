@@ -21,6 +21,8 @@ from tests.slurm.conftest import (
     run,
 )
 
+pytestmark = pytest.mark.slurm
+
 # Three runs at a time share two cores here.
 ONE_THREAD = ("--set-threads", "pretrain=1")
 

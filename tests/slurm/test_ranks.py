@@ -13,6 +13,8 @@ import pytest
 from tests.slowdown import until
 from tests.slurm.conftest import SAVED_EVERY, Cluster, Record, Training, Workflow, pretraining_study, run
 
+pytestmark = pytest.mark.slurm
+
 PARALLEL = {"strategy": "ddp", "devices": 2, "nodes": 2}
 NODE = "pretrain/wide"
 

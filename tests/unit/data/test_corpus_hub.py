@@ -201,10 +201,11 @@ def test_a_readme_that_names_files_elsewhere_is_refused(run_stage, hub, tmp_path
             {"source": {"kind": "hub", "repo": REPO, "revision": "0123456789" * 4}, "held_out_fraction": 0.1},
             REPO,
         ),
-        (
+        pytest.param(
             "effllm.data.tokenizer",
             {"tokenizer": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B", "revision": "0123456789" * 4}},
             "Qwen/Qwen2.5-7B",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -225,6 +225,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps
     assert lines[-1].startswith("progress: 300 loglikelihood requests: 38 model calls")
 
 
+@pytest.mark.slow
 def test_the_stage_runs_as_a_program(root, exact, swaps, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(spec_of("evaluate", {"protocol": {**PROTOCOL, "batch_size": 50}})))
     arguments = ["--spec", tmp_path / "spec.json", "--output", tmp_path / "results" / "evaluate" / "x"]

@@ -206,6 +206,7 @@ def test_mmlu_pro_with_its_own_five_shots(evaluated):
     assert evaluation["chance_level"] == 0.1
 
 
+@pytest.mark.slow
 def test_bbh_group_weights_its_24_subtasks_by_size(evaluated):
     benchmark, evaluation, samples = evaluated("leaderboard_bbh", "acc_norm")
     assert len(benchmark["tasks"]) == len(evaluation["tasks"]) == 24

@@ -97,6 +97,7 @@ def test_a_model_without_safetensors_is_refused_before_anything_is_fetched(hub: 
     assert hub.asked("/resolve/") == []
 
 
+@pytest.mark.slow
 def test_a_killed_model_stage_goes_on_with_what_it_had(hub: Hub, files, tmp_path: Path) -> None:
     revision = hub.add("model", "owner/name", files)
     spec = tmp_path / "spec.json"

@@ -23,6 +23,7 @@ from effllm.stages import STAGES
 from effllm.tables import assemble
 from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused, spec_of
 
+SLOW = pytest.mark.slow
 SPEC = spec_of(
     "tokens",
     {
@@ -100,7 +101,7 @@ def test_a_read_only_file_system(mount: Callable[..., Path], tmp_path: Path) -> 
     assert_refused(subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY), "read-only file system")
 
 
-@pytest.mark.parametrize("place", [SCRATCH, "tokens", "a mount of the same"])
+@pytest.mark.parametrize("place", ["tokens", *(pytest.param(p, marks=SLOW) for p in (SCRATCH, "a mount of the same"))])
 def test_what_no_rename_reaches(place: str, mount: Callable[..., Path], tmp_path: Path) -> None:
     results = tmp_path / "results"
     if place in (SCRATCH, "tokens"):
@@ -226,7 +227,9 @@ def test_the_workflow_runs_without_a_home_where_its_cache_has_another_place(tmp_
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["a{b", "{RESULTS}", "{{x}}", "two\nlines"])
+@pytest.mark.parametrize(
+    "name", ["a{b", *(pytest.param(name, marks=SLOW) for name in ("{RESULTS}", "{{x}}", "two\nlines"))]
+)
 def test_a_path_that_snakemake_cannot_take_is_named(tmp_path: Path, name: str) -> None:
     directory = tmp_path / name
     directory.mkdir()
@@ -242,6 +245,7 @@ def test_odd_names_are_taken(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_interpreter_below_an_odd_path_runs_scripts(tmp_path: Path) -> None:
     """Snakemake starts scripts by the interpreter's path without quotes."""
     environment = tmp_path / 'it\'s my {x} "environment"'
@@ -270,7 +274,14 @@ def test_what_lies_in_the_way_is_named_before_the_work(tmp_path: Path) -> None:
             require_place(tmp_path / path)
 
 
-@pytest.mark.parametrize("name", ["results/corpus", "logs", "results/corpus/python-docs/manifest.json/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "logs",
+        pytest.param("results/corpus", marks=SLOW),
+        pytest.param("results/corpus/python-docs/manifest.json/", marks=SLOW),
+    ],
+)
 def test_a_run_names_what_lies_in_its_way(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +292,7 @@ def test_a_run_names_what_lies_in_its_way(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_working_directory_that_cannot_be_written(mount: Callable[..., Path], tmp_path: Path) -> None:
     mount(tmp_path / "work", "ro,size=4k")
     command = [*SNAKEMAKE, "--directory", str(tmp_path / "work"), "-n", "results/table9.csv"]
