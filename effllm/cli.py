@@ -16,6 +16,10 @@ _MODULES = {
     "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
     "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
     "verify": ("effllm.planning.verify", "check every digest of every artifact"),
+    "recommend": (
+        "effllm.decision.recommend_command",
+        "which row of a table to take under limits, and why not the others",
+    ),
 }
 
 
