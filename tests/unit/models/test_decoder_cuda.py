@@ -5,7 +5,7 @@ import torch
 
 from .conftest import ATTENTIONS, POSITIONS
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.parametrize("feed_forward", ["swiglu", "moe"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from effllm.errors import CellFailure
-from effllm.runtime.publishing import publish
+from effllm.publishing import publish
 from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble
 
