@@ -132,6 +132,10 @@ class Artifact:
         if failure:
             raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")
 
+    def has_record(self, name: str) -> bool:
+        """Whether provenance.json lists the record."""
+        return name in self._records()
+
     def damaged_records(self) -> Iterator[str]:
         """Yield one sentence per record that is missing, truncated or altered."""
         for name, digest in sorted(self._records().items()):

@@ -99,6 +99,8 @@ class Study(Section):
                 self._check_pretraining_table(f"tables.{name}", table)
             if isinstance(table, FinetuningTable):
                 _require(f"tables.{name}.suite", table.suite, self.finetuning)
+                if table.baseline:
+                    _require(f"tables.{name}.baseline", table.baseline, self.finetuning[table.suite].methods)
             if isinstance(table, QuantizationTable):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:

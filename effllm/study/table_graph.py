@@ -10,6 +10,7 @@ from effllm.study.study import Study
 from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTable, QuantizationTable
 
 VALIDITY = "validity"
+PAIRS = "pairs"
 # Versions: raised by hand when a change of code alters a table.
 TABLES = {
     "table3": 2,
@@ -21,13 +22,14 @@ TABLES = {
     "table9": 3,
     "table16": 3,
     VALIDITY: 2,
+    PAIRS: 1,
 }
 
 
 def defined_tables(study: Study) -> list[str]:
-    """Names of the tables that the study defines; `validity` goes with any of them."""
-    defined = [name for name, table in study.tables if table]
-    return [*defined, VALIDITY] if defined else []
+    """Names of the tables that the study defines; `validity` and `pairs` go with any of them."""
+    defined = _own_tables(study)
+    return [*defined, VALIDITY, PAIRS] if defined else []
 
 
 def table_spec(study: Study, name: str) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     """Ids of the nodes that a table reads, by stage, each once."""
     if name == VALIDITY:
         return _all_nodes(study)
+    if name == PAIRS:
+        return _nodes_of_tables(study)
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
         return {"pretrain": [run for row in table.rows for run in row.runs]}
@@ -62,9 +66,13 @@ def _content(study: Study, name: str) -> dict[str, Any]:
         precisions = {other: table.plain() for other, table in study.tables if isinstance(table, QuantizationTable)}
         suites = {table.suite: _suite(study, table) for _, table in study.tables if isinstance(table, FinetuningTable)}
         return {"config": {"precisions": precisions, "suites": suites}}
+    if name == PAIRS:
+        tables = {own: {**_content(study, own), "baseline": _baseline(study, own)} for own in _own_tables(study)}
+        return {"config": {"tables": tables}}
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
-        return {"config": table.plain()}
+        # What a row is compared with changes no row.
+        return {"config": {key: value for key, value in table.plain().items() if key != "baseline"}}
     if isinstance(table, FinetuningTable):
         suite = study.finetuning[table.suite]
         return {
@@ -91,14 +99,34 @@ def _table(study: Study, name: str) -> Section:
     return table
 
 
-def _all_nodes(study: Study) -> dict[str, list[str]]:
-    """The nodes of every table, and the training runs behind its models."""
+def _own_tables(study: Study) -> list[str]:
+    return [name for name, table in study.tables if table]
+
+
+def _baseline(study: Study, name: str) -> str:
+    """The method, or the precision, that the other rows of a table are compared with."""
+    table = _table(study, name)
+    if isinstance(table, PretrainingTable):
+        return table.baseline or table.rows[0].method
+    if isinstance(table, FinetuningTable):
+        return table.baseline or study.finetuning[table.suite].methods[0]
+    return table.baseline
+
+
+def _nodes_of_tables(study: Study) -> dict[str, list[str]]:
+    """The nodes of every table, each once."""
     nodes: dict[str, dict[str, None]] = {}
-    for name, table in study.tables:
-        if table is None:
-            continue
+    for name in _own_tables(study):
         for stage, ids in table_nodes(study, name).items():
             nodes.setdefault(stage, {}).update(dict.fromkeys(ids))
+    return {stage: list(ids) for stage, ids in nodes.items()}
+
+
+def _all_nodes(study: Study) -> dict[str, list[str]]:
+    """The nodes of every table, and the training runs behind its models."""
+    nodes = {stage: dict.fromkeys(ids) for stage, ids in _nodes_of_tables(study).items()}
+    for name in _own_tables(study):
+        table = _table(study, name)
         rows = study.finetuning[table.suite] if isinstance(table, FinetuningTable) else table
         for model in getattr(rows, "models", []):
             for stage, id in _training_behind(study, model):

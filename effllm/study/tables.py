@@ -1,11 +1,11 @@
 """The tables of a study, by the paper's numbers: which runs, models and techniques stand in their rows."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import Id, PlainId, Section, Text, repeated
+from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, suggestion
 from effllm.study.training import PretrainingRun
 
 
@@ -23,6 +23,11 @@ class PretrainingTable(Section):
     """A table with a row per architecture and size."""
 
     rows: Annotated[list[PretrainingRow], Field(min_length=1)] = Field(description="The rows, in order.")
+    baseline: str = Field(
+        default="",
+        max_length=LONGEST_TEXT,
+        description="Method that the other rows are compared with, each at its own size; the first row's if left out.",
+    )
 
     @model_validator(mode="after")
     def _rows_differ(self) -> "PretrainingTable":
@@ -30,6 +35,9 @@ class PretrainingTable(Section):
         for kind, listed in (("row", names), ("run", [run for row in self.rows for run in row.runs])):
             if twice := repeated(listed):
                 raise ValueError(f"rows: the {kind} {', '.join(map(repr, twice))} stands twice; list it once")
+        methods = [row.method for row in self.rows]
+        if self.baseline and self.baseline not in methods:
+            raise ValueError(f"baseline: no row has the method {self.baseline!r}; {suggestion(self.baseline, methods)}")
         return self
 
 
@@ -44,7 +52,9 @@ class QuantizationTable(Section):
         description="Benchmark ids, in the order of the columns; empty where only efficiency is measured."
     )
     baseline: PlainId = Field(
-        default="", description="Precision against which compression is measured; the first one if left out."
+        default="",
+        description="Precision against which compression is measured, and the other rows of a model are compared; the "
+        "first one if left out.",
     )
 
     @model_validator(mode="before")
@@ -68,6 +78,10 @@ class FinetuningTable(Section):
     """A table with a row per base model and method of a suite."""
 
     suite: PlainId = Field(description="Id of the fine-tuning suite.")
+    baseline: PlainId | Literal[""] = Field(
+        default="",
+        description="Id of the method that the other rows of a model are compared with; the suite's first if left out.",
+    )
 
 
 class Tables(Section):

@@ -22,6 +22,7 @@ from effllm.launch import end_with
 from effllm.stage import SCRATCH
 from effllm.tables.benchmarks import table16
 from effllm.tables.finetuning import finetuning_table
+from effllm.tables.pairs import PAIR_COLUMNS, pairs
 from effllm.tables.pretraining import pretraining_table
 from effllm.tables.quantization import table9
 from effllm.tables.record import record_of, write_record
@@ -33,7 +34,10 @@ ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], lis
     "table9": table9,
     "table16": table16,
     "validity": validity,
+    "pairs": pairs,
 }
+# Of tables that may have no row to take the columns from.
+_COLUMNS_OF_NONE = {"validity": COLUMNS, "pairs": PAIR_COLUMNS}
 
 
 def write_table(
@@ -59,8 +63,7 @@ def write_table(
 def assemble(name: str, spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> pl.DataFrame:
     """The table as a frame."""
     rows = ASSEMBLERS[name](spec, inputs)
-    # Without a finding there is no row to take the columns from.
-    schema = dict.fromkeys(COLUMNS, pl.String) if name == "validity" else None
+    schema = None if rows else dict.fromkeys(_COLUMNS_OF_NONE.get(name, ()), pl.String)
     return pl.DataFrame(rows, schema=schema, infer_schema_length=None)
 
 

@@ -25,7 +25,9 @@ from tests.conftest import REPOSITORY
 from tests.workflow.conftest import Change, Workdir, pending, run_many
 
 Study = dict[str, Any]
-PRECISION_TABLES = {"table9.csv", "table16.csv", "validity.csv"}
+# What is made from every table of a study.
+FROM_TABLES = {"pairs.csv"}
+PRECISION_TABLES = {"table9.csv", "table16.csv", "validity.csv"} | FROM_TABLES
 PAPER = read_study(REPOSITORY / "config" / "paper.yaml")
 MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table9"][key] for key in ("models", "precisions", "benchmarks"))
 TINY = ("llama-1m", "qwen2-1m"), ("bfloat16", "int4"), ("adjacent-swap", "perplexity")
@@ -137,8 +139,11 @@ PAPER_CASES: dict[str, tuple[Change, set[str]]] = {
         Change(put("benchmarks/ifeval/revision", "0" * 40)),
         {"benchmark/ifeval"} | evaluations(MODELS, PRECISIONS, ["ifeval"]) | PRECISION_TABLES,
     ),
-    "a benchmark's label": (Change(put("benchmarks/ifeval/label", "Another")), {"table9.csv", "table16.csv"}),
-    "a model's label": (Change(put("models/phi-4/label", "Another")), {"table9.csv", "table16.csv"}),
+    "a benchmark's label": (
+        Change(put("benchmarks/ifeval/label", "Another")),
+        {"table9.csv", "table16.csv"} | FROM_TABLES,
+    ),
+    "a model's label": (Change(put("models/phi-4/label", "Another")), {"table9.csv", "table16.csv"} | FROM_TABLES),
     "a model's revision": (
         Change(put("models/phi-4/source/revision", "0" * 40)),
         {"model/phi-4"} | variants(["phi-4"], PRECISIONS, BENCHMARKS) | PRECISION_TABLES,
@@ -148,11 +153,15 @@ PAPER_CASES: dict[str, tuple[Change, set[str]]] = {
         {"model/new"} | variants(["new"], PRECISIONS, BENCHMARKS) | PRECISION_TABLES,
     ),
     "a row removed": (Change(unlisted("models", "yi-34b", "table9", "table16")), PRECISION_TABLES),
-    "a column removed": (Change(unlisted("benchmarks", "musr", "table16")), {"table16.csv", "validity.csv"}),
+    "a column removed": (
+        Change(unlisted("benchmarks", "musr", "table16")),
+        {"table16.csv", "validity.csv"} | FROM_TABLES,
+    ),
     "the inference protocol": (
         Change(put("inference/repeats", 7)),
         {f"profile/{model}.{precision}" for model, precision in product(MODELS, PRECISIONS)}
-        | {"table9.csv", "validity.csv"},
+        | {"table9.csv", "validity.csv"}
+        | FROM_TABLES,
     ),
     "the evaluation protocol": (
         Change(put("evaluation/batch_size", 4)),
@@ -160,15 +169,15 @@ PAPER_CASES: dict[str, tuple[Change, set[str]]] = {
     ),
     "an optimizer setting of one run": (
         Change(put("pretraining/mla-0.5b/optimizer/weight_decay", 0.2)),
-        {"pretrain/mla-0.5b", "table3.csv", "validity.csv"},
+        {"pretrain/mla-0.5b", "table3.csv", "validity.csv"} | FROM_TABLES,
     ),
     "a run that three tables read": (
         Change(put("pretraining/gqa-1.5b/seed", 7)),
-        {"pretrain/gqa-1.5b", "table3.csv", "table4.csv", "table5.csv", "validity.csv"},
+        {"pretrain/gqa-1.5b", "table3.csv", "table4.csv", "table5.csv", "validity.csv"} | FROM_TABLES,
     ),
     "the words of a row": (
         Change(put("tables/table5/rows", lambda rows: [{**rows[0], "method": "Plain"}, *rows[1:]])),
-        {"table5.csv"},
+        {"table5.csv"} | FROM_TABLES,
     ),
 }
 
@@ -287,7 +296,7 @@ def test_a_raised_stage_version_reruns_the_stage_and_what_follows(paper: Workdir
     assert raised != stages.read_text()
     stages.write_text(raised)
     profiles = {f"profile/{model}.{precision}" for model, precision in product(MODELS, PRECISIONS)}
-    assert _planned_by(checkout, paper) == profiles | {"table9.csv", "validity.csv"}
+    assert _planned_by(checkout, paper) == profiles | {"table9.csv", "validity.csv"} | FROM_TABLES
 
 
 def test_file_times_rerun_nothing(paper: Workdir) -> None:

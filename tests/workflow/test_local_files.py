@@ -15,6 +15,7 @@ from tests.unit.data.corpus_documents import documents
 from tests.unit.models.foreign import write_model
 from tests.workflow.conftest import Change, Workdir, stand_in
 from tests.workflow.test_invalidation import (
+    FROM_TABLES,
     PRECISION_TABLES,
     TINY,
     _built_by_running,
@@ -36,7 +37,7 @@ CALIBRATED = {"quantize/mine.int4", "profile/mine.int4"} | evaluations(["mine"],
 # What follows from each local file.
 FOLLOWS = {
     "corpus.jsonl": TRAINED | FINETUNED | variants(*TINY) | CALIBRATED | PRECISION_TABLES | {"table7.csv"},
-    "instructions.jsonl": {"instructions/stdlib-describe", "table7.csv", "validity.csv"} | FINETUNED,
+    "instructions.jsonl": {"instructions/stdlib-describe", "table7.csv", "validity.csv"} | FINETUNED | FROM_TABLES,
     "model/model.safetensors": {"model/mine"} | variants(["mine"], *TINY[1:]) | PRECISION_TABLES,
 }
 # Beyond this Snakemake compares times alone.

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from effllm.errors import CellFailure
@@ -92,14 +94,18 @@ class Study:
         name: str,
         content: dict[str, Any],
         failure: CellFailure | None = None,
+        records: dict[str, str] | None = None,
         **more: dict[str, Any],
     ) -> None:
-        """An artifact with the file `name`, and <key>.json for each of `more`."""
+        """An artifact with the file `name`, <key>.json for each of `more`, and records by name."""
         self.count += 1
         staging = self.root / f"staging{self.count}"
         staging.mkdir()
         for file, value in {name: content, **{f"{key}.json": value for key, value in more.items()}}.items():
             (staging / file).write_text(json.dumps(value))
+        for record, text in (records or {}).items():
+            (staging / "records").mkdir(exist_ok=True)
+            (staging / "records" / record).write_text(text)
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
         provenance = {"packages": PACKAGES}
@@ -112,13 +118,16 @@ class Study:
         quality: dict[str, Any] | None = None,
         failure: CellFailure | None = None,
         stage: str = "pretrain",
+        held_out: dict[str, list[Any]] | None = None,
     ) -> Path:
-        """A training artifact: its record and its payload. Returns its directory."""
+        """A training artifact: its records and its payload. Returns its directory."""
         self.count += 1
         staging = self.root / f"staging{self.count}"
         (staging / "records").mkdir(parents=True)
         (staging / "training.json").write_text(json.dumps(QUALITY if quality is None else quality))
         (staging / "records" / "efficiency.json").write_text(json.dumps(efficiency))
+        if held_out is not None:
+            pq.write_table(pa.table(held_out), staging / "records" / "held_out.parquet")
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
         provenance = {"wall_s": 20.0, "packages": PACKAGES}
@@ -167,6 +176,7 @@ class Study:
         failure: CellFailure | None = None,
         ci95: list[float] | None = None,
         clusters: dict[str, list[float]] | None = None,
+        samples: list[dict[str, Any]] | None = None,
         **changes: Any,
     ) -> None:
         content = {
@@ -184,7 +194,8 @@ class Study:
             "clusters": clusters and len(clusters),
         } | changes
         more = {"clusters": clusters} if clusters else {}
-        self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure, **more)
+        records = {"samples.jsonl": "".join(f"{json.dumps(row)}\n" for row in samples)} if samples else {}
+        self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure, records, **more)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return assemble(name, self.graph.table_spec(name), self.graph.table_parents(name)).to_dicts()
