@@ -7,10 +7,12 @@ export DS_BUILD_OPS := 0
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup table9 test test-slurm lint docs check-python
+.PHONY: help setup table9 test test-all test-slow test-slurm lint docs check-python
 help:
 	@echo "make table9       set up, run the embedded study, print its Table 9"
-	@echo "make test         set up, run style checks and tests"
+	@echo "make test         set up, check style, run the tests that are not slow"
+	@echo "make test-all     make test, then the slow tests and those on Slurm"
+	@echo "make test-slow    set up, run the slow tests"
 	@echo "make test-slurm   set up, run the tests on a Slurm of two nodes on this machine (Debian, root)"
 	@echo "make lint         style checks only"
 	@echo "make docs         the documents as a site, in site/"
@@ -39,13 +41,24 @@ lint: setup
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-# Unit tests share no files, and take the cores one test each; those of telemetry measure, and the others use all cores.
+# Unit tests and runs of the workflow share nothing: one file of tests on each core. Tests of telemetry and of the
+# embedded study measure, and have the machine to themselves.
+TEST_TOGETHER = OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --ignore tests/unit/telemetry \
+  tests/unit tests/workflow
+TEST_ALONE = python -m pytest tests/unit/telemetry tests/e2e
+
 test: lint
-	OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --ignore tests/unit/telemetry tests/unit
-	python -m pytest tests/unit/telemetry tests/workflow tests/e2e
+	$(TEST_TOGETHER) -m "not slow"
+	$(TEST_ALONE) -m "not slow"
+
+test-slow: setup
+	$(TEST_TOGETHER) -m slow
+	$(TEST_ALONE) -m slow
 
 test-slurm: setup
 	python -m pytest tests/slurm
+
+test-all: test test-slow test-slurm
 
 # Strict: a dead link, or a page in no menu, ends it.
 docs: setup

@@ -38,11 +38,11 @@ from typing import Any
 
 import yaml
 
-from effllm.artifact import MANIFEST, Manifest, write_text
 from effllm.errors import UserError
-from effllm.launch import stage_environment
-from effllm.stage import SCRATCH
-from effllm.stage import main as stage_main
+from effllm.runtime.artifact import MANIFEST, Manifest, write_text
+from effllm.runtime.launch import stage_environment
+from effllm.runtime.stage import SCRATCH
+from effllm.runtime.stage import main as stage_main
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import CellFailure
-from effllm.publishing import publish
+from effllm.runtime.publishing import publish
 from effllm.study import Graph, load_study
 from effllm.tables.assemble import assemble, write_csv
 

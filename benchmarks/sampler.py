@@ -104,8 +104,8 @@ def run_sampler(paths: list[Path]) -> tuple[float, int]:
 
 def run_stage(paths: list[Path]) -> tuple[float, int]:
     """Seconds of the whole stage in this process, and the number of documents seen."""
-    from effllm import stage
     from effllm.data.corpus import build
+    from effllm.runtime import stage
     from effllm.stages import STAGES
 
     with tempfile.TemporaryDirectory(dir=paths[0].parent) as results:

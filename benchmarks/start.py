@@ -1,4 +1,4 @@
-"""What starting a stage costs: `python -m effllm.start MODULE` beside the same without its care for the collector.
+"""What starting a stage costs: `python -m effllm.runtime.start MODULE` with and without its care for the collector.
 
     python benchmarks/start.py [--rounds 5] [--output figures.json]
 
@@ -20,7 +20,7 @@ from effllm.stages import STAGES
 MEASURED = ("pretrain", "evaluate", "quantize", "profile")
 # The program as it would be if it never spoke to the collector.
 PLAIN = "import gc, runpy, sys; gc.freeze = int; del sys.argv[0]; runpy.run_module(sys.argv[0], None, '__main__', True)"
-WAYS = {"started": ["-m", "effllm.start"], "plain": ["-c", PLAIN]}
+WAYS = {"started": ["-m", "effllm.runtime.start"], "plain": ["-c", PLAIN]}
 SILENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effllm.errors import EXIT_USER_ERROR, UserError
-from effllm.faults import fault_of_machine, require_address_space
+from effllm.runtime.faults import fault_of_machine, require_address_space
 
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
     "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
-    "fetch": ("effllm.planning.fetch", "download what targets need from the hub, before they run"),
     "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
     "verify": ("effllm.planning.verify", "check every digest of every artifact"),
+    "recommend": (
+        "effllm.decision.recommend_command",
+        "which row of a table to take under limits, and why not the others",
+    ),
 }
 
 
@@ -100,7 +103,7 @@ def check(path: Path, resolved: bool) -> int:
 
 def schema(output: Path | None) -> int:
     """The JSON schema of a study, generated from the typed configuration."""
-    from effllm.artifact import write_text
+    from effllm.runtime.artifact import write_text
 
     text = schema_text()
     if output:

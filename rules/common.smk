@@ -4,20 +4,20 @@ import contextlib
 import functools
 from pathlib import Path
 
-from effllm import lifeline
-from effllm.cluster.queue import await_jobs_of, require_slurm
+from effllm.runtime import lifeline
+from effllm.runtime.slurm import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
-from effllm.faults import fault_of_machine, require_place, require_writable
-from effllm.launch import name_interpreter
-from effllm.lease import Lease
+from effllm.runtime.faults import fault_of_machine, require_place, require_writable
+from effllm.runtime.launch import name_interpreter
+from effllm.runtime.lease import Lease
 from effllm.planning.state import (
     has_changed_files,
     older_code_line,
     require_readable,
     require_todays_specs,
 )
-from effllm.stage import SCRATCH
+from effllm.runtime.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
 from snakemake.exceptions import WorkflowError

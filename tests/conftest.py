@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from effllm.stages import STAGES
 from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -18,6 +19,15 @@ _LIMIT_S = 1500
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of GPUs are skipped where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +92,20 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
     }
     study["tables"] = {"table9": {**rows, "workload": "single"}, "table16": dict(rows)}
     return study
+
+
+def spec_of(stage: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a node, at the stage's version."""
+    return {"stage": stage, "version": STAGES[stage].version, "config": config}
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """A command ended with an error that holds these parts, and without a traceback."""
+    output = result.stdout + result.stderr
+    assert result.returncode != 0, output
+    assert "Traceback" not in output, output
+    for part in parts:
+        assert part in output, output
 
 
 def run_snakemake(directory: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

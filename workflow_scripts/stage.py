@@ -1,6 +1,6 @@
 """Run the stage of a rule in a process of its own: rules are named after their stages."""
 
-from effllm.launch import run_stage
+from effllm.runtime.launch import run_stage
 
 run_stage(
     snakemake.rule,

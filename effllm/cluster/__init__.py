@@ -1,1 +1,1 @@
-"""What the workflow asks of a cluster: its queue, and what a job needs. Imports nothing heavy: every parse reads it."""
+"""What a job asks of a cluster. Imports nothing heavy: every parse of the workflow reads it."""

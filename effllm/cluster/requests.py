@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.models.arithmetic import parameter_count, training_flops
 from effllm.models.arithmetic.shapes import shape_of
+from effllm.runtime.artifact import Artifact
 from effllm.study import Study
 from effllm.study.data import SyntheticStream, TrainedTokenizer
 from effllm.study.finetuning import run_of

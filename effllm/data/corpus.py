@@ -29,8 +29,8 @@ from effllm.data.sampling import Fate, SeenTexts, fates, until_budget
 from effllm.data.shards import ShardWriter
 from effllm.data.sources import Source, open_source
 from effllm.errors import UserError
-from effllm.progress import Progress
-from effllm.stage import Job, main
+from effllm.runtime.progress import Progress
+from effllm.runtime.stage import Job, main
 from effllm.study.data import Corpus
 
 SPLITS = {"train": Fate.TRAIN, "held_out": Fate.HELD_OUT}

@@ -19,8 +19,8 @@ from effllm.data.tokenizer import load as load_tokenizer
 from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
-from effllm.progress import Progress
-from effllm.stage import Job, main
+from effllm.runtime.progress import Progress
+from effllm.runtime.stage import Job, main
 from effllm.study.data import SyntheticStream, TokenStream
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import numpy as np
 
 from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
-from effllm.stage import Job
+from effllm.runtime.stage import Job
 from effllm.study.data import SyntheticStream
 
 SPLIT = "train"

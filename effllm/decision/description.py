@@ -62,21 +62,25 @@ Unfold = Callable[[Sequence[str]], Iterable[Column]]
 class Description:
     """What a table is about, and its columns.
 
-    title: what its rows differ in. names: the columns that name a row. signature: columns that, with the names, no
-    other kind of table has. quality: the column that decides how good a row is. costs: the costs by which rows are
-    compared unless the user names others. scope: columns that must be equal before two rows are compared at all.
-    workloads: for each column of the table's own workload, the family that has the same of the others. unfold: columns
-    that only the header tells.
+    title: what its rows differ in. names: the columns that name a row. subject: the one of them that says to what a
+    technique was applied. signature: columns that, with the names, no other kind of table has. quality: the column that
+    decides how good a row is. costs: the costs by which rows are compared unless the user names others. scope: columns
+    that must be equal before two rows are compared at all. workloads: for each column of the table's own workload, the
+    family that has the same of the others. workload_costs: the costs by which rows are compared under another workload.
+    of_any_workload: costs that are the same under each. unfold: columns that only the header tells.
     """
 
     title: str
     names: tuple[str, ...]
+    subject: str
     signature: tuple[str, ...]
     quality: str
     costs: tuple[str, ...]
     scope: tuple[str, ...]
     declared: tuple[Column, ...]
     workloads: Mapping[str, str] = field(default_factory=dict)
+    workload_costs: tuple[str, ...] = ()
+    of_any_workload: tuple[str, ...] = ()
     unfold: Unfold | None = None
 
     def fits(self, header: Sequence[str]) -> bool:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation import held_out
-from effllm.stage import Job, main
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import Job, main
 from effllm.study.base import Section
 from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
 

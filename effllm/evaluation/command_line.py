@@ -10,13 +10,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.evaluation.run_time_needs import NLTK_DATA
 from effllm.evaluation.tasks import write_task_files
 from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.greedy import greedy_config
 from effllm.models.loading import load_tokenizer
+from effllm.runtime.artifact import MANIFEST, Artifact
 
 
 def command_line(evaluation: Path, folder: Path) -> str:

@@ -20,12 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effllm.artifact import Artifact
 from effllm.errors import CellFailure
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
-from effllm.stage import Job, main
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import Job, main
 from effllm.study.base import Section
 from effllm.study.measure import EvaluationProtocol
 

@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure
 from effllm.models.greedy import decode_greedily
-from effllm.progress import Progress
+from effllm.runtime.progress import Progress
 
 
 @dataclass

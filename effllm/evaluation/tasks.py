@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from effllm.errors import UserError
-from effllm.evaluation.harness_index import tasks_folder
+from effllm.study.harness_index import tasks_folder
 
 
 def write_task_files(benchmark: dict[str, Any], payload: Path, folder: Path) -> None:

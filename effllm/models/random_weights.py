@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from effllm.artifact import Artifact
 from effllm.models.families import model_config, random_model
 from effllm.models.saving import save_causal_lm
+from effllm.runtime.artifact import Artifact
 from effllm.study.models import RandomSource
 
 RANDOM_WEIGHTS = "random weights"

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import MANIFEST, PROVENANCE, Artifact, read_object
 from effllm.errors import UserError
 from effllm.models.arithmetic.shapes import shape_of
 from effllm.planning.cost import Cost, Subject
 from effllm.planning.costs import cost_of
 from effllm.planning.shapes import Unknown, read_config
 from effllm.planning.state import provenance
+from effllm.runtime.artifact import MANIFEST, PROVENANCE, Artifact, read_object
 from effllm.study.training import PretrainingRun
 
 GB = 1e9

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from effllm.artifact import MANIFEST
 from effllm.errors import UserError
+from effllm.runtime.artifact import MANIFEST
 from effllm.stages import STAGES
 from effllm.study import Graph
 from effllm.study.study import suggestion

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, read_object
 from effllm.errors import UserError
-from effllm.local_files import sha256_of
 from effllm.planning.nodes import TABLE, Node, nodes_behind
-from effllm.provenance import code_fingerprint
-from effllm.stage import SCRATCH
+from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, read_object
+from effllm.runtime.local_files import sha256_of
+from effllm.runtime.provenance import code_fingerprint
+from effllm.runtime.stage import SCRATCH
 from effllm.stages import STAGES
 from effllm.study import Graph
 from effllm.tables.record import read_record

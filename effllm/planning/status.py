@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import MANIFEST
-from effllm.lease import living_holder
 from effllm.planning.nodes import TABLE, every_name, nodes_behind
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import State, built_by_older_code, states_of
-from effllm.stage import KEY, LEASE, SCRATCH, scratch_key
+from effllm.runtime.artifact import MANIFEST
+from effllm.runtime.lease import living_holder
+from effllm.runtime.stage import KEY, LEASE, SCRATCH, scratch_key
 from effllm.stages import STAGES
 from effllm.study import Graph
 

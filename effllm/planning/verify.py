@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact
 from effllm.errors import UserError
 from effllm.models.checkpoint.files import stray_names
 from effllm.planning.state import provenance
-from effllm.progress import progress
+from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, RECORDS, Artifact
+from effllm.runtime.progress import progress
 from effllm.tables.record import damage_of_table, recorded_tables
 
 _THREADS = 4

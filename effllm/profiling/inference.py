@@ -28,7 +28,7 @@ from effllm.profiling.figures import (
 from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.kernels import kernel_of
-from effllm.stage import Job, main
+from effllm.runtime.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy

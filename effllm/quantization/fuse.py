@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from effllm.artifact import write_text
 from effllm.errors import CellFailure
+from effllm.runtime.artifact import write_text
 
 # Fused layer -> its parts, in the order in which Transformers splits the output (Phi3MLP.forward).
 FUSED_LAYERS = {"phi3": {"gate_up_proj": ("gate_proj", "up_proj")}}

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import GPTQConfig, PreTrainedModel
 
-from effllm.artifact import write_text
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.weights import packed_shapes
+from effllm.runtime.artifact import write_text
 from effllm.study.models import GptqPrecision
 
 _PLAIN = "gptq_torch"

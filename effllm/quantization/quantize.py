@@ -12,7 +12,7 @@ from effllm.models.random_weights import why_unscored
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import quantize_gptq
 from effllm.quantization.weights import weight_bytes
-from effllm.stage import Job, main
+from effllm.runtime.stage import Job, main
 from effllm.study.models import CastPrecision, Precision
 
 

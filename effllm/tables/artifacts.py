@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from effllm.artifact import Artifact, Manifest
 from effllm.errors import Status, UserError
+from effllm.runtime.artifact import Artifact, Manifest
 
 # The JSON payload that holds the figures of each stage.
 RESULT_FILES = {

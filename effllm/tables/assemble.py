@@ -13,13 +13,13 @@ from typing import Any
 
 import polars as pl
 
-from effllm import lifeline
-from effllm.artifact import write_text
-from effllm.clock import await_inputs
 from effllm.errors import UserError
-from effllm.faults import fault_of_machine
-from effllm.launch import end_with
-from effllm.stage import SCRATCH
+from effllm.runtime import lifeline
+from effllm.runtime.artifact import write_text
+from effllm.runtime.clock import await_inputs
+from effllm.runtime.faults import fault_of_machine
+from effllm.runtime.launch import end_with
+from effllm.runtime.stage import SCRATCH
 from effllm.tables.benchmarks import table16
 from effllm.tables.finetuning import finetuning_table
 from effllm.tables.pairs import PAIR_COLUMNS, pairs

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from effllm.artifact import PROVENANCE
+from effllm.runtime.artifact import PROVENANCE
 from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from effllm.artifact import digest_file, read_object, write_text
+from effllm.runtime.artifact import digest_file, read_object, write_text
 
 _DIRECTORY = ".tables"
 

@@ -1,6 +1,6 @@
 """What tables read from one training artifact, pretraining and fine-tuning alike."""
 
-from effllm.artifact import PROVENANCE
+from effllm.runtime.artifact import PROVENANCE
 from effllm.tables.artifacts import Figures, Result
 from effllm.tables.cells import Cell
 from effllm.tables.conditions import device_id, software

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from effllm.artifact import write_text
+from effllm.runtime.artifact import write_text
 
 _GPTQMODEL = "gptqmodel"
 

@@ -12,7 +12,7 @@ from torch import nn
 from effllm.data.instructions.batches import take_indices
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
 from effllm.intervals import ratio_standard_error, sums_by_cluster
-from effllm.progress import progress
+from effllm.runtime.progress import progress
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from effllm.publishing import share
+from effllm.runtime.publishing import share
 
 _MARKER = "complete"
 

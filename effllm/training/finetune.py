@@ -31,7 +31,6 @@ from transformers import (
     set_seed,
 )
 
-from effllm.artifact import write_text
 from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
 from effllm.data.instructions.encoding import Encoded, encode
 from effllm.data.instructions.samples import read_samples
@@ -42,7 +41,8 @@ from effllm.models import arithmetic
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
 from effllm.models.text import context_length, text_config
-from effllm.stage import Job, main
+from effllm.runtime.artifact import write_text
+from effllm.runtime.stage import Job, main
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.training import Recipe
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start

@@ -9,7 +9,7 @@ A stage of its own, so that a fine-tuned model can be put under test without tra
 from effllm.errors import CellFailure
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
-from effllm.stage import Job, main
+from effllm.runtime.stage import Job, main
 from effllm.training.adapters import merge_adapter
 
 

@@ -21,7 +21,7 @@ from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.models.saving import save_causal_lm
-from effllm.stage import Job, main
+from effllm.runtime.stage import Job, main
 from effllm.study.training import PretrainingRun
 from effllm.training.held_out import held_out_loss
 from effllm.training.run import Setup, train

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from effllm import lifeline
-from effllm.artifact import Artifact, write_text
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
-from effllm.launch import die_with_parent
-from effllm.stage import Job
+from effllm.runtime import lifeline
+from effllm.runtime.artifact import Artifact, write_text
+from effllm.runtime.launch import die_with_parent
+from effllm.runtime.stage import Job
+from effllm.runtime.start import libraries_imported
 from effllm.stages import STAGES
-from effllm.start import libraries_imported
 from effllm.study.training import Parallel
 from effllm.training import torchrun
 from effllm.training.run import TRAINED, run_rank, write_failure
@@ -47,7 +47,7 @@ def run_ranks(job: Job, parallel: Parallel) -> None:
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
     start = torchrun.command(parallel, torch.get_num_threads(), job.scratch / "torchrun")
-    code = torchrun.run([*start, "-m", "effllm.start", "effllm.training.ranks", str(job_file)], environment)
+    code = torchrun.run([*start, "-m", "effllm.runtime.start", "effllm.training.ranks", str(job_file)], environment)
     for path in sorted(job.scratch.glob("failure-*.json")):
         verdict = json.loads(path.read_text())
         if verdict["status"] == "user":

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from effllm.artifact import write_text
 from effllm.errors import CellFailure
 from effllm.models.decoder.kernels.choice import choosing
 from effllm.models.recurrent_kernels import recurrent_kernels
-from effllm.stage import Job
+from effllm.runtime.artifact import write_text
+from effllm.runtime.stage import Job
 from effllm.study.training import Recipe
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy

@@ -13,7 +13,7 @@ from types import FrameType
 import psutil
 
 from effllm.errors import UserError
-from effllm.launch import die_with_parent
+from effllm.runtime.launch import die_with_parent
 from effllm.study.training import Parallel
 
 # Of 10,000 ports, by the job's number: two jobs that share a node rarely meet.

@@ -5,11 +5,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 
-from effllm.artifact import Artifact
+from effllm.runtime.artifact import Artifact
 from effllm.study import parse_study
-from tests.conftest import run_snakemake
+from tests.workflow.conftest import Workdir
+
+pytestmark = pytest.mark.slow
 
 TABLES = ("table3", "table4", "table5", "table6")
 TARGETS = [f"results/{table}.csv" for table in TABLES] + ["results/validity.csv"]
@@ -37,16 +38,17 @@ def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def directory(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """A directory in which the workflow has built these tables from nothing."""
-    directory = tmp_path_factory.mktemp("architectures")
-    (directory / "study.yaml").write_text(yaml.safe_dump(study))
-    run_snakemake(directory, *_arguments(directory))
-    return directory
+    workdir = Workdir(tmp_path_factory.mktemp("architectures"), study)
+    workdir.snakemake(*TARGETS)
+    return workdir
 
 
-def _arguments(directory: Path) -> list[str]:
-    return ["--profile", "profiles/local", "--config", f"study={directory / 'study.yaml'}", "--", *TARGETS]
+@pytest.fixture(scope="module")
+def directory(workdir: Workdir) -> Path:
+    """The same directory, by its path."""
+    return workdir.path
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -92,6 +94,6 @@ def test_checkpoints_are_in_the_formats_that_transformers_knows(directory: Path)
     assert formats["nsa-0.3m"] == formats["none-0.6m"] == "effllm"
 
 
-def test_a_second_run_executes_nothing(directory: Path) -> None:
-    output = run_snakemake(directory, *_arguments(directory))
+def test_a_second_run_executes_nothing(workdir: Workdir) -> None:
+    output = workdir.snakemake(*TARGETS)
     assert "Nothing to be done" in output.stdout + output.stderr

@@ -1,66 +1,80 @@
-"""The embedded study, from nothing to its tables, as `make table9` runs it; then what a reader relies on."""
+"""The embedded study, from nothing to its tables; then what a reader relies on.
 
+Once with one of its three models, and once whole, as `make table9` runs it.
+"""
+
+import copy
 import itertools
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from effllm.artifact import MANIFEST, Artifact
-from effllm.study import Graph, load_study, parse_study
+from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble
-from tests.conftest import REPOSITORY, run_snakemake
+from tests.workflow.conftest import Workdir
 
-GRAPH = Graph(load_study(REPOSITORY / "config" / "tiny.yaml"))
-TABLE = GRAPH.study.tables.table9
-PROFILE = ["--profile", "profiles/local"]
 TARGETS = ["results/table9.csv", "results/table16.csv"]
 PAPER_COLUMNS = ["model", "precision", "average_performance", "AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "AEC_W", "MCR"]
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+class Embedded:
+    """The tables of precisions of a study, built below the directory of a working directory."""
+
+    def __init__(self, workdir: Workdir):
+        self.workdir = workdir
+        self.path = workdir.path
+        self.graph = Graph(parse_study(workdir.study, "study"))
+        self.table9 = self.graph.study.tables.table9
+
+    def content(self, stage: str, id: str, name: str) -> dict[str, Any]:
+        """A JSON file of an artifact, all of which is compared with its digests."""
+        artifact = Artifact.open(self.path / self.graph.manifest(stage, id))
+        artifact.verify()
+        return artifact.json(name)
+
+
+@pytest.fixture(scope="module", params=["one-model", pytest.param("whole", marks=pytest.mark.slow)])
+def study(
+    request: pytest.FixtureRequest, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Embedded:
     """A directory in which the workflow has built the tables of precisions from nothing."""
-    directory = tmp_path_factory.mktemp("embedded")
-    run_snakemake(directory, *PROFILE, *TARGETS)
-    return directory
+    study = copy.deepcopy(tiny_text)
+    if request.param == "one-model":
+        for table in ("table9", "table16"):
+            study["tables"][table]["models"] = study["tables"][table]["models"][:1]
+    workdir = Workdir(tmp_path_factory.mktemp("embedded"), study)
+    workdir.snakemake(*TARGETS)
+    return Embedded(workdir)
 
 
 @pytest.fixture(scope="module")
-def table9(study: Path) -> pl.DataFrame:
-    return pl.read_csv(study / "results" / "table9.csv")
+def table9(study: Embedded) -> pl.DataFrame:
+    return pl.read_csv(study.path / "results" / "table9.csv")
 
 
-def _content(study: Path, stage: str, id: str, name: str) -> dict:
-    artifact = Artifact.open(study / GRAPH.manifest(stage, id))
-    artifact.verify()
-    return artifact.json(name)
-
-
-def test_the_second_run_executes_nothing(study: Path) -> None:
-    output = run_snakemake(study, *PROFILE, *TARGETS)
+def test_the_second_run_executes_nothing(study: Embedded) -> None:
+    output = study.workdir.snakemake(*TARGETS)
     assert "Nothing to be done" in output.stdout + output.stderr
 
 
-def _findings(study: Path, tiny_text: dict[str, Any]) -> pl.DataFrame:
+def _findings(study: Embedded) -> pl.DataFrame:
     """What the plausibility rules find behind these tables; validity.csv would build the study's others too."""
-    tables = {name: tiny_text["tables"][name] for name in ("table9", "table16")}
-    graph = Graph(parse_study(tiny_text | {"tables": tables}, "tiny"), str(study / "results"))
+    tables = {name: study.workdir.study["tables"][name] for name in ("table9", "table16")}
+    graph = Graph(parse_study(study.workdir.study | {"tables": tables}, "study"), str(study.path / "results"))
     return assemble("validity", graph.table_spec("validity"), graph.table_parents("validity"))
 
 
-def test_a_row_for_every_model_and_precision_and_none_failed(
-    study: Path, table9: pl.DataFrame, tiny_text: dict[str, Any]
-) -> None:
-    labels = [GRAPH.study.models[model].label for model in TABLE.models]
-    assert table9.select("model", "precision").rows() == list(itertools.product(labels, TABLE.precisions))
+def test_a_row_for_every_model_and_precision_and_none_failed(study: Embedded, table9: pl.DataFrame) -> None:
+    labels = [study.graph.study.models[model].label for model in study.table9.models]
+    assert table9.select("model", "precision").rows() == list(itertools.product(labels, study.table9.precisions))
     # A busy machine may make a measurement invalid, with its reason; a cell that failed would be a fault of ours.
     for row in table9.iter_rows(named=True):
         assert row["status"] == "ok" or (row["status"] == "invalid" and row["reason"]), row
-    errors = _findings(study, tiny_text).filter(pl.col("severity") == "error")
+    errors = _findings(study).filter(pl.col("severity") == "error")
     noise = {"interval", "instrument", "disturbed"}
     assert {rule.rpartition("/")[2] for rule in errors["rule"]} <= noise, errors.rows()
 
@@ -73,9 +87,9 @@ def test_the_papers_columns_come_first(table9: pl.DataFrame) -> None:
     assert table9.columns[: len(PAPER_COLUMNS)] == PAPER_COLUMNS
 
 
-def test_no_cell_is_empty_without_a_reason(study: Path) -> None:
+def test_no_cell_is_empty_without_a_reason(study: Embedded) -> None:
     for name in ("table9", "table16"):
-        frame = pl.read_csv(study / "results" / f"{name}.csv")
+        frame = pl.read_csv(study.path / "results" / f"{name}.csv")
         for row in frame.iter_rows(named=True):
             empty = {c for c, value in row.items() if value is None and c not in ("reason", "not_measured")}
             groups = [part.partition(": ") for part in (row["not_measured"] or "").split(" | ") if part]
@@ -95,22 +109,22 @@ def test_types_and_ranges(table9: pl.DataFrame) -> None:
     assert table9["weight_bytes"].dtype == pl.Int64
 
 
-def test_mcr_recomputed_from_the_artifacts(study: Path, table9: pl.DataFrame) -> None:
-    accuracy = [b for b in TABLE.benchmarks if b != "perplexity"]
+def test_mcr_recomputed_from_the_artifacts(study: Embedded, table9: pl.DataFrame) -> None:
+    accuracy = [b for b in study.table9.benchmarks if b != "perplexity"]
 
     def performance(model: str, precision: str) -> float:
-        scores = [_content(study, "evaluate", f"{model}.{precision}.{b}", "evaluation.json")["score"] for b in accuracy]
+        scores = [study.content("evaluate", f"{model}.{precision}.{b}", "evaluation.json")["score"] for b in accuracy]
         return sum(scores) / len(scores)
 
     def size(model: str, precision: str) -> int:
-        directory = study / GRAPH.results / "quantize" / f"{model}.{precision}" / "model"
+        directory = study.path / study.graph.results / "quantize" / f"{model}.{precision}" / "model"
         header = 0
         for path in directory.glob("*.safetensors"):
             header += path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
         return header
 
     rows = iter(table9.iter_rows(named=True))
-    for model, precision in itertools.product(TABLE.models, TABLE.precisions):
+    for model, precision in itertools.product(study.table9.models, study.table9.precisions):
         row = next(rows)
         ratio = performance(model, precision) / performance(model, "bfloat16")
         bits = 4 if precision == "int4" else 16
@@ -127,9 +141,9 @@ def test_int4_is_three_times_smaller_on_the_quantized_layers(table9: pl.DataFram
     assert cast["quantized_layers_bytes"].null_count() == cast.height
 
 
-def test_bfloat16_models_beat_chance_on_at_least_two_benchmarks(table9: pl.DataFrame) -> None:
+def test_bfloat16_models_beat_chance_on_at_least_two_benchmarks(study: Embedded, table9: pl.DataFrame) -> None:
     for row in table9.filter(pl.col("precision") == "bfloat16").iter_rows(named=True):
-        accuracy = [b for b in TABLE.benchmarks if b != "perplexity"]
+        accuracy = [b for b in study.table9.benchmarks if b != "perplexity"]
         clear = [b for b in accuracy if row[f"{b}_low"] > row[f"{b}_chance"]]
         assert len(clear) >= 2, row
 
@@ -146,25 +160,27 @@ def test_what_the_machine_lacks_is_null_with_a_reason(table9: pl.DataFrame) -> N
             assert row["energy_source"] and row["AEC_W"] > 0
 
 
-def test_latency_sums_the_benchmarks_mean_request_times(study: Path, table9: pl.DataFrame) -> None:
+def test_latency_sums_the_benchmarks_mean_request_times(study: Embedded, table9: pl.DataFrame) -> None:
     row = table9.row(0, named=True)
-    variant = f"{TABLE.models[0]}.{TABLE.precisions[0]}"
-    costs = [_content(study, "evaluate", f"{variant}.{b}", "evaluation.json")["cost"] for b in TABLE.benchmarks]
+    variant = f"{study.table9.models[0]}.{study.table9.precisions[0]}"
+    costs = [study.content("evaluate", f"{variant}.{b}", "evaluation.json")["cost"] for b in study.table9.benchmarks]
     total = sum(1000 * cost["model_seconds"] / cost["requests"] for cost in costs)
     assert row["AL_sum_ms"] == pytest.approx(total, rel=1e-5)
 
 
-def test_table16_agrees_with_table9(study: Path, table9: pl.DataFrame) -> None:
-    table16 = pl.read_csv(study / "results" / "table16.csv")
+def test_table16_agrees_with_table9(study: Embedded, table9: pl.DataFrame) -> None:
+    table16 = pl.read_csv(study.path / "results" / "table16.csv")
     assert table16["mean"].to_list() == table9["average_performance"].to_list()
-    for benchmark in TABLE.benchmarks:
-        label = GRAPH.study.benchmarks[benchmark].label
+    for benchmark in study.table9.benchmarks:
+        label = study.graph.study.benchmarks[benchmark].label
         assert table16[label].to_list() == table9[f"{benchmark}_score"].to_list()
 
 
-def test_every_artifact_is_whole_and_names_its_parents(study: Path) -> None:
-    manifests = {path: Artifact.open(path) for path in (study / "results").glob(f"*/*/{MANIFEST}")}
-    assert len(manifests) == 1 + 1 + 1 + 3 + 9 + 5 + 45 + 9
+def test_every_artifact_is_whole_and_names_its_parents(study: Embedded) -> None:
+    manifests = {path: Artifact.open(path) for path in (study.path / "results").glob(f"*/*/{MANIFEST}")}
+    models = len(study.table9.models)
+    # Corpus, tokenizer and tokens; benchmarks; of each model its run, three precisions, their scores and profiles.
+    assert len(manifests) == 3 + 5 + models * (1 + 3 + 3 * 5 + 3)
     digests = {(a.manifest.stage, a.manifest.id): a.sha256 for a in manifests.values()}
     for artifact in manifests.values():
         artifact.verify()
@@ -174,17 +190,17 @@ def test_every_artifact_is_whole_and_names_its_parents(study: Path) -> None:
         assert provenance["packages"]["torch"] and provenance["start"] <= provenance["end"]
 
 
-def test_held_out_text_is_in_no_training_part(study: Path) -> None:
-    directory = study / "results" / "corpus" / "python-docs"
+def test_held_out_text_is_in_no_training_part(study: Embedded) -> None:
+    directory = study.path / "results" / "corpus" / "python-docs"
     train = set(pl.read_parquet(directory / "train-*.parquet")["text"])
     held_out = set(pl.read_parquet(directory / "held_out-*.parquet")["text"])
     assert held_out and not train & held_out
 
 
-def test_the_models_have_learned(study: Path) -> None:
-    for run in (GRAPH.study.models[model].source.run for model in TABLE.models):
-        result = _content(study, "pretrain", run, "training.json")
+def test_the_models_have_learned(study: Embedded) -> None:
+    for run in (study.graph.study.models[model].source.run for model in study.table9.models):
+        result = study.content("pretrain", run, "training.json")
         assert result["held_out_perplexity"] < 0.15 * 2048
         assert result["held_out_loss"] == pytest.approx(math.log(result["held_out_perplexity"]))
-        curve = json.loads((study / f"results/pretrain/{run}/records/loss_curve.json").read_text())["curve"]
-        assert curve[-1]["step"] == GRAPH.study.pretraining[run].max_steps
+        curve = json.loads((study.path / f"results/pretrain/{run}/records/loss_curve.json").read_text())["curve"]
+        assert curve[-1]["step"] == study.graph.study.pretraining[run].max_steps

@@ -1,20 +1,21 @@
 """Table 7 of the embedded study, one base model and three methods, from nothing to its cells."""
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 
-from tests.conftest import run_snakemake
+from tests.workflow.conftest import Workdir
 
+pytestmark = pytest.mark.slow
+
+TARGETS = ("results/table7.csv", "results/validity.csv")
 METHODS = ("lora", "freeze", "full-offload")
 PAPER_COLUMNS = ["model", "method", "loss", "AMU_GB", "PCU", "AL_s_per_iter", "ST_samples_per_param_s", "AEC_W"]
 
 
 @pytest.fixture(scope="module")
-def directory(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """A directory in which the workflow has built the table from nothing, training half as long as the study."""
     suite = {**tiny_text["finetuning"]["describe"], "models": ["llama-1m"], "methods": list(METHODS)}
     suite |= {"max_steps": 30, "checkpoint_every_steps": 10, "held_out_samples": 100}
@@ -27,19 +28,13 @@ def directory(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         "finetuning": {"describe": suite},
         "tables": {"table7": {"suite": "describe"}},
     }
-    directory = tmp_path_factory.mktemp("finetuning")
-    (directory / "study.yaml").write_text(yaml.safe_dump(study))
-    run_snakemake(directory, *_arguments(directory))
-    return directory
+    workdir = Workdir(tmp_path_factory.mktemp("finetuning"), study)
+    workdir.snakemake(*TARGETS)
+    return workdir
 
 
-def _arguments(directory: Path) -> list[str]:
-    targets = ["results/table7.csv", "results/validity.csv"]
-    return ["--profile", "profiles/local", "--config", f"study={directory / 'study.yaml'}", "--", *targets]
-
-
-def test_every_method_has_learned_the_same_samples(directory: Path, tiny_text: dict[str, Any]) -> None:
-    frame = pl.read_csv(directory / "results" / "table7.csv")
+def test_every_method_has_learned_the_same_samples(workdir: Workdir, tiny_text: dict[str, Any]) -> None:
+    frame = pl.read_csv(workdir.path / "results" / "table7.csv")
     assert frame.columns[: len(PAPER_COLUMNS)] == PAPER_COLUMNS
     assert frame["method"].to_list() == [tiny_text["methods"][method]["label"] for method in METHODS]
     # Others on the machine may disturb a measurement; a cell that failed would be a fault of ours.
@@ -53,11 +48,11 @@ def test_every_method_has_learned_the_same_samples(directory: Path, tiny_text: d
     assert lora < freeze < full
 
 
-def test_the_plausibility_rules_find_no_fault(directory: Path) -> None:
-    errors = pl.read_csv(directory / "results" / "validity.csv").filter(pl.col("severity") == "error")
+def test_the_plausibility_rules_find_no_fault(workdir: Workdir) -> None:
+    errors = pl.read_csv(workdir.path / "results" / "validity.csv").filter(pl.col("severity") == "error")
     assert errors.rows() == []
 
 
-def test_a_second_run_executes_nothing(directory: Path) -> None:
-    output = run_snakemake(directory, *_arguments(directory))
+def test_a_second_run_executes_nothing(workdir: Workdir) -> None:
+    output = workdir.snakemake(*TARGETS)
     assert "Nothing to be done" in output.stdout + output.stderr

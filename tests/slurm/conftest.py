@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
-from tests.pace import Held, environment, until
+from tests.slowdown import Held, environment, until
 
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
 # Names that no profile has, so that only the overridden site block can lead there.

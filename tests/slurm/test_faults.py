@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.pace import until
+from tests.slowdown import until
 from tests.slurm.conftest import (
     NODES,
     SAVED_EVERY,
@@ -20,6 +20,8 @@ from tests.slurm.conftest import (
     pretraining_study,
     run,
 )
+
+pytestmark = pytest.mark.slurm
 
 # Three runs at a time share two cores here.
 ONE_THREAD = ("--set-threads", "pretrain=1")

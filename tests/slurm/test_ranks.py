@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.pace import until
+from tests.slowdown import until
 from tests.slurm.conftest import SAVED_EVERY, Cluster, Record, Training, Workflow, pretraining_study, run
+
+pytestmark = pytest.mark.slurm
 
 PARALLEL = {"strategy": "ddp", "devices": 2, "nodes": 2}
 NODE = "pretrain/wide"
@@ -34,7 +36,7 @@ def ranks(workflow: Workflow) -> dict[int, psutil.Process]:
     found = {}
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command = " ".join(process.info["cmdline"] or [])
-        is_rank = "-m effllm.start effllm.training.ranks" in command and "torch.distributed.run" not in command
+        is_rank = "-m effllm.runtime.start effllm.training.ranks" in command and "torch.distributed.run" not in command
         if is_rank and process.info["cwd"] == str(workflow.path):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found[int(process.environ()["RANK"])] = process

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import REPOSITORY, cut_down
 from tests.slurm.conftest import Cluster, Record, Workflow
 
+pytestmark = pytest.mark.slurm
+
 TABLE = "results/table9.csv"
 TUNED = "finetune/llama-1m.describe.lora"
 TARGETS = (TABLE, f"results/{TUNED}/manifest.json")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from effllm.artifact import Artifact
-from effllm.stage import run
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 from effllm.study import Graph, parse_study
 from tests.conftest import cut_down

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from effllm.artifact import Manifest, Parent, digest_file
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
+from effllm.planning.state import states_of
+from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.study import Graph, parse_study
 from effllm.study.inheritance import read_study
 from effllm.tables.record import write_record
@@ -65,6 +66,23 @@ class Workdir:
             options = [*(change.profile or LOCAL), *change.options, "--summary", "--config", f"study={file}"]
             lines.append(["--directory", str(self.path), *options, "--", "all"])
         return [pending(output) for output in run_many(lines)]
+
+    def planned_without_snakemake(self, change: "Change") -> set[str]:
+        """What `effllm plan` would run after a change of the study; reads results below the working directory."""
+        study = copy.deepcopy(self.study)
+        change.edit(study)
+        graph = Graph(parse_study(study, "test"))
+        wanted = targets_of(graph)
+        states = states_of(graph, nodes_behind(graph, wanted), wanted)
+        return {name for name, state in states.items() if not state.stands}
+
+    def built_by_running(self, target: str, options: Sequence[str] = ()) -> set[str]:
+        """Artifacts that a run published; those that it found up to date keep their provenance."""
+        results = self.path / "results"
+        before = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
+        self.snakemake(target, options=options)
+        after = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
+        return {"/".join(path.parts[-3:-1]) for path, inode in after.items() if before.get(path) != inode}
 
 
 @dataclass(frozen=True)

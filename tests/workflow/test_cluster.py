@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from effllm.cluster.requests import GPU_STAGES
-from effllm.launch import stage_environment
+from effllm.runtime.launch import stage_environment
 from effllm.stages import STAGES
 from tests.conftest import REPOSITORY, SNAKEMAKE
 from tests.workflow.conftest import Workdir

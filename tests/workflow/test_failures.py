@@ -5,56 +5,47 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from effllm.lease import holder_of
-from tests.conftest import run_snakemake
+from effllm.runtime.lease import holder_of
+from tests.conftest import assert_refused, run_snakemake
 from tests.workflow.conftest import Workdir
-
-
-def _refused(result: Any, *parts: str) -> None:
-    output = result.stdout + result.stderr
-    assert result.returncode != 0
-    assert "Traceback" not in output, output
-    for part in parts:
-        assert part in output, output
 
 
 def test_bad_configuration_is_refused_before_any_job(workdir: Workdir) -> None:
     workdir.study["pretraining"]["llama-1m"]["optimizer"]["learning_rate"] = "1e-4"
     workdir.write()
     result = workdir.snakemake("all", check=False)
-    _refused(result, "pretraining.llama-1m.optimizer.learning_rate", "write 1.0e-4")
+    assert_refused(result, "pretraining.llama-1m.optimizer.learning_rate", "write 1.0e-4")
     assert not (workdir.path / "results").exists()
 
 
 @pytest.mark.parametrize("target", ["results/quantize/lama-1m.int4/manifest.json", "results/tabel9.csv"])
 def test_a_typo_in_a_target_is_refused_at_once(workdir: Workdir, target: str) -> None:
-    _refused(workdir.snakemake(target, check=False), "MissingRuleException", target)
+    assert_refused(workdir.snakemake(target, check=False), "MissingRuleException", target)
 
 
 def test_a_profile_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
     profile = tmp_path / "profile"
     profile.mkdir()
     (profile / "config.yaml").write_text("config: [study=config/nowhere.yaml]\ncores: 1\n")
-    _refused(run_snakemake(tmp_path, "--profile", str(profile), "-n", check=False), "config/nowhere.yaml")
+    assert_refused(run_snakemake(tmp_path, "--profile", str(profile), "-n", check=False), "config/nowhere.yaml")
 
 
 def test_files_that_do_not_exist_are_named(workdir: Workdir) -> None:
     workdir.study["corpora"]["python-docs"]["source"] = {"kind": "files", "paths": ["nowhere/*.parquet"]}
     workdir.write()
     result = workdir.snakemake("all", check=False)
-    _refused(result, "corpora.python-docs.source.paths", "nowhere/*.parquet", "matches no file")
+    assert_refused(result, "corpora.python-docs.source.paths", "nowhere/*.parquet", "matches no file")
 
 
 def test_a_study_that_needs_the_hub_says_so_offline(workdir: Workdir) -> None:
     workdir.study["models"]["hub"] = {"source": {"kind": "hub", "repo": "a/b", "revision": "0" * 40}}
     workdir.write()
     result = workdir.snakemake("results/model/hub/manifest.json", check=False)
-    _refused(result, "the model a/b at 00000000 is not in the hub's cache", "HF_HUB_OFFLINE is set: unset it")
+    assert_refused(result, "the model a/b at 00000000 is not in the hub's cache", "HF_HUB_OFFLINE is set: unset it")
 
 
 def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path) -> None:
@@ -126,7 +117,7 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
             assert time.monotonic() < deadline
             time.sleep(0.05)
         result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
-        _refused(result, f"is in use by process {process.pid}")
+        assert_refused(result, f"is in use by process {process.pid}")
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
@@ -137,4 +128,4 @@ def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(wor
     shard = next((workdir.path / "results" / "corpus" / "python-docs").glob("held_out-*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-10])
     result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
-    _refused(result, f"{shard.relative_to(workdir.path)} has", "delete results/corpus/python-docs and run again")
+    assert_refused(result, f"{shard.relative_to(workdir.path)} has", "delete results/corpus/python-docs and run again")

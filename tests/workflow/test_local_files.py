@@ -1,9 +1,8 @@
 """Local files count by their content: times start nothing, and what has changed starts what follows from it alone."""
 
-import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import cut_down
+from tests.json_lines import write_lines
 from tests.unit.data.corpus_documents import documents
 from tests.unit.models.foreign import write_model
 from tests.workflow.conftest import Change, Workdir, stand_in
-from tests.workflow.test_invalidation import (
-    FROM_TABLES,
-    PRECISION_TABLES,
-    TINY,
-    _built_by_running,
-    _planned_without_snakemake,
-    evaluations,
-    variants,
-)
+from tests.workflow.edits import FROM_TABLES, PRECISION_TABLES, TINY, evaluations, variants
 
 PROFILES = [Change(), Change(profile=["--profile", "profiles/gh200"])]
 FINETUNED = {f"finetune/llama-1m.describe.{method}" for method in ("lora", "full")}
@@ -48,8 +40,8 @@ CHECKSUM_B = 1_000_000
 def local(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """A study of local files too large for Snakemake to look at their content, with stand-ins for results."""
     path = tmp_path_factory.mktemp("local")
-    _write_lines(path / "corpus.jsonl", [{"text": "a" * CHECKSUM_B}])
-    _write_lines(path / "instructions.jsonl", [{"question": "a", "answer": "b" * CHECKSUM_B}])
+    write_lines(path / "corpus.jsonl", [{"text": "a" * CHECKSUM_B}])
+    write_lines(path / "instructions.jsonl", [{"question": "a", "answer": "b" * CHECKSUM_B}])
     write_model(path / "model", hidden_size=128, intermediate_size=2048)
     study = cut_down(tiny_text)
     study["corpora"]["python-docs"]["source"] = {"kind": "files", "paths": [str(path / "corpus.jsonl")]}
@@ -66,10 +58,6 @@ def local(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     study["tables"]["table7"] = {"suite": "describe"}
     assert all((path / name).stat().st_size > CHECKSUM_B for name in FOLLOWS)
     return stand_in(path, study)
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
@@ -90,7 +78,7 @@ def test_times_of_local_files_rerun_nothing(local: Workdir, monkeypatch: pytest.
     for name in FOLLOWS:
         os.utime(local.path / name, (time.time() + 5, time.time() + 5))
     assert local.planned_after(PROFILES) == [set(), set()]
-    assert _planned_without_snakemake(local, Change()) == set()
+    assert local.planned_without_snakemake(Change()) == set()
 
 
 @pytest.mark.parametrize("name", FOLLOWS)
@@ -101,31 +89,31 @@ def test_other_content_of_a_local_file_reruns_exactly(
     monkeypatch.chdir(local.path)
     with _altered(local.path / name):
         assert local.planned_after(PROFILES) == [FOLLOWS[name], FOLLOWS[name]]
-        assert _planned_without_snakemake(local, Change()) == FOLLOWS[name]
+        assert local.planned_without_snakemake(Change()) == FOLLOWS[name]
     assert local.planned_after([Change()]) == [set()]
-    assert _planned_without_snakemake(local, Change()) == set()
+    assert local.planned_without_snakemake(Change()) == set()
 
 
 def test_other_content_is_built_once(workdir: Workdir) -> None:
     """A run, and not only a plan: what was built from the new content is what the next run finds."""
     file, target = workdir.path / "corpus.jsonl", "results/corpus/python-docs/manifest.json"
-    _write_lines(file, documents(100))
+    write_lines(file, documents(100))
     workdir.study["corpora"]["python-docs"] = {"source": {"kind": "files", "paths": ["corpus.jsonl"]}}
     workdir.study["corpora"]["python-docs"]["held_out_fraction"] = 0.1
     workdir.write()
-    assert _built_by_running(workdir, target) == {"corpus/python-docs"}
+    assert workdir.built_by_running(target) == {"corpus/python-docs"}
     os.utime(file, (time.time() - 1, time.time() - 1))
     assert workdir.planned(target) == set()
     before = file.stat()
     file.write_text(file.read_text().replace("Document 7 ", "Document X "))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert _built_by_running(workdir, target) == {"corpus/python-docs"}
+    assert workdir.built_by_running(target) == {"corpus/python-docs"}
     assert workdir.planned(target) == set()
 
 
 def test_a_clock_that_was_set_back_is_told_before_the_work(workdir: Workdir) -> None:
     file = workdir.path / "corpus.jsonl"
-    _write_lines(file, documents(1))
+    write_lines(file, documents(1))
     os.utime(file, (time.time() + 7200, time.time() + 7200))
     workdir.study["corpora"]["python-docs"]["source"] = {"kind": "files", "paths": ["corpus.jsonl"]}
     workdir.write()

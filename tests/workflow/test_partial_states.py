@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from effllm.artifact import MANIFEST
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
+from effllm.runtime.artifact import MANIFEST
 from effllm.stages import STAGES
 from effllm.study import Graph, parse_study
 from tests.workflow.conftest import LOCAL, Workdir, run_many, stand_in

@@ -23,10 +23,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from effllm.artifact import write_text
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
 from effllm.errors import UserError
 from effllm.models.text import text_config
+from effllm.runtime.artifact import write_text
 
 _INDEX = "sequence_index"
 

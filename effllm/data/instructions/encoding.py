@@ -41,7 +41,7 @@ from tokenizers import Tokenizer
 from effllm.data.instructions.samples import Message, Sample
 from effllm.data.instructions.templates import RefusedByTemplateError, Rendered, Renderer
 from effllm.errors import UserError
-from effllm.progress import Progress
+from effllm.runtime.progress import Progress
 from effllm.study.instructions import Encoding
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from effllm.data.instructions.sources import RowSource, open_source
 from effllm.data.instructions.synthetic import write_synthetic
 from effllm.data.sampling import SPLIT_SALT
 from effllm.errors import UserError
-from effllm.progress import progress
-from effllm.stage import Job, main
+from effllm.runtime.progress import progress
+from effllm.runtime.stage import Job, main
 from effllm.study.instructions import Instructions, SyntheticInstructionSource
 
 

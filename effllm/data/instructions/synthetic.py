@@ -12,7 +12,7 @@ from effllm.data.instructions.encoding import DROPPED, IGNORED, NOT_LEARNED, Enc
 from effllm.data.synthetic import RANDOM_TOKENS
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
-from effllm.stage import Job
+from effllm.runtime.stage import Job
 from effllm.study.instructions import SyntheticInstructionSource
 
 INDEX = "instructions.json"

@@ -19,6 +19,7 @@ def _scores(header: Sequence[str]) -> Iterator[Column]:
 BENCHMARKS = Description(
     title="precisions by benchmark",
     names=("model", "precision"),
+    subject="model",
     signature=("mean", "mean_low", "mean_high"),
     quality="mean",
     costs=(),

@@ -9,6 +9,7 @@ _ANSWERS = ("model",)
 FINETUNING = Description(
     title="fine-tuning methods",
     names=("model", "method"),
+    subject="model",
     signature=("held_out_loss", "parameters_trainable"),
     quality="held_out_loss",
     costs=("AL_s_per_iter", "memory_peak_GB", "energy_J_per_sample"),

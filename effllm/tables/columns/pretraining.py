@@ -9,6 +9,7 @@ _TEXT = ("held_out_tokens",)
 PRETRAINING = Description(
     title="architectures",
     names=("method", "parameters"),
+    subject="parameters",
     signature=("PPL", "AL_s_per_iter"),
     quality="PPL",
     costs=("AL_s_per_iter", "memory_peak_GB", "energy_J_per_token"),

@@ -8,6 +8,7 @@ _AVERAGE = ("average_performance_low", "average_performance_high")
 QUANTIZATION = Description(
     title="precisions",
     names=("model", "precision"),
+    subject="model",
     signature=("average_performance", "MCR"),
     quality="average_performance",
     costs=("latency_ms", "memory_peak_GB", "energy_J_per_token"),
@@ -79,4 +80,9 @@ QUANTIZATION = Description(
         "decode_mbu": "*_decode_mbu",
         "status": "*_status",
     },
+    workload_costs=("latency_ms", "AMU_GB", "energy_J_per_token"),
+    of_any_workload=(
+        "AL_sum_ms", "MCR", "mcr_nominal", "mcr_measured", "weight_bytes", "quantized_layers_bytes",
+        "quantized_layers_compression",
+    ),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from effllm.telemetry.sources.base import Quantity, Source, SourceLost, SourceUn
 from effllm.telemetry.sources.host import CGROUP, PROC, cpu_seconds, descendants
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
-# Set by `effllm.lifeline`, whose imports are too heavy for the sampler.
+# Set by `effllm.runtime.lifeline`, whose imports are too heavy for the sampler.
 _RUNS = "EFFLLM_RUNS"
 _QUANTITIES = {
     "busy_s": Quantity("s", "counter", "CPU time of all processes on the usable cores, interrupts left out"),

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from effllm import stage
-from effllm.artifact import Artifact
 from effllm.data import corpus, packing, tokenizer
 from effllm.data.instructions import prepare
-from effllm.stages import STAGES
+from effllm.runtime import stage
+from effllm.runtime.artifact import Artifact
+from tests.conftest import spec_of
 from tests.hub.fixtures import hub, waits  # noqa: F401
 
 _BUILD = {
@@ -31,7 +31,7 @@ def run_stage(tmp_path: Path) -> RunStage:
             key: [value.directory / "manifest.json"] if isinstance(value, Artifact) else list(value)
             for key, value in inputs.items()
         }
-        spec = {"stage": name, "version": STAGES[name].version, "config": config}
+        spec = spec_of(name, config)
         return stage.run(name, _BUILD[name], spec=spec, inputs=paths, output=tmp_path / "results" / name / id)
 
     return run

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effllm.artifact import Artifact
 from effllm.data.schema import SCHEMA
+from effllm.runtime.artifact import Artifact
 
 
 def document(number: int, **changes: Any) -> dict[str, Any]:

@@ -1,13 +1,10 @@
 """Rows of instruction data, written to files and read back from artifacts."""
 
-import gzip
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from effllm.artifact import Artifact
 from effllm.data.instructions.samples import Message, Sample, read_samples
+from effllm.runtime.artifact import Artifact
 
 PAIRS = {"kind": "prompt_response"}
 CHAT = {"kind": "chat"}
@@ -20,15 +17,6 @@ def pair(number: int, **changes: Any) -> dict[str, Any]:
 
 def chat(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def lines(rows: Iterable[Any]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_bytes(gzip.compress(lines(rows)) if path.suffix == ".gz" else lines(rows))
-    return path
 
 
 def samples(artifact: Artifact, split: str | None = None) -> list[Sample]:

@@ -57,6 +57,7 @@ def test_only_public_names_of_the_library_itself_are_taken(rows):
             assert "site-packages" not in row["file_path"]
 
 
+@pytest.mark.slow
 def test_shorter_documents_are_left_out_and_no_module_is_imported_for_its_docstrings(rows):
     program = (
         "import json, sys; from effllm.data.sources.embedded import EmbeddedSource; before = set(sys.modules); "

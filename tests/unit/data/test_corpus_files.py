@@ -1,6 +1,5 @@
 """Local parquet and JSON-lines files: what is read, and the sentence that bad ones get."""
 
-import gzip
 import json
 import re
 
@@ -13,16 +12,11 @@ from corpus_documents import document, documents, kept, write_parquet
 from effllm.data.schema import SCHEMA
 from effllm.data.sources.files import FilesSource
 from effllm.errors import UserError
+from tests.json_lines import write_lines
 
 
 def read(*paths):
     return [row for batch in FilesSource(paths).batches() for row in batch.to_pylist()]
-
-
-def write_lines(path, rows):
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 def test_parquet_and_json_lines_give_the_same_documents_in_the_order_of_the_files(tmp_path):

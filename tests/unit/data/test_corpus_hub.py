@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from effllm.errors import UserError
 from effllm.hub import dataset
-from effllm.stages import STAGES
+from tests.conftest import spec_of
 from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Reset, Status, Truncate
 
@@ -201,17 +201,18 @@ def test_a_readme_that_names_files_elsewhere_is_refused(run_stage, hub, tmp_path
             {"source": {"kind": "hub", "repo": REPO, "revision": "0123456789" * 4}, "held_out_fraction": 0.1},
             REPO,
         ),
-        (
+        pytest.param(
             "effllm.data.tokenizer",
             {"tokenizer": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B", "revision": "0123456789" * 4}},
             "Qwen/Qwen2.5-7B",
+            marks=pytest.mark.slow,
         ),
     ],
 )
 def test_offline_the_program_prints_one_sentence_and_exits_with_2(tmp_path, module, config, named):
     spec = tmp_path / "spec.json"
     stage = module.rpartition(".")[2]
-    spec.write_text(json.dumps({"stage": stage, "version": STAGES[stage].version, "config": config}))
+    spec.write_text(json.dumps(spec_of(stage, config)))
     argv = [sys.executable, "-m", module, "--spec", spec, "--output", tmp_path / "results" / stage / "hub"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     finished = subprocess.run(argv, env=environment, capture_output=True, text=True)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from effllm.data.schema import SCHEMA
 
@@ -44,6 +45,7 @@ def write_file(path, number):
     return path
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_by_less_than_128_mib_while_the_text_grows_from_40_to_400_mb(tmp_path):
     paths = [write_file(tmp_path / f"{number}.parquet", number) for number in range(10)]
     peaks = {}

@@ -12,12 +12,12 @@ import pytest
 import xxhash
 from corpus_documents import document, documents, kept, kept_ids, write_parquet
 
-from effllm.artifact import digest_tree
 from effllm.data.sampling import SPLIT_SALT, SeenTexts
 from effllm.data.schema import SCHEMA
 from effllm.data.shards import ShardWriter
 from effllm.errors import UserError
-from effllm.stages import STAGES
+from effllm.runtime.artifact import digest_tree
+from tests.conftest import spec_of
 
 
 def is_held_out(text, fraction):
@@ -207,7 +207,7 @@ def test_processes_with_different_hash_seeds_write_the_same_bytes(tmp_path):
         "seed": 11,
     }
     spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps({"stage": "corpus", "version": STAGES["corpus"].version, "config": config}))
+    spec.write_text(json.dumps(spec_of("corpus", config)))
     manifests = []
     for seed in ("1", "2"):
         output = tmp_path / seed / "corpus" / "sample"

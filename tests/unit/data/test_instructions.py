@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, lines, pair, samples, write_lines
+from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, pair, samples
 
 from effllm.data.instructions.samples import Message
 from effllm.errors import UserError
+from effllm.runtime.artifact import Artifact
 from effllm.study.instructions import Instructions
 from tests.hub.server import Hub, Truncate
+from tests.json_lines import lines, write_lines
 
 # Published forms: the files are laid out as on the hub.
 
@@ -319,6 +321,7 @@ def test_a_budget_takes_the_first_training_samples(tmp_path: Path, prepare_files
 # The embedded questions.
 
 
+@pytest.mark.slow
 def test_the_embedded_sets_are_distinct_and_have_a_few_thousand_samples_each(prepare: Prepare) -> None:
     sets = {
         questions: prepare({"kind": "embedded", "questions": questions}, id=questions)
@@ -343,18 +346,22 @@ def test_the_embedded_sets_are_distinct_and_have_a_few_thousand_samples_each(pre
     assert name[asked.format("Which method of `difflib.Differ`", summary)] == "`compare(a, b)`"
 
 
-def test_two_builds_give_the_same_manifest(tmp_path: Path, prepare: Prepare, prepare_files: Prepare) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [pair(n) for n in range(2500)])
-    for build in (
-        lambda: prepare({"kind": "embedded", "questions": "name"}, id="embedded"),
-        lambda: prepare_files([path], PAIRS, id="files"),
-    ):
-        first = build()
-        manifest = (first.directory / "manifest.json").read_bytes()
-        for file in first.directory.iterdir():
-            if file.is_file():
-                file.unlink()
-        assert (build().directory / "manifest.json").read_bytes() == manifest
+@pytest.mark.parametrize("source", ["files", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_two_builds_give_the_same_manifest(
+    source: str, tmp_path: Path, prepare: Prepare, prepare_files: Prepare
+) -> None:
+    def build() -> Artifact:
+        if source == "embedded":
+            return prepare({"kind": "embedded", "questions": "name"}, id="embedded")
+        path = write_lines(tmp_path / "a.jsonl", [pair(n) for n in range(2500)])
+        return prepare_files([path], PAIRS, id="files")
+
+    first = build()
+    manifest = (first.directory / "manifest.json").read_bytes()
+    for file in first.directory.iterdir():
+        if file.is_file():
+            file.unlink()
+    assert (build().directory / "manifest.json").read_bytes() == manifest
 
 
 def test_the_answer_of_a_reasoning_dataset_must_hold_both_parts() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from instruction_files import CHAT, PAIRS, Prepare, conversations, pair, samples, write_lines
+from instruction_files import CHAT, PAIRS, Prepare, conversations, pair, samples
 
 from effllm.data.instructions.prepare import prepare
 from effllm.data.instructions.samples import Message
 from effllm.data.instructions.sources import open_source
 from effllm.errors import UserError
 from effllm.study.instructions import Instructions
+from tests.json_lines import write_lines
 
 TALK = [("system", "Be brief."), ("user", "Hi {}"), ("assistant", "Hello.")]
 SHARE = {"system": "system", "user": "human", "assistant": "gpt"}

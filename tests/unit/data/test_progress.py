@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from effllm.progress import LINE_INTERVAL_S, Progress, progress
+from effllm.runtime.progress import LINE_INTERVAL_S, Progress, progress
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from effllm.artifact import Artifact
 from effllm.data.packing import build
 from effllm.data.synthetic import draw
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
-from effllm.stage import run
-from effllm.stages import STAGES
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
 from effllm.study.data import SyntheticStream
+from tests.conftest import spec_of
 
 
 def _stream(**settings: Any) -> SyntheticStream:
@@ -21,7 +21,7 @@ def _stream(**settings: Any) -> SyntheticStream:
 
 
 def _built(root: Path, **settings: Any) -> Artifact:
-    spec = {"stage": "tokens", "version": STAGES["tokens"].version, "config": _stream(**settings).plain()}
+    spec = spec_of("tokens", _stream(**settings).plain())
     return run("tokens", build, spec=spec, inputs={}, output=root / "results" / "tokens" / "random")
 
 

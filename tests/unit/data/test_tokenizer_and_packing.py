@@ -11,13 +11,13 @@ import pytest
 import transformers
 from corpus_documents import document, kept, write_parquet
 
-from effllm.artifact import Artifact
 from effllm.data import packing
 from effllm.data.packing import pack
 from effllm.data.shards import read_texts
 from effllm.data.tokenizer import END_OF_TEXT, load
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
+from effllm.runtime.artifact import Artifact
 from tests.hub.server import Status
 
 TEXTS = [
@@ -92,6 +92,7 @@ def test_a_change_in_the_training_text_changes_the_tokenizer(tmp_path, sample_fi
     assert train(id="other", vocab_size=290, corpus=other).manifest.payload != train("a", 290).manifest.payload
 
 
+@pytest.mark.slow
 def test_processes_with_different_hash_seeds_train_the_same_tokenizer(tmp_path, corpus):
     config = {"tokenizer": {"kind": "train", "corpus": "sample", "vocab_size": 400, "minimum_frequency": 1}}
     spec = tmp_path / "spec.json"

@@ -13,21 +13,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from effllm.artifact import Artifact
-from effllm.stage import run
-from effllm.stages import STAGES
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
+from tests.conftest import spec_of
 
 END = "<|endoftext|>"
 PROTOCOL = {"batch_size": 8, "max_length": None, "bootstrap_iters": 200, "sample_period_s": 0.05, "seed": 0}
 
 
-def spec_of(stage, **config):
-    return {"stage": stage, "version": STAGES[stage].version, "config": config}
-
-
 def publish_artifact(root, stage, id, build):
     """An artifact with whatever `build(job)` leaves in it."""
-    return run(stage, build, spec=spec_of(stage, id=id), inputs={}, output=root / stage / id)
+    return run(stage, build, spec=spec_of(stage, {"id": id}), inputs={}, output=root / stage / id)
 
 
 def make_corpus(root, id, held_out, train):
@@ -58,7 +54,7 @@ def make_benchmark(root, id, settings, corpus=None):
 
     inputs = {"corpus": [corpus.directory / "manifest.json"]} if corpus else {}
     output = root / "benchmark" / id
-    return run("benchmark", build, spec=spec_of("benchmark", benchmark=settings), inputs=inputs, output=output)
+    return run("benchmark", build, spec=spec_of("benchmark", {"benchmark": settings}), inputs=inputs, output=output)
 
 
 def held_out_benchmark(root, corpus, task, items, seed=0):
@@ -73,7 +69,7 @@ def evaluate_model(root, model, benchmark, **protocol):
     return run(
         "evaluate",
         build,
-        spec=spec_of("evaluate", protocol={**PROTOCOL, **protocol}),
+        spec=spec_of("evaluate", {"protocol": {**PROTOCOL, **protocol}}),
         inputs={
             "model": [model.directory / "manifest.json"],
             "benchmark": [benchmark.directory / "manifest.json"],

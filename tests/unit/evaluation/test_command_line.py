@@ -58,6 +58,7 @@ def study(tiny_text, tmp_path_factory):
     return Builder(study, tmp_path_factory.mktemp("command"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_the_harness_by_itself_gives_the_same_score(study, by_itself, tmp_path, precision, benchmark):
@@ -69,6 +70,7 @@ def test_the_harness_by_itself_gives_the_same_score(study, by_itself, tmp_path, 
         assert results[metric] == figures["value"]
 
 
+@pytest.mark.slow
 def test_the_precision_of_the_softmax_is_what_made_scores_differ(study, by_itself, tmp_path):
     """Without it the harness rounds: log-likelihoods near -60 in bfloat16 lie 0.25 apart."""
     artifact = study.build("evaluate", "llama-1m.int4.perplexity")
@@ -87,6 +89,7 @@ def test_the_command_reproduces_a_text_begun_by_its_tokenizer(root, corpus, text
     assert results["bits_per_byte,none"] == artifact.json("evaluation.json")["score"]
 
 
+@pytest.mark.slow
 def test_the_command_reproduces_a_registered_group_beside_the_registered_ones(
     root, tokenizer, by_itself, tmp_path, monkeypatch
 ):

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import evaluate_model, held_out_benchmark, make_model, rows_of, samples_of, tiny_llama
+from conftest import PROTOCOL, evaluate_model, held_out_benchmark, make_model, rows_of, samples_of, tiny_llama
 
 from effllm.errors import UserError
+from tests.conftest import spec_of
 
 STOPS = (".", "!", "?")
 
@@ -213,9 +214,9 @@ def test_a_sentence_longer_than_the_context_is_unsupported(exact, swaps, tmp_pat
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps, monkeypatch, capsys, tmp_path):
-    import effllm.progress
+    import effllm.runtime.progress
 
-    monkeypatch.setattr(effllm.progress, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(effllm.runtime.progress, "LINE_INTERVAL_S", 0.0)
     evaluate_model(tmp_path, exact[0], swaps)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("progress: ")]
     # On a busy machine a line before them says so.
@@ -224,10 +225,9 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(root, exact, swaps
     assert lines[-1].startswith("progress: 300 loglikelihood requests: 38 model calls")
 
 
+@pytest.mark.slow
 def test_the_stage_runs_as_a_program(root, exact, swaps, tmp_path):
-    from conftest import PROTOCOL, spec_of
-
-    (tmp_path / "spec.json").write_text(json.dumps(spec_of("evaluate", protocol={**PROTOCOL, "batch_size": 50})))
+    (tmp_path / "spec.json").write_text(json.dumps(spec_of("evaluate", {"protocol": {**PROTOCOL, "batch_size": 50}})))
     arguments = ["--spec", tmp_path / "spec.json", "--output", tmp_path / "results" / "evaluate" / "x"]
     for name, artifact in (("model", exact[0]), ("benchmark", swaps)):
         arguments += ["--input", f"{name}={artifact.directory / 'manifest.json'}"]

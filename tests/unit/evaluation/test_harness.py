@@ -11,11 +11,11 @@ import datasets
 import pytest
 from conftest import evaluate_model, make_benchmark, make_model, samples_of, tiny_llama
 
-from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation import harness_data
-from effllm.evaluation.harness_index import tasks_folder
 from effllm.intervals import wilson_interval
+from effllm.runtime.artifact import Artifact
+from effllm.study.harness_index import tasks_folder
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 WORDS = ["amber", "basket", "candle", "dancer", "ember", "falcon", "garden", "harbor", "island", "jungle"]
@@ -206,6 +206,7 @@ def test_mmlu_pro_with_its_own_five_shots(evaluated):
     assert evaluation["chance_level"] == 0.1
 
 
+@pytest.mark.slow
 def test_bbh_group_weights_its_24_subtasks_by_size(evaluated):
     benchmark, evaluation, samples = evaluated("leaderboard_bbh", "acc_norm")
     assert len(benchmark["tasks"]) == len(evaluation["tasks"]) == 24

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from effllm import stage
-from effllm.artifact import Artifact
 from effllm.data import corpus, tokenizer
 from effllm.data.instructions import prepare
 from effllm.errors import UserError
 from effllm.evaluation import benchmark
 from effllm.hub import patience
 from effllm.models import import_model
+from effllm.runtime import stage
+from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
 from tests.hub.server import Corrupt, Fault, Hang, Hub, Reset, Status, Truncate
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from effllm import stage
-from effllm.artifact import Artifact
 from effllm.errors import UserError
 from effllm.evaluation import benchmark
 from effllm.models import import_model
-from effllm.stages import STAGES
+from effllm.runtime import stage
+from effllm.runtime.artifact import Artifact
+from tests.conftest import spec_of
 from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Hang, Hub, Reset, Status, Truncate
 
@@ -48,10 +48,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     LlamaForCausalLM(config).save_pretrained(directory, max_shard_size="400KB")
     tokenizer.save_pretrained(directory)
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def spec_of(name: str, config: dict[str, object]) -> dict[str, object]:
-    return {"stage": name, "version": STAGES[name].version, "config": config}
 
 
 def build_model(hub: Hub, files: dict[str, bytes], tmp_path: Path, access: str = "open") -> Artifact:
@@ -101,6 +97,7 @@ def test_a_model_without_safetensors_is_refused_before_anything_is_fetched(hub: 
     assert hub.asked("/resolve/") == []
 
 
+@pytest.mark.slow
 def test_a_killed_model_stage_goes_on_with_what_it_had(hub: Hub, files, tmp_path: Path) -> None:
     revision = hub.add("model", "owner/name", files)
     spec = tmp_path / "spec.json"

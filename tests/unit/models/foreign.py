@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from effllm.artifact import Artifact
 from effllm.models.checkpoint.files import model_files
 from effllm.models.import_model import build
-from effllm.stage import run
+from effllm.runtime.artifact import Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 
 ROWS = 320

@@ -62,7 +62,7 @@ def test_it_decodes_and_is_scored(directory: Path) -> None:
     harness.warm_up(generates=True)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int4"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "int4"])
 def test_it_goes_through_every_stage(study: dict[str, Any], tmp_path: Path, precision: str) -> None:
     builder = Builder(json.loads(json.dumps(study)), tmp_path)
     quantized = builder.build("quantize", f"gemma3.{precision}")

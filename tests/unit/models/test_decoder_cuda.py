@@ -5,7 +5,7 @@ import torch
 
 from .conftest import ATTENTIONS, POSITIONS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("feed_forward", ["swiglu", "moe"])

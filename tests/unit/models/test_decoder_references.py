@@ -64,6 +64,7 @@ def test_same_weights_give_the_same_loss_and_gradients(pair, tokens):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_exported_checkpoints_load_without_this_package(build, tokens, tmp_path):
     torch.save(tokens, tmp_path / "tokens.pt")

@@ -30,6 +30,7 @@ def test_a_fixed_batch_is_learned(attention, position, feed_forward, tokens):
     assert losses[-1] < 0.25 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "feed_forward"), [("gqa", "moe"), ("mla", "swiglu"), ("nsa", "swiglu")])
 def test_a_training_step_compiles_without_graph_breaks(attention, feed_forward, build, tokens):
     model = build(attention=attention, feed_forward=feed_forward).train()

@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.evaluation.metered import MeteredLM
 from effllm.models.greedy import decode_greedily
@@ -19,6 +16,7 @@ from effllm.profiling.decoding import TimedDecoding
 from effllm.quantization.cast import cast
 from effllm.study.models import CastPrecision
 from effllm.telemetry.validity import check_generation_settings
+from tests.unit.models.word_tokenizer import word_tokenizer
 
 WORDS = [f"w{index}" for index in range(94)]
 EOS, PROMPT_TOKENS, NEW_TOKENS = 1, 5, 12
@@ -86,11 +84,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink(missing_ok=True)
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    words = Tokenizer(WordLevel(vocabulary, "<unk>"))
-    words.pre_tokenizer = Whitespace()
-    tokens = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(tmp_path)
+    word_tokenizer(WORDS).save_pretrained(tmp_path)
     if request.param == "generation_config.json":
         (tmp_path / "generation_config.json").write_text(json.dumps(ASKED))
     elif request.param == "config.json":

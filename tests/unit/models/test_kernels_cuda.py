@@ -14,7 +14,7 @@ from effllm.models.decoder.positions import RelativeBias
 
 from .conftest import small_config
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 # Relative error of a 16-bit result whose products add up in float32: operands are rounded to 8 bits.
 BOUND = 5e-3

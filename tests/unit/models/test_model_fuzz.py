@@ -100,6 +100,7 @@ def require_usable(published: Path) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(case=mutations())
 def test_a_damaged_directory_is_imported_whole_or_refused_in_a_sentence(
@@ -131,6 +132,7 @@ ODD = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_values_in_its_configurations_are_taken_or_refused_in_a_sentence(

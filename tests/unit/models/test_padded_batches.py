@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from effllm.evaluation.metered import MeteredLM
 from effllm.models.loading import load_causal_lm
 from effllm.models.saving import save_causal_lm
+from tests.unit.models.word_tokenizer import word_tokenizer
 
 from .conftest import ATTENTIONS, POSITIONS
 
@@ -34,9 +32,7 @@ def loaded(request, build, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}, "<unk>"))
-    words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return word_tokenizer(WORDS)
 
 
 @torch.no_grad()

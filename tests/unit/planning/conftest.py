@@ -9,9 +9,9 @@ import torch
 import yaml
 from transformers import LlamaConfig
 
-from effllm.artifact import Artifact, Parent
 from effllm.planning.nodes import nodes_behind, targets_of
-from effllm.publishing import publish
+from effllm.runtime.artifact import Artifact, Parent
+from effllm.runtime.publishing import publish
 from effllm.study import Graph, parse_study
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from effllm.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact
 from effllm.cli import main
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.errors import UserError
@@ -19,7 +18,8 @@ from effllm.planning.plan import plan_of
 from effllm.planning.state import older_code_line, require_todays_specs
 from effllm.planning.status import status_of, text_of
 from effllm.planning.verify import damage_of
-from effllm.stage import _open_inputs
+from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact
+from effllm.runtime.stage import _open_inputs
 from effllm.study import Graph
 from effllm.tables.record import damage_of_table, write_record
 from tests.unit.planning.conftest import build

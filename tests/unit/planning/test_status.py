@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from effllm.cli import main
-from effllm.lease import lease
 from effllm.planning.state import older_code_line
 from effllm.planning.status import Entry, status_of
-from effllm.provenance import code_fingerprint
-from effllm.stage import KEY, LEASE, scratch_key
+from effllm.runtime.lease import lease
+from effllm.runtime.provenance import code_fingerprint
+from effllm.runtime.stage import KEY, LEASE, scratch_key
 from effllm.stages import STAGES
 from effllm.study import Graph
 from tests.unit.planning.conftest import build

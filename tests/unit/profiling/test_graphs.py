@@ -11,7 +11,6 @@ from effllm.errors import CellFailure
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.profiling.graphs import GraphedDecoding, Graphs, StaticSteps, what_ended_recording
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 NEW_TOKENS = 9
 
 
@@ -119,7 +118,7 @@ def test_the_first_complaint_about_a_recording_is_its_reason() -> None:
     assert what_ended_recording(RuntimeError("shapes do not match")) is None
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize(("family", "settings"), FAMILIES)
 def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, Any]) -> None:
     model, prompt = _model(family, "cuda:0", **settings), _prompt().to("cuda:0")
@@ -135,7 +134,7 @@ def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, An
         assert prefill.token_s == []
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_model_that_asks_the_host_is_unsupported_and_still_generates(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt = _model(device="cuda:0"), _prompt().to("cuda:0")
     expected = _generated(model, prompt)
@@ -154,7 +153,7 @@ def test_a_model_that_asks_the_host_is_unsupported_and_still_generates(monkeypat
     assert torch.equal(_generated(model, prompt), expected)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_generation_that_cached_another_number_of_tokens_is_invalid() -> None:
     graphs = Graphs(_model(device="cuda:0"), _prompt().to("cuda:0"), NEW_TOKENS, "cuda:0")
     graphs.step = graphs.prefill

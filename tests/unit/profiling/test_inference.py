@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.artifact import MANIFEST
 from effllm.errors import CellFailure
 from effllm.profiling import inference, schedule
 from effllm.profiling.decoding import Generation, TimedDecoding
 from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
 from effllm.profiling.inference import build, check_protocol, measure
 from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
-from effllm.stage import run
+from effllm.runtime.artifact import MANIFEST
+from effllm.runtime.stage import run
 from effllm.study.measure import InferenceProtocol, Workload
 
 

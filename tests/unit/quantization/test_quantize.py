@@ -355,7 +355,7 @@ def test_calibration_documents_begin_as_the_tokenizer_begins_texts(tmp_path: Pat
 
 def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> None:
     from effllm.data.packing import build
-    from effllm.stage import Job
+    from effllm.runtime.stage import Job
 
     spec = {"config": {"kind": "synthetic", "vocab_size": 50, "tokens": 10 * 8 + 3}}
     build(Job("tokens", "random", spec, {}, {}, tmp_path, tmp_path / "records", tmp_path / "scratch"))

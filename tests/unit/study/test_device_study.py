@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from effllm.artifact import MANIFEST
 from effllm.errors import UserError
 from effllm.models import arithmetic
 from effllm.models.families import model_config
+from effllm.runtime.artifact import MANIFEST
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.inheritance import read_study
 from effllm.study.training import PretrainingRun

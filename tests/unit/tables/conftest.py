@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effllm.errors import CellFailure
-from effllm.publishing import publish
+from effllm.runtime.publishing import publish
 from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble
 

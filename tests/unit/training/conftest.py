@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from effllm.artifact import MANIFEST, Artifact
+from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.study.methods import Method
 from tests.unit.training.small_models import VOCABULARY
 

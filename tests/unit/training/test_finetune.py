@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.errors import UserError
 from effllm.intervals import ratio_standard_error
 from effllm.models.loading import load_causal_lm
-from effllm.stage import run
+from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.runtime.stage import run
 from effllm.stages import STAGES
 from effllm.training.adapters import load_adapter
 from effllm.training.consumed import sample_order
 from tests.conftest import cut_down
-from tests.pace import Held, environment
+from tests.slowdown import Held
 from tests.unit.conftest import Builder
 
 METHODS = ("lora", "lora-plus", "rslora", "dora", "pissa", "freeze", "full")
@@ -198,11 +197,7 @@ def test_a_killed_run_ends_with_the_same_adapter_bit_for_bit(finetunes: Finetune
     subprocess.run(whole, check=True, capture_output=True)
     killed, killed_output = finetunes.command(tmp_path, "killed", "pissa", **changes)
     held = Held(tmp_path / "killed" / ".scratch" / "finetune" / _id("pissa"))
-    held.hold(4)
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    held.reach(4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    held.kill_at(4, killed)
     assert not (killed_output / MANIFEST).exists()
     subprocess.run(killed, check=True, capture_output=True)
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)

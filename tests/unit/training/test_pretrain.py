@@ -16,13 +16,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from effllm.artifact import MANIFEST, Artifact
 from effllm.data.tokens import PackedTokens
 from effllm.errors import EXIT_INTERRUPTED
 from effllm.intervals import ratio_standard_error
+from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.training.checkpoints import latest_complete
 from effllm.training.held_out import held_out_loss
-from tests.pace import Held, environment
+from tests.slowdown import Held, environment
 
 
 def _command(builder: Any, spec: dict[str, Any], root: Path, name: str) -> tuple[list[str], Path]:
@@ -37,10 +37,8 @@ def _command(builder: Any, spec: dict[str, Any], root: Path, name: str) -> tuple
 
 @pytest.fixture
 def held(tmp_path: Path) -> Held:
-    """The run `disturbed`, held at its checkpoint of step 4."""
-    run = Held(tmp_path / "results" / ".scratch" / "pretrain" / "disturbed")
-    run.hold(4)
-    return run
+    """The run `disturbed`."""
+    return Held(tmp_path / "results" / ".scratch" / "pretrain" / "disturbed")
 
 
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_path: Path, held: Held) -> None:
@@ -49,10 +47,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
     killed, killed_output = _command(builder, spec, tmp_path, "disturbed")
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    held.reach(4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    held.kill_at(4, killed)
     assert not (killed_output / MANIFEST).exists()
     subprocess.run(killed, check=True, capture_output=True)
     timing = json.loads((killed_output / "records" / "efficiency.json").read_text())
@@ -71,6 +66,7 @@ def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
     stopped, stopped_output = _command(builder, spec, tmp_path, "disturbed")
+    held.hold(4)
     process = subprocess.Popen(stopped, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
     held.reach(4)
     process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ import pytest
 from effllm.errors import EXIT_INTERRUPTED
 from effllm.study.training import Parallel
 from effllm.training.arguments import deepspeed_config
-from tests.pace import Held, environment
+from tests.slowdown import Held, environment
 
 # The same sums in another order, in float32, over twelve steps of AdamW.
 TOLERANCE = 2e-4

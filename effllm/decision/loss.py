@@ -1,0 +1,119 @@
+"""How much quality one row has less than another, with an interval: paired where the pairs are known."""
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from effllm.decision.description import Better, Column
+from effllm.decision.rows import Figure, Row, Table
+from effllm.errors import UserError
+
+PAIRS = "pairs.csv"
+_COLUMNS = {"table", "row", "baseline", "column", "measure", "change", "low", "high", "bound"}
+Key = tuple[str, str, str]
+"""Row, baseline and column."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Quality lost, above 0 where the row is worse: in points for a fraction, else in per cent of the other's figure.
+
+    low, high: 95 % interval. paired: whether both sides were compared item by item.
+    """
+
+    value: float
+    low: float
+    high: float
+    paired: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A change against a baseline: a `difference` or a `ratio`, and its 95 % interval."""
+
+    measure: str
+    change: float
+    low: float
+    high: float
+
+    def reversed(self) -> "Pair":
+        """The baseline's change against the row."""
+        if self.measure == "difference":
+            return Pair(self.measure, -self.change, -self.high, -self.low)
+        return Pair(self.measure, 1 / self.change, 1 / self.high, 1 / self.low)
+
+
+def read_pairs(table: Table) -> dict[Key, Pair]:
+    """The paired changes of a table's rows from the pairs.csv next to it; none where there is no such file.
+
+    Where no item differs the interval is the bound that so many equal items set.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = table.path.parent / PAIRS
+    if not path.is_file():
+        return {}
+    found: dict[Key, Pair] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not set(reader.fieldnames or ()) >= _COLUMNS:
+            absent = ", ".join(sorted(_COLUMNS - set(reader.fieldnames or ())))
+            raise UserError(
+                f"{path} lacks the columns {absent}; build it again: snakemake --profile profiles/local {path}."
+            )
+        for line in reader:
+            pair = _pair(path, reader.line_num, line)
+            if line["table"] == table.path.stem and pair:
+                found[line["row"], line["baseline"], line["column"]] = pair
+    return found
+
+
+def _pair(path: Path, number: int, line: Mapping[str, str | None]) -> Pair | None:
+    try:
+        change, low, high, bound = (
+            float(text) if (text := line[name]) else None for name in ("change", "low", "high", "bound")
+        )
+    except ValueError:
+        raise UserError(
+            f"{path}, line {number}: change, low, high or bound is no number; build the file again."
+        ) from None
+    if change is not None and bound is not None:
+        low, high = change - bound, change + bound
+    if change is None or low is None or high is None:
+        return None
+    return Pair(str(line["measure"]), change, low, high)
+
+
+def loss(row: Row, best: Row, column: Column, better: Better, pairs: Mapping[Key, Pair], table: Table) -> Loss | None:
+    """What `row` loses against `best` in a quality; None where either has no figure."""
+    own, other = row.figures.get(column.name), best.figures.get(column.name)
+    if own is None or other is None:
+        return None
+    pair = pairs.get((row.name, best.name, column.name))
+    if pair is None:
+        inverse = pairs.get((best.name, row.name, column.name))
+        pair = inverse.reversed() if inverse else None
+    scale = 100.0 if column.points else 100 / abs(other.value) if other.value else math.inf
+    if pair is None:
+        return _unpaired(own, other, better, scale)
+    if pair.measure == "ratio":
+        scale, pair = 100.0, Pair("difference", pair.change - 1, pair.low - 1, pair.high - 1)
+    if better == "higher":
+        pair = pair.reversed()
+    return Loss(_scaled(pair.change, scale), _scaled(pair.low, scale), _scaled(pair.high, scale), paired=True)
+
+
+def _unpaired(own: Figure, other: Figure, better: Better, scale: float) -> Loss:
+    """From both sides' own intervals, as if independent (MOVER, Zou and Donner 2008)."""
+    worse, less = (own, other) if better == "lower" else (other, own)
+    value = worse.value - less.value
+    low = value - math.hypot(worse.value - worse.lowest, less.highest - less.value)
+    high = value + math.hypot(worse.highest - worse.value, less.value - less.lowest)
+    return Loss(_scaled(value, scale), _scaled(low, scale), _scaled(high, scale))
+
+
+def _scaled(value: float, scale: float) -> float:
+    return value * scale if value else 0.0

@@ -1,0 +1,1 @@
+"""How a stage is run and its artifact kept: life cycle, leases, digests, publishing, provenance, Slurm's queue."""
