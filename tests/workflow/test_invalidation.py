@@ -14,7 +14,16 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.workflow.conftest import Change, Workdir, pending, run_many
-from tests.workflow.edits import BENCHMARKS, FROM_TABLES, MODELS, PAPER_CASES, PRECISION_TABLES, PRECISIONS, put, variants
+from tests.workflow.edits import (
+    BENCHMARKS,
+    FROM_TABLES,
+    MODELS,
+    PAPER_CASES,
+    PRECISION_TABLES,
+    PRECISIONS,
+    put,
+    variants,
+)
 
 
 @pytest.fixture(scope="module")
