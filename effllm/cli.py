@@ -14,6 +14,7 @@ from effllm.runtime.faults import fault_of_machine, require_address_space
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
     "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
+    "fetch": ("effllm.planning.fetch", "download what targets need from the hub, before they run"),
     "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
     "verify": ("effllm.planning.verify", "check every digest of every artifact"),
     "recommend": (

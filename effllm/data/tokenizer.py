@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer
 
 from effllm.data.shards import read_batches
 from effllm.errors import UserError
-from effllm.hub.repository import Repository
+from effllm.hub.repository import HubFile, Repository
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
 from effllm.study.base import Section
@@ -96,6 +96,11 @@ def train(corpus: Path, config: TrainedTokenizer) -> "PreTrainedTokenizerBase":
     )
 
 
+def tokenizer_files(repository: Repository) -> list[HubFile]:
+    """The files of a repository that may belong to its tokenizer."""
+    return [file for file in repository.files(_FILES) if not file.path.endswith(".index.json")]
+
+
 def fetch(config: HubTokenizer, directory: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of `config.repo` at its pinned revision, its files fetched into `directory`.
 
@@ -105,8 +110,7 @@ def fetch(config: HubTokenizer, directory: Path) -> "PreTrainedTokenizerBase":
 
     repository = Repository("model", config.repo, config.revision)
     directory.mkdir(exist_ok=True)
-    files = [file for file in repository.files(_FILES) if not file.path.endswith(".index.json")]
-    repository.fetch(files, directory)
+    repository.fetch(tokenizer_files(repository), directory)
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:

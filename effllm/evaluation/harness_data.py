@@ -163,15 +163,20 @@ def _relative(path: Path) -> str:
     return Path(path).resolve().relative_to(tasks_folder().resolve()).as_posix()
 
 
+def dataset_of(leaf: Leaf, revision: str, scratch: Path) -> HubDataset:
+    """The dataset of a leaf at `revision`; downloads go to `scratch`."""
+    path, name = leaf.config["dataset_path"], leaf.config.get("dataset_name")
+    options = {k: v for k, v in (leaf.config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
+    return HubDataset(path, name, revision, scratch, **options)
+
+
 def fetch(leaf: Leaf, revision: str, directory: Path, scratch: Path) -> dict[str, tuple[Path, int]]:
     """Write each split of a leaf's dataset at `revision` as parquet; return {split: (file, rows)}.
 
     Downloads go to `scratch`. `UserError` in one sentence where the hub cannot be reached, asks for a licence, or
     lacks what is asked for.
     """
-    path, name = leaf.config["dataset_path"], leaf.config.get("dataset_name")
-    options = {k: v for k, v in (leaf.config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
-    dataset = HubDataset(path, name, revision, scratch, **options)
+    dataset = dataset_of(leaf, revision, scratch)
     directory.mkdir(parents=True, exist_ok=True)
     written = {}
     for split in leaf.splits():
@@ -179,7 +184,9 @@ def fetch(leaf: Leaf, revision: str, directory: Path, scratch: Path) -> dict[str
         try:
             rows = dataset.load(split)
         except UserError as error:
-            raise UserError(f"benchmark.task: {leaf.name!r} needs {path}, and {error}") from error
+            raise UserError(
+                f"benchmark.task: {leaf.name!r} needs {leaf.config['dataset_path']}, and {error}"
+            ) from error
         file = directory / f"{split}.parquet"
         rows.to_parquet(str(file))
         written[split] = (file, rows.num_rows)

@@ -6,7 +6,7 @@ its own requests end at a reset, do not notice altered bytes, and fall back on a
 of the pinned one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class HubDataset:
         self._cache = directory / "cache"
         # Named as the repository is: a script in it would have this name too.
         self._root = directory / "files" / (repo.rpartition("/")[2] or "dataset")
-        self._repository = Repository("dataset", repo, revision)
+        self.repository = Repository("dataset", repo, revision)
         self._files: dict[str, HubFile] = {}
 
     def batches(self, split: str) -> Iterator[pa.RecordBatch]:
@@ -61,6 +61,14 @@ class HubDataset:
                         yield from table.combine_chunks().to_batches()
                 if not keeps:
                     (self._root / file).write_bytes(b"")
+
+    def files(self, splits: Iterable[str]) -> list[HubFile]:
+        """What reading these splits takes: their data files in order, and the files that say what those are."""
+        found = {}
+        for split in splits:
+            for part in split.split("+"):
+                found |= dict.fromkeys(self._data_files(self._builder(), part))
+        return [self._files[path] for path in (*(path for path in _FORM if path in self._files), *found)]
 
     def load(self, split: str) -> "Dataset":
         """A split as a whole, memory-mapped below the directory; errors as those of `batches`."""
@@ -87,14 +95,14 @@ class HubDataset:
 
     def _lay_out(self) -> None:
         """Every file of the commit under its name, empty save for those that say what the others are."""
-        files = {file.path: file for file in self._repository.files()}
+        files = {file.path: file for file in self.repository.files()}
         if not files:
             raise UserError(f"{self.label} has no files on the hub: name another dataset.")
         for path in files:
             target = self._root / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
-        self._repository.fetch([files[path] for path in _FORM if path in files], self._root)
+        self.repository.fetch([files[path] for path in _FORM if path in files], self._root)
         self._files = files
 
     def _data_files(self, builder: "DatasetBuilder", split: str) -> list[str]:
@@ -111,7 +119,7 @@ class HubDataset:
         return [path.relative_to(root).as_posix() for path in paths]
 
     def _fetch(self, paths: list[str]) -> None:
-        self._repository.fetch([self._files[path] for path in paths], self._root)
+        self.repository.fetch([self._files[path] for path in paths], self._root)
 
     def _restrict(self, builder: "DatasetBuilder", split: str, paths: list[str]) -> None:
         """Let `builder` open these files of the split and no others."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from effllm.errors import UserError
-from effllm.hub.repository import Repository
+from effllm.hub.repository import HubFile, Repository
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import MODEL_FILES, is_taken, model_files, weight_files
 from effllm.models.checkpoint.settings import check_settings
@@ -62,26 +62,33 @@ def _copy(files: list[Path], target: Path, where: str) -> None:
 
 
 def _fetch(source: HubModelSource, directory: Path, where: str) -> None:
-    """Fetch the part of a repository that is the model into the scratch, where a killed run is taken up again.
-
-    What its small files tell of is refused before the weights are on their way.
-    """
+    """Fetch the part of a repository that is the model into the scratch, where a killed run is taken up again."""
     repository = Repository("model", source.repo, source.revision)
+    files = needed_files(repository, directory, where)
+    repository.fetch(files, directory)
+    names = {file.path for file in files}
+    for path in directory.iterdir():
+        if path.name not in names:
+            path.unlink()
+
+
+def needed_files(repository: Repository, directory: Path, where: str) -> list[HubFile]:
+    """The part of a repository that is the model, whose small files are fetched into `directory` to know it.
+
+    What they tell of is refused before the weights are on their way.
+    """
     files = repository.files(MODEL_FILES)
     names = {file.path for file in files}
     if not any(name.endswith(".safetensors") for name in names):
         raise UserError(
-            f"{source.repo} at {source.revision} has no safetensors: choose a revision that has, or convert it and "
-            "use a local source."
+            f"{repository.repo} at {repository.revision} has no safetensors: choose a revision that has, or convert it "
+            "and use a local source."
         )
     directory.mkdir(exist_ok=True)
     repository.fetch([file for file in files if not file.path.endswith(".safetensors")], directory)
     check_settings(directory, where)
     weights = weight_files(directory, names, where)
-    repository.fetch([file for file in files if is_taken(file.path, weights)], directory)
-    for path in directory.iterdir():
-        if path.name in names and not is_taken(path.name, weights):
-            path.unlink()
+    return [file for file in files if is_taken(file.path, weights)]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effllm.errors import UserError
+from effllm.errors import UserError, reason_of
 from effllm.planning.earlier import GB, Earlier
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
-from effllm.planning.nodes import TABLE, nodes_behind, targets_of
+from effllm.planning.needs import needs_of, uses_hub
+from effllm.planning.nodes import TABLE, Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.schedule import Task, makespan
 from effllm.planning.shapes import Shapes
@@ -42,8 +43,9 @@ class Plan:
     """What `--json` prints. Seconds, joules and bytes; device_hours are hours of one device each.
 
     stages: nodes, of them cached, absent but not needed, and to do, by stage. wall_least_s: the wall time if what is
-    unknown took none, None if the graph cannot run on so many devices. misfits: nodes that cannot run on the device,
-    with a sentence; risks: nodes that fit unless an input is as long as the protocol admits.
+    unknown took none, None if the graph cannot run on so many devices. download_b: what the hub's cache lacks. misfits:
+    nodes that cannot run on the device, with a sentence; risks: nodes that fit unless an input is as long as the
+    protocol admits.
     """
 
     study: str
@@ -59,6 +61,7 @@ class Plan:
     wall_least_s: float | None
     energy_j: Total
     disk_b: Total
+    download_b: Total
     misfits: dict[str, str]
     risks: dict[str, str]
     nodes: list[Estimate]
@@ -78,7 +81,7 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--assume-mfu", type=float, help="share of the peak that training reaches, such as 0.4")
     command.add_argument("--assume-power-w", type=float, help="power of one device at work")
     command.add_argument("--assume-vocab-size", type=int, help="size of tokenizers that are not built yet")
-    command.add_argument("--fetch", action="store_true", help="ask the hub for config.json and tokenizer.json")
+    command.add_argument("--fetch", action="store_true", help="ask the hub for small files and the sizes of all")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=run)
 
@@ -138,6 +141,7 @@ def plan_of(
         wall_least_s=wall_least_s,
         energy_j=_total(node.energy_j for node in nodes),
         disk_b=_total(node.disk_b for node in nodes),
+        download_b=_total(_download(graph, state.node, fetch) for state in pending.values()),
         misfits=misfits,
         risks=risks,
         nodes=nodes,
@@ -182,6 +186,20 @@ def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:
         row["absent" if state.is_absent else "cached" if state.stands else "to_do"] += 1
     order = [*STAGES, TABLE]
     return {stage: counts[stage] for stage in sorted(counts, key=order.index)}
+
+
+def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
+    """Bytes that a node needs of the hub and the hub's cache does not have; None for one that needs none."""
+    if node.stage == TABLE or not uses_hub(graph, node):
+        return None
+    if not fetch:
+        return Figure(None, None, "sizes are the hub's to tell: give --fetch")
+    try:
+        needs = needs_of(graph, node)
+    except UserError as error:
+        return Figure(None, None, reason_of(error))
+    missing = [file.size for need in needs for file in need.files if need.repository.cached(file) is None]
+    return Figure(float(sum(missing)), "computed", "the hub's list of files")
 
 
 def _total(figures: Iterable[Figure | None]) -> Total:

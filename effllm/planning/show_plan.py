@@ -31,6 +31,8 @@ def text_of(plan: "Plan") -> str:
         lines.append(f"{'wall time':14}{least}{wall.source}")
     lines += _total("energy", plan.energy_j, 3.6e6, "kWh")
     lines += _total("disk", plan.disk_b, GB, "GB")
+    if plan.download_b.nodes or plan.download_b.unknown:
+        lines += _total("download", plan.download_b, GB, "GB")
     lines += _scratch(plan)
     lines += _memory(plan)
     if plan.misfits:
@@ -81,7 +83,12 @@ def _memory(plan: "Plan") -> list[str]:
 
 def _unknown(plan: "Plan") -> list[str]:
     reasons: dict[str, set[str]] = {}
-    for name, total in (("device-hours", plan.device_hours), ("energy", plan.energy_j), ("disk", plan.disk_b)):
+    for name, total in (
+        ("device-hours", plan.device_hours),
+        ("energy", plan.energy_j),
+        ("disk", plan.disk_b),
+        ("download", plan.download_b),
+    ):
         for reason in total.unknown:
             reasons.setdefault(reason, set()).add(name)
     memory = [node for node in plan.nodes if node.memory_b and node.memory_b.value is None]

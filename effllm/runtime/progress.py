@@ -1,6 +1,7 @@
 """How far a long loop is: a bar on a terminal, and elsewhere a line that the launcher relays to the user."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -24,16 +25,18 @@ class Progress:
         self._total = total
         self._unit = unit
         self._label = label
+        self._lock = threading.Lock()
         self._started = self._printed = time.monotonic()
         self._bar = tqdm(total=total, unit=f" {unit}", desc=label) if sys.stderr.isatty() else None
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more."""
-        self.count += n
-        if self._bar is not None:
-            self._bar.update(n)
-        elif time.monotonic() - self._printed >= LINE_INTERVAL_S:
-            self._print()
+        """Count `n` more; any thread may."""
+        with self._lock:
+            self.count += n
+            if self._bar is not None:
+                self._bar.update(n)
+            elif time.monotonic() - self._printed >= LINE_INTERVAL_S:
+                self._print()
 
     def _print(self) -> None:
         self._printed = time.monotonic()
