@@ -49,11 +49,10 @@ def missed_by(limit: Limit, figure: Figure) -> str:
     return f"{per_cent(1 - factor)} under the limit"
 
 
-def share_of(better: float, worse: float) -> str:
-    """How far apart two positive figures are, seen from the better one: `17 % less`, `3.2 times`."""
-    if worse <= 0 or better <= 0:
-        return f"by {number(abs(worse - better))}"
-    factor = worse / better
-    if factor >= _TWICE or factor <= 1 / _TWICE:
-        return f"{max(factor, 1 / factor):.3g} times"
-    return f"{per_cent(abs(1 - better / worse))}"
+def changed_by(limit: Limit, bound: float) -> str:
+    """How another bound compares with that of a limit: `4.61 times the limit`, `more by 17 %`, `less by 26 %`."""
+    factor = limit.factor(bound)
+    way = "more" if bound > limit.bound else "less"
+    if factor is None or factor <= 0:
+        return f"{way} by {number(abs(bound - limit.bound))}"
+    return f"{factor:.3g} times the limit" if factor >= _TWICE else f"{way} by {per_cent(abs(factor - 1))}"

@@ -1,10 +1,11 @@
 """A recommendation for people: the answer in the first line, then why, why not, where it changes, and what to mind."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from effllm.decision.breakpoints import Breakpoint, Relaxation
 from effllm.decision.budget import Limit
-from effllm.decision.numbers import exact, lost, measured, missed_by, number, share_of, with_unit
+from effllm.decision.numbers import changed_by, exact, lost, measured, missed_by, number, with_unit
 from effllm.decision.query import explained
 from effllm.decision.recommend import Judged, LimitAnswer, Recommendation, ScopeAnswer, why_no_result
 from effllm.decision.rows import Table
@@ -136,11 +137,13 @@ def _block(found: Recommendation, answer: ScopeAnswer) -> Iterator[str]:
             yield f"{_INDENT}{judged.name:{width}}  {_figures(found.table, judged)}"
         if len(taken) > _MOST_ROWS:
             yield f"{_INDENT}and {len(taken) - _MOST_ROWS} more: --json has them all"
-    others = [(judged.name, why_not(found.table, judged)) for judged in answer.rows if judged not in taken]
+    others = [judged for judged in answer.rows if judged.verdict != "recommended"]
     if others:
         yield ""
         yield "Why not"
-        yield from _listed(others)
+        kinds = Counter(judged.verdict for judged in others[_MOST_ROWS:])
+        more = ", ".join(f"{count} {verdict}" for verdict, count in kinds.most_common())
+        yield from _listed([(judged.name, why_not(found.table, judged)) for judged in others], f" ({more})")
     if answer.breakpoints:
         yield ""
         yield "It changes"
@@ -209,10 +212,7 @@ def _relaxed(found: Recommendation, relaxation: Relaxation) -> str:
 
 
 def _change(old: Limit, new: Limit) -> str:
-    apart = share_of(min(old.bound, new.bound), max(old.bound, new.bound))
-    way = "more" if new.bound > old.bound else "less"
-    size = f"{apart} the limit" if apart.endswith("times") else f"{way} by {apart}"
-    return f"--{new.kind} {new.column}={exact(new.bound)} instead of {exact(old.bound)} ({size})"
+    return f"--{new.kind} {new.column}={exact(new.bound)} instead of {exact(old.bound)} ({changed_by(old, new.bound)})"
 
 
 def _explained(found: Recommendation, text: str) -> Iterator[str]:
@@ -254,12 +254,12 @@ def _explanation(found: Recommendation, answer: ScopeAnswer, judged: Judged) -> 
         yield f"so: {why_not(table, judged)}"
 
 
-def _listed(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _listed(rows: Sequence[tuple[str, str]], more: str = "") -> Iterator[str]:
     width = max(len(name) for name, _ in rows[:_MOST_ROWS])
     for name, why in rows[:_MOST_ROWS]:
         yield f"{_INDENT}{name:{width}}  {why}"
     if len(rows) > _MOST_ROWS:
-        yield f"{_INDENT}and {len(rows) - _MOST_ROWS} more: --explain NAME tells of one, --json of all"
+        yield f"{_INDENT}and {len(rows) - _MOST_ROWS} more{more}: --explain NAME tells of one, --json of all"
 
 
 def _of(found: Recommendation, answer: ScopeAnswer) -> str:

@@ -88,7 +88,7 @@ Mind
 def test_nothing_fits_says_the_smallest_change_that_would(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = ask(capsys, table, "--max", "memory_peak_GB=5", "--min", "average_performance=0.5")
     assert code == 3
-    assert text.splitlines()[0] == ("Nothing fits. With --max memory_peak_GB=6 instead of 5 (more by 16.7 %): int4.")
+    assert text.splitlines()[0] == ("Nothing fits. With --max memory_peak_GB=6 instead of 5 (more by 20 %): int4.")
     assert "  int2      average_performance 0.4 [0.37, 0.43] is 20 % under the limit (0.5)\n" in text
     assert "  bfloat16  memory_peak_GB 16 GB is 3.2 times the limit (5)\n" in text
     assert "  With --min average_performance=0.37 instead of 0.5 (less by 26 %): int2.\n" in text
