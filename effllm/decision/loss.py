@@ -11,7 +11,8 @@ from effllm.decision.rows import Figure, Row, Table
 from effllm.errors import UserError
 
 PAIRS = "pairs.csv"
-_COLUMNS = {"table", "row", "baseline", "column", "measure", "change", "low", "high", "bound"}
+_NUMBERS = ("value", "baseline_value", "change", "low", "high", "bound")
+_COLUMNS = {"table", "row", "baseline", "column", "measure", *_NUMBERS}
 Key = tuple[str, str, str]
 """Row, baseline and column."""
 
@@ -51,12 +52,13 @@ def read_pairs(table: Table) -> dict[Key, Pair]:
     Where no item differs the interval is the bound that so many equal items set.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or was made of another state of the table.
     """
     path = table.path.parent / PAIRS
     if not path.is_file():
         return {}
     found: dict[Key, Pair] = {}
+    rows = {row.name: row for row in table.rows}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not set(reader.fieldnames or ()) >= _COLUMNS:
@@ -65,26 +67,45 @@ def read_pairs(table: Table) -> dict[Key, Pair]:
                 f"{path} lacks the columns {absent}; build it again: snakemake --profile profiles/local {path}."
             )
         for line in reader:
-            pair = _pair(path, reader.line_num, line)
-            if line["table"] == table.path.stem and pair:
-                found[line["row"], line["baseline"], line["column"]] = pair
+            if line["table"] != table.path.stem:
+                continue
+            key = (line["row"], line["baseline"], line["column"])
+            *values, change, low, high, bound = _numbers(path, reader.line_num, line)
+            if values != [_value(rows.get(name), key[2]) for name in key[:2]] and not {*key[:2]} - rows.keys():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {key[2]} of {key[0]} and {key[1]} is not what {table.path} has; "
+                    "build both again."
+                )
+            pair = _pair(line["measure"], change, low, high, bound)
+            if pair and pair.measure == "ratio" and pair.low <= 0:
+                raise UserError(f"{path}, line {reader.line_num}: a ratio reaches down to {pair.low:g}; build it again.")
+            if pair:
+                found[key] = pair
     return found
 
 
-def _pair(path: Path, number: int, line: Mapping[str, str | None]) -> Pair | None:
+def _value(row: Row | None, column: str) -> float | None:
+    figure = row.figures.get(column) if row else None
+    return figure.value if figure else None
+
+
+def _numbers(path: Path, number: int, line: Mapping[str, str | None]) -> list[float | None]:
     try:
-        change, low, high, bound = (
-            float(text) if (text := line[name]) else None for name in ("change", "low", "high", "bound")
-        )
+        return [float(text) if (text := line[name]) else None for name in _NUMBERS]
     except ValueError:
         raise UserError(
-            f"{path}, line {number}: change, low, high or bound is no number; build the file again."
+            f"{path}, line {number}: one of {', '.join(_NUMBERS)} is no number; build the file again."
         ) from None
+
+
+def _pair(
+    measure: str, change: float | None, low: float | None, high: float | None, bound: float | None
+) -> Pair | None:
     if change is not None and bound is not None:
         low, high = change - bound, change + bound
     if change is None or low is None or high is None:
         return None
-    return Pair(str(line["measure"]), change, low, high)
+    return Pair(measure, change, low, high)
 
 
 def loss(row: Row, best: Row, column: Column, better: Better, pairs: Mapping[Key, Pair], table: Table) -> Loss | None:

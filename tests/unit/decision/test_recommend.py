@@ -187,22 +187,27 @@ def test_without_quality_models_are_not_compared(tmp_path: Path, capsys: pytest.
     assert "average performance was not measured (random weights): nothing is known of quality." in text
 
 
-def pairs(tmp_path: Path, *lines: tuple[str, str, str, str, str]) -> None:
-    """A pairs.csv of average performances against bfloat16: row, change, low, high, bound."""
+def pairs(tmp_path: Path, *lines: tuple[str, str, str, str, str, str]) -> None:
+    """A pairs.csv of average performances against bfloat16: row, value, change, low, high, bound."""
     with open(tmp_path / "pairs.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["table", "row", "baseline", "column", "measure", "change", "low", "high", "bound"])
-        for row, *cells in lines:
-            writer.writerow(["table9", row, "M bfloat16", "average_performance", "difference", *cells])
+        names = ("row", "value", "change", "low", "high", "bound")
+        writer.writerow(["table", "baseline", "column", "measure", "baseline_value", *names])
+        for cells in lines:
+            writer.writerow(["table9", "M bfloat16", "average_performance", "difference", "0.6", *cells])
 
 
 def test_paired_differences_count_before_the_rows_own_intervals(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs(tmp_path, ("M int4", "-0.02", "-0.025", "-0.015", ""), ("M int8", "0", "", "", "0.004"))
+    pairs(
+        tmp_path,
+        ("M int4", "0.58", "-0.02", "-0.025", "-0.015", ""),
+        ("M int8", "0.59", "-0.01", "-0.02", "-0.005", ""),
+    )
     code, text, _ = ask(capsys, table)
     assert code == 0
-    assert text.splitlines()[0] == "Take bfloat16: of 4 rows all others are beaten or worse in quality."
+    assert text.splitlines()[0] == "Take bfloat16: of 4 rows all others are worse in quality."
     assert "int4  loses 2 points of average performance (1.5 to 2.5 points) against bfloat16" in " ".join(
         text.split(" ")
     )
@@ -213,7 +218,7 @@ def test_paired_differences_count_before_the_rows_own_intervals(
 
 def test_an_equal_score_is_no_certainty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "table9.csv", [BFLOAT16, dict(INT4, average_performance="0.6")])
-    pairs(tmp_path, ("M int4", "0", "", "", "0.015"))
+    pairs(tmp_path, ("M int4", "0.6", "0", "", "", "0.015"))
     _, text, _ = ask(capsys, path, "--explain", "bfloat16")
     assert "bfloat16: beaten\n" in text
     _, text, _ = ask(capsys, path, "--json")
@@ -295,9 +300,11 @@ def test_a_damaged_file_of_pairs_ends_in_one_sentence(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pairs.csv").write_text("table,row\n")
-    assert "lacks the columns baseline, bound, change" in ask(capsys, table)[2]
-    pairs(tmp_path, ("M int4", "much", "", "", ""))
-    assert "line 2: change, low, high or bound is no number" in ask(capsys, table)[2]
+    assert "lacks the columns baseline, baseline_value, bound" in ask(capsys, table)[2]
+    pairs(tmp_path, ("M int4", "0.58", "much", "", "", ""))
+    assert "line 2: one of value, baseline_value, change, low, high, bound is no number" in ask(capsys, table)[2]
+    pairs(tmp_path, ("M int4", "0.57", "-0.03", "", "", ""))
+    assert "average_performance of M int4 and M bfloat16 is not what" in ask(capsys, table)[2]
 
 
 def test_another_workload_is_judged_by_its_own_columns(capsys: pytest.CaptureFixture[str]) -> None:
