@@ -1,5 +1,6 @@
 """Where the answer changes: the next bound of each limit at which another row is recommended, and what would fit."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +46,7 @@ def breakpoints(field: Field) -> list[Breakpoint]:
     """
     limits = field.rules.limits
     current = field.choose(field.fitting(limits)).chosen
-    found = []
+    found: list[Breakpoint] = []
     for limit in limits:
         others = field.fitting([other for other in limits if other is not limit])
         found += _around(field, limit, others, current)
@@ -117,14 +118,15 @@ def _failing(row: Row, limits: Sequence[Limit]) -> tuple[Limit, ...]:
 def _relaxed(field: Field, changed: tuple[Limit, ...]) -> Relaxation:
     by_key = {(limit.column, limit.kind): limit for limit in changed}
     limits = [by_key.get((limit.column, limit.kind), limit) for limit in field.rules.limits]
-    factors = []
-    for old, new in zip(field.rules.limits, limits, strict=True):
-        if old != new:
-            factor = old.factor(new.bound)
-            inverted = 1 / factor if factor and old.kind == "min" else factor
-            factors.append(inverted if factor else None)
-    factor = None if None in factors else max(factors)
-    return Relaxation(changed, factor, _rows(field, field.choose(field.fitting(limits)).chosen))
+    factors = [
+        (1 / factor if old.kind == "min" else factor) if (factor := old.factor(new.bound)) else math.inf
+        for old, new in zip(field.rules.limits, limits, strict=True)
+        if old != new
+    ]
+    largest = max(factors)
+    return Relaxation(
+        changed, largest if math.isfinite(largest) else None, _rows(field, field.choose(field.fitting(limits)).chosen)
+    )
 
 
 def _size(relaxation: Relaxation) -> tuple[int, bool, float]:

@@ -99,9 +99,9 @@ class Description:
         bounds = {bound for column in plain.values() for bound in _bounds(column)}
         found: dict[str, Column] = {}
         for name in header:
-            column = plain.get(name) or (None if name in bounds else _member(name, patterns))
-            if column:
-                found[name] = column
+            described = plain.get(name) or (None if name in bounds else _member(name, patterns))
+            if described:
+                found[name] = described
         for column in list(found.values()):
             for bound in _bounds(column):
                 if bound in header:

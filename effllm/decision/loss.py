@@ -78,7 +78,9 @@ def read_pairs(table: Table) -> dict[Key, Pair]:
                 )
             pair = _pair(line["measure"], change, low, high, bound)
             if pair and pair.measure == "ratio" and pair.low <= 0:
-                raise UserError(f"{path}, line {reader.line_num}: a ratio reaches down to {pair.low:g}; build it again.")
+                raise UserError(
+                    f"{path}, line {reader.line_num}: a ratio reaches down to {pair.low:g}; build it again."
+                )
             if pair:
                 found[key] = pair
     return found

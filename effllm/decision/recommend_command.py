@@ -1,9 +1,11 @@
 """`effllm recommend`: which row of a table to take under limits, and why not the others."""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
+from effllm.decision.budget import Kind
 from effllm.decision.query import MARGIN, Query, check_workload, explained, parse_limits, resolve
 from effllm.decision.recommend import recommend
 from effllm.decision.recommend_json import plain
@@ -21,14 +23,15 @@ def register(command: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs."""
     command.epilog = _EXITS
     command.add_argument("table", type=Path, help="results/table<N>.csv")
-    for kind, text in (("max", "the most that a cost may be"), ("min", "the least that a quality may be")):
+    texts: dict[Kind, str] = {"max": "the most that a cost may be", "min": "the least that a quality may be"}
+    for kind, text in texts.items():
         command.add_argument(
             f"--{kind}",
             dest="limits",
             action="append",
             default=[],
             metavar="COLUMN=VALUE",
-            type=lambda value, kind=kind: (kind, value),
+            type=functools.partial(_limit, kind),
             help=f"{text}, in the unit of the column; as often as needed",
         )
     command.add_argument(
@@ -53,6 +56,10 @@ def register(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--json", action="store_true", help="the same, as config/recommendation.schema.json says")
     command.set_defaults(run=run)
+
+
+def _limit(kind: Kind, text: str) -> tuple[Kind, str]:
+    return kind, text
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from effllm.decision.description import Column, Description
+from effllm.decision.description import Better, Column, Description
 from effllm.errors import Status, UserError
 from effllm.tables.cells import REASON_SEPARATOR
 from effllm.tables.columns import DESCRIPTIONS
@@ -70,13 +70,15 @@ class Table:
     columns: Mapping[str, Column]
     rows: tuple[Row, ...]
 
-    def direction(self, column: str) -> str | None:
+    def direction(self, column: str) -> Better | None:
         """`lower` or `higher`, whichever is better; None for a column of which the table does not say it."""
         described = self.columns[column]
         if described.direction is None:
             return described.better
         told = {row.cells.get(described.direction) for row in self.rows} - {None}
-        return told.pop() if len(told) == 1 else None
+        if len(told) != 1:
+            return None
+        return "lower" if told.pop() == "lower" else "higher"
 
     def why_missing(self, column: str) -> str:
         """Why no row has a figure in this column."""
