@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +46,17 @@ def test_the_documents_show_what_is_printed(
     expected = "\n".join(printed).strip("\n")
     pattern = re.escape(expected).replace(re.escape("\n..."), r"(\n.*)*")
     assert re.fullmatch(pattern, capsys.readouterr().out.strip("\n")), expected
+
+
+def test_a_recommendation_imports_no_large_library() -> None:
+    """Start-up is most of what the command costs."""
+    script = (
+        "import sys; from effllm.cli import main\n"
+        "try: main(['recommend', 'docs/results/h100/table9.csv', '--json'])\n"
+        "except SystemExit: pass\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    loaded = set(done.stderr.split())
+    assert "effllm" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "polars", "pydantic", "scipy", "pyarrow", "snakemake"}
