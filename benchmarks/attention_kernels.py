@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from effllm.models.decoder import EffConfig, EffForCausalLM
-from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
+from effllm.models.decoder.attention.core import GroupedQueryAttention, Sequence
+from effllm.models.decoder.attention.nsa_branches import SparseShape, select_blocks
+from effllm.models.decoder.attention.nsa_layer import NativeSparseAttention
 from effllm.models.decoder.kernels.choice import choosing
-from effllm.models.decoder.positions import rotary_angles
-from effllm.models.decoder.sparse_attention import NativeSparseAttention
-from effllm.models.decoder.sparse_branches import SparseShape, select_blocks
+from effllm.models.decoder.positions.layers import rotary_angles
 from effllm.telemetry import device_info
 
 SHAPE = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 4}

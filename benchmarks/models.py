@@ -26,11 +26,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from effllm.models.arithmetic import cache_bytes_per_token, parameter_count
+from effllm.models.costs import cache_bytes_per_token, parameter_count
 from effllm.models.decoder import EffConfig, EffForCausalLM
-from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
-from effllm.models.decoder.positions import rotary_angles
-from effllm.models.decoder.sparse_attention import NativeSparseAttention
+from effllm.models.decoder.attention.core import GroupedQueryAttention, Sequence
+from effllm.models.decoder.attention.nsa_layer import NativeSparseAttention
+from effllm.models.decoder.positions.layers import rotary_angles
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 Step = Callable[[], object]

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from effllm.models.arithmetic import parameter_count, training_flops
+from effllm.models.costs import parameter_count, training_flops
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.models.decoder.loss import next_token_loss
 from effllm.telemetry import device_info

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effllm.errors import UserError
-from effllm.models.arithmetic import parameter_count, training_flops
-from effllm.models.arithmetic.shapes import shape_of
+from effllm.models.costs import parameter_count, training_flops
+from effllm.models.costs.shapes import shape_of
 from effllm.runtime.artifact import Artifact
 from effllm.study import Study
 from effllm.study.data import SyntheticStream, TrainedTokenizer

@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.errors import UserError
-from effllm.study.base import Float, PositiveInt, Section, Text, repeated
+from effllm.fields import Float, PositiveInt, Section, Text, repeated
 
 Measure = Literal["ratio", "difference"]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from effllm.errors import UserError
 from effllm.evaluation import held_out
+from effllm.fields import Section
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
-from effllm.study.base import Section
 from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0

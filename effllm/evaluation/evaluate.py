@@ -24,9 +24,9 @@ from effllm.errors import CellFailure
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
+from effllm.fields import Section
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
-from effllm.study.base import Section
 from effllm.study.measure import EvaluationProtocol
 
 if TYPE_CHECKING:

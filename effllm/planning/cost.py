@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from effllm.models.arithmetic import parameter_count
+from effllm.models.costs import parameter_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from effllm.models.arithmetic import cache_bytes, describe, forward_flops, parameter_count
+from effllm.models.costs import cache_bytes, describe, forward_flops, parameter_count
 from effllm.models.text import context_length, text_config
 from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.planning.shapes import Unknown

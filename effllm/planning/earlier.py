@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
-from effllm.models.arithmetic.shapes import shape_of
+from effllm.models.costs.shapes import shape_of
 from effllm.planning.cost import Cost, Subject
 from effllm.planning.costs import cost_of
 from effllm.planning.shapes import Unknown, read_config

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effllm.errors import reason_of
-from effllm.models.arithmetic.shapes import shape_of
+from effllm.models.costs.shapes import shape_of
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.study import Graph
@@ -130,7 +130,7 @@ def read_config(directory: Path) -> "PreTrainedConfig":
     """The configuration in a model's directory; raises `Unknown` if it cannot be read."""
     from transformers import AutoConfig
 
-    import effllm.models.decoder  # noqa: F401  (known to the Auto classes from here on)
+    import effllm.models.decoder.config  # noqa: F401  (known to the Auto classes from here on)
 
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from effllm.models.arithmetic import activation_bytes, describe, forward_flops, parameter_count, training_flops
+from effllm.models.costs import activation_bytes, describe, forward_flops, parameter_count, training_flops
 from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.methods import FreezeMethod, FullMethod

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from effllm.models.arithmetic import cache_bytes, decoding_flops, forward_flops, parameter_count
+from effllm.models.costs import cache_bytes, decoding_flops, forward_flops, parameter_count
 from effllm.models.text import text_config
 from effllm.profiling.decoding import Generation
 from effllm.study.measure import Workload

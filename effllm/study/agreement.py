@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from effllm.study.base import repeated
+from effllm.fields import repeated
 from effllm.study.data import SyntheticStream, TrainedTokenizer
 from effllm.study.instructions import SyntheticInstructionSource
 from effllm.study.models import GptqPrecision, PretrainedSource

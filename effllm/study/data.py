@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from effllm.study.base import (
+from effllm.fields import (
     Count,
     Dimension,
     Fraction,

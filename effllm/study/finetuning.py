@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.architectures import Architecture
-from effllm.study.base import (
+from effllm.fields import (
     Dimension,
     Float,
     Fraction,
@@ -25,6 +24,7 @@ from effllm.study.base import (
     Seed,
     repeated,
 )
+from effllm.study.architectures import Architecture
 from effllm.study.instructions import Encoding
 from effllm.study.methods import FreezeMethod, FullMethod, LowRankMethod, Method
 from effllm.study.support import PARTLY_ADAPTED_MODEL_TYPES

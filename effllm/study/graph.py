@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
+from effllm.fields import Section, sort_keys
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import model_files
 from effllm.stages import STAGES
-from effllm.study.base import Section, sort_keys
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
 from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource

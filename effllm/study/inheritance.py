@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from effllm.errors import UserError
-from effllm.study.base import shortened, suggestion
+from effllm.fields import shortened, suggestion
 from effllm.study.reading import read_yaml
 
 EXTENDS = "extends"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from effllm.study.base import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, path_of
+from effllm.fields import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, path_of
 
 InstructionPath = path_of(".parquet", ".jsonl", ".jsonl.gz", ".json")
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from effllm.errors import UserError
-from effllm.study.base import shortened, suggestion
+from effllm.fields import shortened, suggestion
 from effllm.study.inheritance import EXTENDS, LIKE, read_study, written_out
 from effllm.study.study import Study
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import (
+from effllm.fields import (
     Count,
     Dimension,
     Fraction,

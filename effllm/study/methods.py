@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from effllm.study.base import Dimension, Fraction, Layers, PositiveFloat, Section, Text
+from effllm.fields import Dimension, Fraction, Layers, PositiveFloat, Section, Text
 
 
 class _LowRankMethod(Section):

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from effllm.fields import Dimension, Fraction, Id, PlainId, PositiveInt, Repository, Revision, Section, Seed, Text
 from effllm.study.architectures import Architecture
-from effllm.study.base import Dimension, Fraction, Id, PlainId, PositiveInt, Repository, Revision, Section, Seed, Text
 
 
 class PretrainedSource(Section):

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened, suggestion
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
 from effllm.study.architectures import Architecture
-from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened, suggestion
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.harness_index import harness_suggestions, harness_task_exists

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from effllm.errors import UserError
-from effllm.study.base import Section, sort_keys
+from effllm.fields import Section, sort_keys
 from effllm.study.models import FinetunedSource, PretrainedSource
 from effllm.study.study import Study
 from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTable, QuantizationTable

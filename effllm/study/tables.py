@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.study.base import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, suggestion
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, suggestion
 from effllm.study.training import PretrainingRun
 
 

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from effllm.study.architectures import Architecture
-from effllm.study.base import (
+from effllm.fields import (
     Count,
     Dimension,
     Float,
@@ -17,6 +16,7 @@ from effllm.study.base import (
     Section,
     Seed,
 )
+from effllm.study.architectures import Architecture
 
 
 class AdamW(Section):

@@ -37,7 +37,7 @@ from effllm.data.instructions.samples import read_samples
 from effllm.data.instructions.synthetic import INDEX, read_synthetic
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
-from effllm.models import arithmetic
+from effllm.models import costs
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
 from effllm.models.text import context_length, text_config
@@ -214,7 +214,7 @@ class Finetuning:
 
     def _flops_of_step(self, model: PreTrainedModel | PeftModel, lengths: np.ndarray) -> Any:
         """Model FLOPs; None without formula, and where samples share sequences but do not see each other."""
-        if self.run.encoding.packing or not arithmetic.has_formulas(model.config):
+        if self.run.encoding.packing or not costs.has_formulas(model.config):
             return None
         of_length = {length: sequence_flops(self.run.method, model, int(length)) for length in np.unique(lengths)}
         return lambda step: sum(of_length[length] for length in lengths[step])

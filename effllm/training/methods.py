@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from effllm.errors import UserError
-from effllm.models import arithmetic
+from effllm.models import costs
 from effllm.study.methods import FreezeMethod, FullMethod, LoraPlusMethod, LowRankMethod, Method, PissaMethod
 from effllm.training.adapters import without_gptqmodel
 
@@ -131,12 +131,12 @@ METHODS: dict[str, Callable[[Any, PreTrainedModel, str], Tuned]] = {
 def sequence_flops(method: Method, model: PreTrainedModel | PeftModel, length: int) -> int:
     """Model FLOPs of training on one sequence of a model that `tune` has made ready."""
     if isinstance(method, FullMethod):
-        return arithmetic.training_flops(model.config, length)
+        return costs.training_flops(model.config, length)
     if isinstance(method, FreezeMethod):
         head_is_trained = model.get_output_embeddings().weight.requires_grad
-        return arithmetic.upper_training_flops(model.config, length, method.frozen_layers, head_is_trained)
+        return costs.upper_training_flops(model.config, length, method.frozen_layers, head_is_trained)
     matrices = (weight for name, weight in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
-    return arithmetic.adapter_training_flops(model.config, length, sum(weight.numel() for weight in matrices))
+    return costs.adapter_training_flops(model.config, length, sum(weight.numel() for weight in matrices))
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:

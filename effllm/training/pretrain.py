@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from effllm.data.tokens import PackedTokens, Sequences
-from effllm.models import arithmetic
+from effllm.models import costs
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
@@ -43,14 +43,12 @@ def build(job: Job) -> None:
         _tokenizer(job).save_pretrained(job.output / "model")
     else:
         scores = {**dict.fromkeys(_SCORES), "reasons": dict.fromkeys(_SCORES, unscored)}
-    count = arithmetic.parameter_count(model.config)
+    count = costs.parameter_count(model.config)
     job.write_json(
         "training.json",
         {
             **scores,
-            "cache_bytes_per_token": arithmetic.cache_bytes_per_token(
-                model.config, torch.bfloat16, run.sequence_length
-            ),
+            "cache_bytes_per_token": costs.cache_bytes_per_token(model.config, torch.bfloat16, run.sequence_length),
             "parameters": count.total,
             "parameters_active": count.active,
             "parameters_without_embeddings": count.total - count.embedding,
@@ -70,7 +68,7 @@ def setup(job: Job) -> Setup:
     on_device = tokens.unscored and run.parallel.strategy == "single" and torch.cuda.is_available()
     with torch.device("cuda" if on_device else "cpu"):
         model = random_model(config, run.seed)
-    flops = run.global_batch_size * arithmetic.training_flops(config, run.sequence_length)
+    flops = run.global_batch_size * costs.training_flops(config, run.sequence_length)
     return Setup(
         recipe=run,
         model=model,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effllm.study.base import shortened
+from effllm.fields import shortened
 
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat")
 _QUESTIONS = ("prompt", "instruction", "question", "query", "problem")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from effllm.data.schema import SCHEMA, check_schema, conform
 from effllm.data.sources.reading import json_lines, open_parquet, require_ending
 from effllm.errors import UserError
-from effllm.study.base import shortened
+from effllm.fields import shortened
 
 BATCH_DOCUMENTS = 1000
 _LARGEST = {pa.int64(): 2**63 - 1, pa.float64(): int(sys.float_info.max)}

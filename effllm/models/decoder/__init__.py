@@ -1,23 +1,27 @@
-"""The decoder whose attention, position and feed-forward can be exchanged, known to Transformers' Auto classes.
+"""The decoder whose attention, position and feed-forward can be exchanged.
 
-Its configuration is known once this package is imported, which is cheap; the model, which is not, once it is named
-(`EffForCausalLM`) or `effllm.models.decoder.model` is imported.
+    from effllm.models.decoder import EffConfig, EffForCausalLM
+
+Transformers' Auto classes know the configuration once `EffConfig` is named, and the model once `EffForCausalLM` is.
+Neither is imported before, because the study reads the keys of attention, position and feed-forward from this package.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
-from effllm.models.decoder.config import EffConfig
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
+    from effllm.models.decoder.model import EffForCausalLM
 
 __all__ = ["EffConfig", "EffForCausalLM"]
 
-AutoConfig.register(EffConfig.model_type, EffConfig)
-
 
 def __getattr__(name: str) -> Any:
-    if name != "EffForCausalLM":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from effllm.models.decoder.model import EffForCausalLM
+    if name == "EffConfig":
+        from effllm.models.decoder.config import EffConfig
 
-    return EffForCausalLM
+        return EffConfig
+    if name == "EffForCausalLM":
+        from effllm.models.decoder.model import EffForCausalLM
+
+        return EffForCausalLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

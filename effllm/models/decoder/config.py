@@ -1,28 +1,34 @@
-"""The decoder's configuration: Qwen2.5's backbone and the choice of attention, position and feed-forward."""
+"""The decoder's configuration as Transformers takes it."""
 
-from typing import ClassVar
+from dataclasses import make_dataclass
+from typing import ClassVar, get_type_hints
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from effllm.study.decoder_shape import (
-    Attention,
-    FeedForward,
-    Position,
-    check_decoder_shape,
-    default_key_value_heads,
-    require_multiple,
+from effllm.models.decoder.architecture import DecoderArchitecture, check, fill_in
+from effllm.models.decoder.attention import ATTENTION
+from effllm.models.decoder.feed_forward import FEED_FORWARD
+from effllm.models.decoder.positions import POSITIONS
+
+# The architecture's keys that have a default, as fields of a dataclass, which Transformers' configurations are.
+_Keys = make_dataclass(
+    "_Keys",
+    [
+        (key, get_type_hints(DecoderArchitecture)[key], field.default)
+        for key, field in DecoderArchitecture.model_fields.items()
+        if not field.is_required()
+    ],
+    kw_only=True,
 )
 
 
 @strict
-class EffConfig(PreTrainedConfig):
+class EffConfig(PreTrainedConfig, _Keys):  # type: ignore[misc, valid-type]
     """Configuration of `EffForCausalLM`; keys that Qwen2 has too mean what they mean there.
 
-    Every attention has `num_attention_heads` query heads. `mha` keeps as many key and value heads, `mqa` one, `gqa` and
-    `nsa` `num_key_value_heads`, 2 unless given, as Qwen2.5 has up to 3B; `mla` caches one latent for all heads.
-    `head_dim` is `hidden_size` divided by the heads unless given; MLA has its own widths. Windows, blocks, strides and
-    distances are in tokens, `nsa_*_blocks` in blocks.
+    `DecoderArchitecture` has the keys of attention, position and feed-forward, with defaults and descriptions. Keys
+    that a study must give have the values of Qwen2.5-1.5B here.
 
     Raises ValueError, with the key and the remedy, for shapes that do not divide.
     """
@@ -35,60 +41,20 @@ class EffConfig(PreTrainedConfig):
     intermediate_size: int = 8960
     num_hidden_layers: int = 28
     num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
     max_position_embeddings: int = 8192
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-
-    attention: str = "gqa"
-    position: str = "rope"
-    feed_forward: str = "swiglu"
-
-    rope_theta: float = 1e6
-    relative_attention_max_distance: int = 128
-
-    kv_lora_rank: int | None = None
-    qk_nope_head_dim: int = 128
-    qk_rope_head_dim: int = 64
-    v_head_dim: int = 128
-
-    nsa_window: int = 128
-    nsa_compression_block: int = 64
-    nsa_compression_stride: int = 32
-    nsa_selection_block: int = 64
-    nsa_selected_blocks: int = 4
-    nsa_initial_blocks: int = 1
-    nsa_local_blocks: int = 2
-
-    num_experts: int = 8
-    num_experts_per_tok: int = 2
-    moe_intermediate_size: int | None = None
-    router_aux_loss_coef: float = 0.01
     output_router_logits: bool = False
 
     def __post_init__(self, **kwargs):
-        _one_of("attention", self.attention, Attention)
-        _one_of("position", self.position, Position)
-        _one_of("feed_forward", self.feed_forward, FeedForward)
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = default_key_value_heads(self.attention, self.num_attention_heads)
-        if self.head_dim is None:
-            require_multiple("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.kv_lora_rank is None:
-            self.kv_lora_rank = max(1, self.hidden_size // 8)
-        if self.moe_intermediate_size is None:
-            self.moe_intermediate_size = self.intermediate_size
-        check_decoder_shape(self)
+        for key, registry in (("attention", ATTENTION), ("position", POSITIONS), ("feed_forward", FEED_FORWARD)):
+            if getattr(self, key) not in registry:
+                raise ValueError(f"{key} {getattr(self, key)!r} is none of {', '.join(registry)}: choose one of them")
+        fill_in(self)
+        check(self)
         super().__post_init__(**kwargs)
 
 
-def _one_of(key: str, value: str, choices) -> None:
-    if value not in choices.__args__:
-        raise ValueError(f"{key} {value!r} is none of {', '.join(choices.__args__)}: choose one of them")
+AutoConfig.register(EffConfig.model_type, EffConfig)

@@ -5,31 +5,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 
-from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
+from effllm.models.decoder.attention import ATTENTION
+from effllm.models.decoder.attention.core import Sequence
 from effllm.models.decoder.config import EffConfig
-from effllm.models.decoder.feed_forward import SwiGLU
-from effllm.models.decoder.latent_attention import MultiHeadLatentAttention
+from effllm.models.decoder.feed_forward import FEED_FORWARD
+from effllm.models.decoder.feed_forward.moe_layer import load_balancing_loss
 from effllm.models.decoder.loss import IGNORED, next_token_loss
-from effllm.models.decoder.mixture import Experts, MixtureOfExperts, load_balancing_loss
 from effllm.models.decoder.normalization import RMSNorm
-from effllm.models.decoder.positions import LearnedEmbedding, RelativeBias, SinusoidalEmbedding, rotary_angles
-from effllm.models.decoder.sparse_attention import Compressor, NativeSparseAttention
-from effllm.models.decoder.sparse_cache import use_sparse_layers
-
-ATTENTION = {
-    "mha": GroupedQueryAttention,
-    "gqa": GroupedQueryAttention,
-    "mqa": GroupedQueryAttention,
-    "mla": MultiHeadLatentAttention,
-    "nsa": NativeSparseAttention,
-}
-FEED_FORWARD = {"swiglu": SwiGLU, "moe": MixtureOfExperts}
+from effllm.models.decoder.positions import POSITIONS
 
 
 class EffDecoderLayer(GradientCheckpointingLayer):
@@ -37,8 +25,8 @@ class EffDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: EffConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = ATTENTION[config.attention](config, layer_idx)
-        self.mlp = FEED_FORWARD[config.feed_forward](config)
+        self.self_attn = ATTENTION[config.attention].build(config, layer_idx)
+        self.mlp = FEED_FORWARD[config.feed_forward].build(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -53,7 +41,11 @@ class EffDecoderLayer(GradientCheckpointingLayer):
 
 
 class EffPreTrainedModel(PreTrainedModel):
-    """Initialisation and what Transformers must know of the model."""
+    """Initialisation and what Transformers must know of the model.
+
+    A module with parameters that are not those of a linear layer, an embedding or a norm draws them in its own method
+    `draw_parameters(std)`.
+    """
 
     config_class = EffConfig
     base_model_prefix = "model"
@@ -65,14 +57,8 @@ class EffPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, Experts):
-            init.normal_(module.gate_up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
-        elif isinstance(module, RelativeBias):
-            init.normal_(module.table, mean=0.0, std=std)
-        elif isinstance(module, Compressor):
-            init.normal_(module.positions, mean=0.0, std=std)
+        if hasattr(module, "draw_parameters"):
+            module.draw_parameters(self.config.initializer_range)
 
 
 class EffModel(EffPreTrainedModel):
@@ -81,11 +67,7 @@ class EffModel(EffPreTrainedModel):
     def __init__(self, config: EffConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.position_embedding = None
-        if config.position == "sinusoidal":
-            self.position_embedding = SinusoidalEmbedding()
-        elif config.position == "learned":
-            self.position_embedding = LearnedEmbedding(config)
+        self.position_embedding = POSITIONS[config.position].embedding(config)
         self.layers = nn.ModuleList([EffDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
@@ -105,7 +87,7 @@ class EffModel(EffPreTrainedModel):
         """Final hidden states [batch, length, hidden] of input_ids [batch, length].
 
         `attention_mask` is [batch, cached + length], 1 for tokens and 0 for padding. Raises ValueError for padding
-        between tokens under NSA, and for positions beyond a learned table.
+        between tokens where the attention takes none, and for positions beyond a learned table.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -140,18 +122,15 @@ class EffModel(EffPreTrainedModel):
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> Sequence:
         config, length = self.config, hidden.shape[1]
-        if config.attention == "nsa" and cache is not None:
-            use_sparse_layers(cache, config.num_hidden_layers)
+        attention, position = ATTENTION[config.attention], POSITIONS[config.position]
+        if cache is not None:
+            attention.prepare_cache(cache, config.num_hidden_layers)
         first = 0 if cache is None else int(cache.get_seq_length())
-        if config.position == "learned" and first + length > config.max_position_embeddings:
-            raise ValueError(
-                f"{first + length} tokens exceed max_position_embeddings {config.max_position_embeddings} of the "
-                "learned positions: shorten the text, or train with a larger table"
-            )
+        position.check_length(config, first + length)
         padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
         mask = None
         is_causal_only = cache is None and attention_mask is None and position_ids is None
-        if config.attention != "nsa" and config.position != "relative" and not is_causal_only:
+        if attention.uses_mask and position.uses_mask and not is_causal_only:
             # Given position ids without a mask may mark packed documents, which only this mask can keep apart. Where
             # causality is all there is, Transformers before 5.23 writes T x T of it out while torch compiles.
             mask = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
@@ -159,17 +138,13 @@ class EffModel(EffPreTrainedModel):
             position_ids = torch.arange(first, first + length, device=hidden.device)[None]
             if padded:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        angles = None
-        if config.position == "rope":
-            dim = config.qk_rope_head_dim if config.attention == "mla" else config.head_dim
-            angles = rotary_angles(position_ids, dim, config.rope_theta)
         return Sequence(
             first_position=first,
             position_ids=position_ids,
-            angles=angles,
+            angles=position.angles(config, position_ids, attention.rotary_dim(config)),
             mask=mask,
             key_mask=attention_mask.bool() if padded else None,
-            padding=_left_padding(attention_mask) if padded and config.attention == "nsa" else None,
+            padding=_left_padding(attention_mask, config.attention) if padded and attention.uses_padding else None,
         )
 
 
@@ -244,11 +219,11 @@ def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> 
     return 1.0 if num_items_in_batch is None else (labels[..., 1:] != IGNORED).sum() / num_items_in_batch
 
 
-def _left_padding(attention_mask: Tensor) -> Tensor:
+def _left_padding(attention_mask: Tensor, attention: str) -> Tensor:
     """[batch]: zeros before the first one. Zeros after the last one need nothing: causality hides them."""
     mask = attention_mask.long()
     if bool((mask.diff(dim=-1) == 1).sum(dim=-1).add(mask[:, 0]).gt(1).any()):
-        raise ValueError("attention nsa takes padding at the ends only: attention_mask has zeros between ones")
+        raise ValueError(f"attention {attention} takes padding at the ends only: attention_mask has zeros between ones")
     return mask.argmax(dim=-1)
 
 

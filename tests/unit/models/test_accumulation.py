@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from effllm.models.decoder import attention, sparse_attention
-from effllm.models.decoder.attention import GroupedQueryAttention, Sequence
-from effllm.models.decoder.sparse_attention import NativeSparseAttention
+from effllm.models.decoder.attention import core, nsa_layer
+from effllm.models.decoder.attention.core import GroupedQueryAttention, Sequence
+from effllm.models.decoder.attention.nsa_layer import NativeSparseAttention
 
 from .conftest import small_config
 
@@ -38,7 +38,7 @@ def selected(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
     config = small_config(attention="nsa", head_dim=16, nsa_selected_blocks=2, nsa_selection_block=16)
     layer = NativeSparseAttention(config, 0)
     none = query.new_zeros(1, 2, (LENGTH - 4) // 2 + 1, 16)
-    past = sparse_attention.branches.Past(none, none, key, value, torch.zeros(1, dtype=torch.long))
+    past = nsa_layer.branches.KVContext(none, none, key, value, torch.zeros(1, dtype=torch.long))
     gates = torch.tensor([0.0, 1.0, 0.0], dtype=query.dtype).expand(1, 4, LENGTH, 3)
     return layer._attend(query, gates, past, torch.zeros_like(key), torch.zeros_like(value), 0)
 
@@ -46,13 +46,13 @@ def selected(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
 def biased(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     layer = GroupedQueryAttention(small_config(position="relative"), 0)
     sequence = Sequence(0, torch.arange(LENGTH)[None])
-    return attention.causal_attention(query, key, value, sequence, layer.relative_bias, 0.25)
+    return core.causal_attention(query, key, value, sequence, layer.relative_bias, 0.25)
 
 
 @pytest.mark.parametrize("attend", [selected, biased])
 def test_what_chunks_of_queries_add_to_a_gradient_adds_up_in_float32(attend, monkeypatch):
-    monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", 6)
-    monkeypatch.setattr(attention, "BIAS_CHUNK", 8)
+    monkeypatch.setitem(nsa_layer.QUERIES_PER_CHUNK, "cpu", 6)
+    monkeypatch.setattr(core, "BIAS_CHUNK", 8)
     reference = gradients(attend, torch.double)
     errors = [relative_error(*pair) for pair in zip(gradients(attend, torch.bfloat16), reference, strict=True)]
     assert max(errors) < BOUND, errors
@@ -69,7 +69,7 @@ def test_the_gradient_of_gathered_keys_is_never_added_up_in_16_bit(monkeypatch):
             return func(*args, **(kwargs or {}))
 
     for chunk in (64, LENGTH):
-        monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", chunk)
+        monkeypatch.setitem(nsa_layer.QUERIES_PER_CHUNK, "cpu", chunk)
         with Watch():
             gradients(selected, torch.bfloat16)
     assert set(types) == {torch.float32}

@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.models import arithmetic
-from effllm.models.arithmetic.shapes import shape_of
+from effllm.models import costs
+from effllm.models.costs.shapes import shape_of
 from effllm.models.decoder import EffConfig
 from effllm.models.families import model_config
 from effllm.study import load_study
@@ -40,14 +40,14 @@ def test_parameters_are_exact_at_the_papers_shapes(size, attention, feed_forward
     key_value_heads = 2 if attention in ("gqa", "nsa") else None
     shape = {**PAPER[size], "num_key_value_heads": key_value_heads, "num_hidden_layers": 2}
     config = EffConfig(**shape, attention=attention, feed_forward=feed_forward)
-    assert arithmetic.parameter_count(config).total == built_parameters(config)
+    assert costs.parameter_count(config).total == built_parameters(config)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_exact_under_every_position(position, tied):
     config = small_config(position=position, tie_word_embeddings=tied)
-    assert arithmetic.parameter_count(config).total == built_parameters(config)
+    assert costs.parameter_count(config).total == built_parameters(config)
 
 
 def run_config(run: PretrainingRun):
@@ -58,7 +58,7 @@ def run_config(run: PretrainingRun):
 def test_parameters_of_every_run_of_the_studies_are_exact(study):
     for run in STUDIES[study].pretraining.values():
         config = run_config(run)
-        assert arithmetic.parameter_count(config).total == built_parameters(config)
+        assert costs.parameter_count(config).total == built_parameters(config)
 
 
 def test_a_model_of_32b_is_counted_without_being_built():
@@ -72,18 +72,18 @@ def test_a_model_of_32b_is_counted_without_being_built():
         num_key_value_heads=8,
         vocab_size=152064,
     )
-    count = arithmetic.parameter_count(config)
+    count = costs.parameter_count(config)
     assert count.total == 32_763_876_352
     assert (count.total - 2 * count.embedding) / 1e9 == pytest.approx(31.0, abs=0.3)
-    assert arithmetic.weight_bytes(config, torch.bfloat16) == 2 * count.total
-    assert arithmetic.optimizer_bytes(config) == 8 * count.total
+    assert costs.weight_bytes(config, torch.bfloat16) == 2 * count.total
+    assert costs.optimizer_bytes(config) == 8 * count.total
     # Two times 8 heads of 128 in 64 layers.
-    assert arithmetic.cache_bytes_per_token(config, torch.bfloat16, 8192) == 2 * 8 * 128 * 64 * 2
+    assert costs.cache_bytes_per_token(config, torch.bfloat16, 8192) == 2 * 8 * 128 * 64 * 2
 
 
 def test_active_parameters_leave_the_other_experts_out():
-    sparse = arithmetic.parameter_count(small_config(feed_forward="moe", num_experts=8, num_experts_per_tok=2))
-    only_chosen = arithmetic.parameter_count(small_config(feed_forward="moe", num_experts=2, num_experts_per_tok=2))
+    sparse = costs.parameter_count(small_config(feed_forward="moe", num_experts=8, num_experts_per_tok=2))
+    only_chosen = costs.parameter_count(small_config(feed_forward="moe", num_experts=2, num_experts_per_tok=2))
     routers = 2 * 32 * (8 - 2)
     assert sparse.active == only_chosen.total + routers
     assert sparse.total > sparse.active
@@ -166,7 +166,7 @@ def counted(request):
 
 def test_parameters_of_the_counted_models_are_exact(counted):
     config, model = counted
-    assert arithmetic.parameter_count(config).total == sum(weight.numel() for weight in model.parameters())
+    assert costs.parameter_count(config).total == sum(weight.numel() for weight in model.parameters())
 
 
 def test_training_flops_agree_with_the_counter(counted):
@@ -176,7 +176,7 @@ def test_training_flops_agree_with_the_counter(counted):
     def step(model):
         model.train()(tokens, labels=tokens, use_cache=False).loss.backward()
 
-    assert counted_flops(model, step) == pytest.approx(arithmetic.training_flops(config, 128), rel=0.002)
+    assert counted_flops(model, step) == pytest.approx(costs.training_flops(config, 128), rel=0.002)
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ def test_decoding_flops_agree_with_the_counter(counted):
         for index in range(88, 96):
             model(tokens[:, index : index + 1], use_cache=True, **past)
 
-    expected = sum(arithmetic.decoding_flops(config, context) for context in range(89, 97))
+    expected = sum(costs.decoding_flops(config, context) for context in range(89, 97))
     assert counted_flops(model, step) == pytest.approx(expected, rel=0.002)
 
 
@@ -208,7 +208,7 @@ def test_cache_bytes_are_those_of_the_real_cache(name):
     held = 0
     for layer in output.past_key_values.layers:
         held += sum(value.nbytes for value in vars(layer).values() if isinstance(value, torch.Tensor))
-    assert arithmetic.cache_bytes(config, 96, torch.float32) == held
+    assert costs.cache_bytes(config, 96, torch.float32) == held
 
 
 @torch.no_grad()
@@ -216,20 +216,20 @@ def test_state_bytes_are_those_of_the_real_states():
     tokens = torch.randint(1, 512, (1, 40))
     config = FLOP_CONFIGS["rwkv"]
     states = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).state
-    assert arithmetic.cache_bytes(config, 40, torch.float32) == sum(state.nbytes for state in states)
+    assert costs.cache_bytes(config, 40, torch.float32) == sum(state.nbytes for state in states)
     config = FLOP_CONFIGS["mamba"]
     cache = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).cache_params
     held = 0
     for layer in cache.layers:
         states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
         held += sum(state.nbytes for state in states)
-    assert arithmetic.cache_bytes(config, 40, torch.float32) == held
+    assert costs.cache_bytes(config, 40, torch.float32) == held
 
 
 def test_latents_cache_less_than_keys_and_values():
     sizes = {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12}
-    latent = arithmetic.cache_bytes_per_token(EffConfig(**sizes, attention="mla"), torch.bfloat16, 8192)
-    full = arithmetic.cache_bytes_per_token(EffConfig(**sizes, attention="mha"), torch.bfloat16, 8192)
+    latent = costs.cache_bytes_per_token(EffConfig(**sizes, attention="mla"), torch.bfloat16, 8192)
+    full = costs.cache_bytes_per_token(EffConfig(**sizes, attention="mha"), torch.bfloat16, 8192)
     assert latent == (1536 // 8 + 64) * 28 * 2
     assert full == 2 * 1536 * 28 * 2
 
@@ -271,27 +271,27 @@ def test_activation_bytes_are_what_autograd_keeps(changes, checkpointing):
     if checkpointing:
         model.activation_checkpointing_enable()
     tokens = torch.randint(0, 300, (2, 256))
-    expected = arithmetic.activation_bytes(config, 2, 256, torch.float32, checkpointing)
+    expected = costs.activation_bytes(config, 2, 256, torch.float32, checkpointing)
     if checkpointing:
         # When the forward pass ends, no layer has been recomputed yet.
-        expected -= arithmetic.describe(config).layer.saved_elements * 2 * 256 * 4
+        expected -= costs.describe(config).layer.saved_elements * 2 * 256 * 4
     assert saved_bytes(model, tokens) == pytest.approx(expected, rel=0.05)
 
 
 def test_a_sliding_window_is_refused():
     with pytest.raises(ValueError, match="sliding_window 4096"):
-        arithmetic.parameter_count(AutoConfig.for_model("mistral"))
+        costs.parameter_count(AutoConfig.for_model("mistral"))
 
 
 def test_an_unknown_architecture_is_named():
     with pytest.raises(ValueError, match="model_type gpt2 has no cost formulas"):
-        arithmetic.parameter_count(AutoConfig.for_model("gpt2"))
+        costs.parameter_count(AutoConfig.for_model("gpt2"))
 
 
 @pytest.mark.parametrize("size", ["0.3m", "0.6m", "1m"])
 def test_tiny_families_are_within_a_tenth_of_each_other(size):
     runs = [STUDIES["tiny"].pretraining[f"{family}-{size}"] for family in ("qwen2.5", "mamba", "pythia", "rwkv")]
-    totals = [arithmetic.parameter_count(run_config(run)).total for run in runs]
+    totals = [costs.parameter_count(run_config(run)).total for run in runs]
     assert max(totals) <= 1.1 * min(totals)
 
 
@@ -321,8 +321,8 @@ def test_a_studys_shape_costs_what_its_configuration_costs(name):
     given = {"model_type": family, "hidden_size": 64, "num_hidden_layers": 2, **longest, **SHAPES[name]}
     architecture = TypeAdapter(Architecture).validate_python(given)
     config, shape = model_config(architecture, 512), shape_of(architecture, 512)
-    assert arithmetic.parameter_count(shape) == arithmetic.parameter_count(config)
-    assert arithmetic.training_flops(shape, 128) == arithmetic.training_flops(config, 128)
-    kept = [arithmetic.activation_bytes(terms, 2, 128, torch.bfloat16) for terms in (shape, config)]
-    caches = [arithmetic.cache_bytes(terms, 128, torch.bfloat16) for terms in (shape, config)]
+    assert costs.parameter_count(shape) == costs.parameter_count(config)
+    assert costs.training_flops(shape, 128) == costs.training_flops(config, 128)
+    kept = [costs.activation_bytes(terms, 2, 128, torch.bfloat16) for terms in (shape, config)]
+    caches = [costs.cache_bytes(terms, 128, torch.bfloat16) for terms in (shape, config)]
     assert kept[0] == kept[1] and caches[0] == caches[1]

@@ -86,7 +86,7 @@ def test_beam_search_reorders_the_cache(attention, build, tokens):
 def test_a_relative_bias_beyond_one_chunk_equals_one_chunk(build, tokens, monkeypatch):
     model = build(position="relative")
     whole = model(tokens).logits
-    monkeypatch.setattr("effllm.models.decoder.attention.BIAS_CHUNK", 5)
+    monkeypatch.setattr("effllm.models.decoder.attention.core.BIAS_CHUNK", 5)
     torch.testing.assert_close(model(tokens).logits, whole, **TOLERANCE)
 
 

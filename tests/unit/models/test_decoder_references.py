@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM, Qwen2ForCa
 from effllm.errors import UserError
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.decoder.export import export, to_transformers
+from effllm.models.decoder.feed_forward.moe_layer import load_balancing_loss
 from effllm.models.decoder.loss import next_token_loss
-from effllm.models.decoder.mixture import load_balancing_loss
 
 from .conftest import small_config
 

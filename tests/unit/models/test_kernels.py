@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from effllm.errors import CellFailure
-from effllm.models.decoder.attention import Sequence, causal_attention
+from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.kernels import relative, selection, strided
 from effllm.models.decoder.kernels.choice import choosing, failing_as_a_cell, is_fused
-from effllm.models.decoder.positions import RelativeBias
+from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.study.training import PretrainingRun
 

@@ -5,12 +5,12 @@ import torch
 
 from effllm.errors import CellFailure
 from effllm.models.decoder import EffForCausalLM
-from effllm.models.decoder import sparse_branches as branches
-from effllm.models.decoder.attention import Sequence, causal_attention
+from effllm.models.decoder.attention import nsa_branches as branches
+from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.kernels import strided
 from effllm.models.decoder.kernels.choice import choosing
 from effllm.models.decoder.kernels.selection import SelectedAttention
-from effllm.models.decoder.positions import RelativeBias
+from effllm.models.decoder.positions.layers import RelativeBias
 
 from .conftest import small_config
 
@@ -79,7 +79,7 @@ def test_selected_blocks_are_attended_to_as_by_gathering_them(shape, chosen):
     start = torch.zeros(1, dtype=torch.long, device="cuda")
 
     def gathered(query, key, value):
-        past = branches.Past(None, None, key, value, start)
+        past = branches.KVContext(None, None, key, value, start)
         return branches.selected_attention(query, past, blocks, 0, rule, None)
 
     def fused(query, key, value):
@@ -103,7 +103,7 @@ def test_compression_gives_context_gradients_and_importance_of_the_written_out_s
 
     def written_out(query, key, value):
         context, importance = branches.compressed_attention(
-            query, branches.Past(key, value, key, value, start), 0, rule, None
+            query, branches.KVContext(key, value, key, value, start), 0, rule, None
         )
         importances.append(importance)
         return context

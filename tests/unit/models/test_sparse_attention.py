@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from effllm.models.decoder import sparse_attention
-from effllm.models.decoder.attention import Sequence
-from effllm.models.decoder.positions import rotary_angles
-from effllm.models.decoder.sparse_attention import NativeSparseAttention
+from effllm.models.decoder.attention import nsa_layer
+from effllm.models.decoder.attention.core import Sequence
+from effllm.models.decoder.attention.nsa_layer import NativeSparseAttention
+from effllm.models.decoder.positions.layers import rotary_angles
 
 from .conftest import small_config
 
@@ -128,7 +128,7 @@ def test_output_and_gradients_equal_the_equations_evaluated_one_by_one(seed, mon
     layer, hidden = random_case(seed)
     if seed % 2:
         # Few enough that the queries go through in several recomputed chunks.
-        monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", 8)
+        monkeypatch.setitem(nsa_layer.QUERIES_PER_CHUNK, "cpu", 8)
     hidden.requires_grad_()
     inputs = [hidden, *layer.parameters()]
     names = ["hidden", *(name for name, _ in layer.named_parameters())]
@@ -170,7 +170,7 @@ def test_the_sparse_layer_is_causal_at_every_position():
 
 def test_no_tensor_of_the_sparse_layer_grows_with_the_square_of_the_length(monkeypatch):
     """The largest tensor of a forward and backward pass doubles, not quadruples, with the length."""
-    monkeypatch.setitem(sparse_attention.QUERIES_PER_CHUNK, "cpu", 64)
+    monkeypatch.setitem(nsa_layer.QUERIES_PER_CHUNK, "cpu", 64)
     layer = NativeSparseAttention(small_config(attention="nsa"), 0)
 
     def largest(length: int) -> int:
@@ -192,7 +192,7 @@ def test_no_tensor_of_the_sparse_layer_grows_with_the_square_of_the_length(monke
 
 def test_the_importance_of_blocks_is_the_probability_they_overlap():
     """Block 64, stride 32, selection block 64: half of the neighbours' probability and all of its own, twice."""
-    from effllm.models.decoder.sparse_branches import SparseShape, _block_importance
+    from effllm.models.decoder.attention.nsa_branches import SparseShape, _block_importance
 
     shape = SparseShape(128, 64, 32, 64, 4, 1, 2)
     p = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0])

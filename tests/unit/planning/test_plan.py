@@ -11,8 +11,8 @@ import pytest
 from effllm.cli import main
 from effllm.cluster.requests import GPU_STAGES
 from effllm.errors import UserError
-from effllm.models.arithmetic import training_flops
-from effllm.models.arithmetic.shapes import shape_of
+from effllm.models.costs import training_flops
+from effllm.models.costs.shapes import shape_of
 from effllm.planning.estimate import Assumptions
 from effllm.planning.nodes import targets_of
 from effllm.planning.plan import Plan, plan_of

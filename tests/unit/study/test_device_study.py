@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from effllm.errors import UserError
-from effllm.models import arithmetic
+from effllm.models import costs
 from effllm.models.families import model_config
 from effllm.runtime.artifact import MANIFEST
 from effllm.study import Graph, load_study, parse_study
@@ -72,8 +72,8 @@ def _shrink(shape: dict[str, Any]) -> None:
 def training_bytes(run: PretrainingRun) -> float:
     """Weights, gradients and Adam's moments in float32, autocast's copies, activations and the loss."""
     config = model_config(run.architecture, run.architecture.vocab_size)
-    parameters = arithmetic.parameter_count(config).total
-    activations = arithmetic.activation_bytes(
+    parameters = costs.parameter_count(config).total
+    activations = costs.activation_bytes(
         config, run.micro_batch_size, run.sequence_length, torch.bfloat16, run.activation_checkpointing
     )
     logits = run.micro_batch_size * run.sequence_length * config.vocab_size
@@ -94,9 +94,9 @@ def test_every_model_fits_with_its_cache(id: str) -> None:
     config = model_config(shape, shape.vocab_size)
     context = {workload.prompt_tokens + workload.new_tokens for workload in LOADED.inference.workloads.values()}
     batch = max(workload.batch_size for workload in LOADED.inference.workloads.values())
-    cache = batch * arithmetic.cache_bytes(config, max(context), torch.bfloat16)
+    cache = batch * costs.cache_bytes(config, max(context), torch.bfloat16)
     # The weights are drawn in float32 and cast.
-    assert 1.5 * arithmetic.weight_bytes(config, torch.float32) + cache < DEVICE_BYTES
+    assert 1.5 * costs.weight_bytes(config, torch.float32) + cache < DEVICE_BYTES
 
 
 def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repository: Path) -> None:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from effllm.models.decoder.config import EffConfig
 
@@ -72,6 +73,10 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.max_distance = config.relative_attention_max_distance
         self.table = nn.Parameter(torch.zeros(config.num_attention_heads, self.max_distance + 1))
+
+    def draw_parameters(self, std: float) -> None:
+        """Draw the biases."""
+        init.normal_(self.table, mean=0.0, std=std)
 
     def forward(self, distance: Tensor) -> Tensor:
         """[heads, *distance.shape] for distances in tokens; a negative distance, the future, is -inf."""

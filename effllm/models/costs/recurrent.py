@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from effllm.models.arithmetic.description import Description, Layer, RecurrentState
+from effllm.models.terms import Description, Layer, RecurrentState
 
 if TYPE_CHECKING:
     from transformers import MambaConfig, RwkvConfig

@@ -1,6 +1,6 @@
 """What a model costs, computed from its configuration without building it."""
 
-from effllm.models.arithmetic.costs import (
+from effllm.models.costs.costs import (
     ParameterCount,
     activation_bytes,
     adapter_training_flops,

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effllm.models.arithmetic.decoders import describe_decoder, describe_gpt_neox, describe_llama
-from effllm.models.arithmetic.description import Description
-from effllm.models.arithmetic.recurrent import describe_mamba, describe_rwkv
+from effllm.models.costs.decoders import describe_decoder, describe_gpt_neox, describe_llama
+from effllm.models.costs.recurrent import describe_mamba, describe_rwkv
+from effllm.models.terms import Description
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def describe(config: "PreTrainedConfig") -> Description:
     if config.model_type not in _DESCRIBE:
         raise ValueError(
             f"model_type {config.model_type} has no cost formulas: use one of {', '.join(sorted(_DESCRIBE))}, or "
-            "describe it in effllm/models/arithmetic"
+            "describe it in effllm/models/costs"
         )
     return _DESCRIBE[config.model_type](config)
 

@@ -1,13 +1,23 @@
-"""What every part of a study's configuration is made of: strict sections, ids, and references."""
+"""What configurations are made of: strict sections, bounded numbers, ids, and names of a registry's entries."""
 
 import difflib
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Iterable
-from typing import Annotated, Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+)
+from pydantic_core import CoreSchema, core_schema
 
 
 class Section(BaseModel):
@@ -141,3 +151,27 @@ def _repository(value: str) -> str:
 
 # A repository on the hub.
 Repository = Annotated[str, AfterValidator(_repository)]
+
+
+@dataclass(frozen=True)
+class NameIn:
+    """The type of a key whose value names an entry of a registry: `Annotated[str, NameIn(ATTENTION)]`."""
+
+    registry: Mapping[str, object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.registry))
+
+
+@dataclass(frozen=True)
+class FormOf:
+    """The type of a block that is one of a registry's forms, told apart by the key `kind`.
+
+    `registry` has the forms by kind: `Annotated[Precision, FormOf(PRECISIONS)]`.
+    """
+
+    registry: Mapping[str, type[BaseModel]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        forms = Union[tuple(self.registry.values())]  # noqa: UP007  (the forms are known when this runs)
+        return handler.generate_schema(Annotated[forms, Field(discriminator="kind")])

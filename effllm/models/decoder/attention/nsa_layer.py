@@ -4,15 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from effllm.models.decoder import sparse_branches as branches
-from effllm.models.decoder.attention import Sequence
+from effllm.models.decoder.attention import nsa_branches as branches
+from effllm.models.decoder.attention.core import Sequence
+from effllm.models.decoder.attention.nsa_branches import KVContext
+from effllm.models.decoder.attention.nsa_cache import SparseCacheLayer
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.kernels.choice import is_fused, objection_to
 from effllm.models.decoder.kernels.sparse import sparse_attention
-from effllm.models.decoder.positions import RelativeBias, rotary_angles, rotate
-from effllm.models.decoder.sparse_cache import SparseCacheLayer
+from effllm.models.decoder.positions import POSITIONS
+from effllm.models.decoder.positions.layers import rotate
 
 # Queries, over the batch, whose selected keys are in memory at once: on a CPU so few that they stay in its caches.
 QUERIES_PER_CHUNK = {"cpu": 256, "cuda": 4096}
@@ -30,6 +33,10 @@ class Compressor(nn.Module):
         self.positions = nn.Parameter(torch.zeros(block, head_dim))
         self.up_proj = nn.Linear(block * head_dim, head_dim, bias=False)
         self.down_proj = nn.Linear(head_dim, head_dim, bias=False)
+
+    def draw_parameters(self, std: float) -> None:
+        """Draw the intra-block positions."""
+        init.normal_(self.positions, mean=0.0, std=std)
 
     def forward(self, blocks: Tensor) -> Tensor:
         """[..., l, d] to [..., d]."""
@@ -59,7 +66,7 @@ class NativeSparseAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.rope_theta = config.rope_theta if config.position == "rope" else None
+        self.config = config
         self.shape = branches.SparseShape(
             window=config.nsa_window,
             block=config.nsa_compression_block,
@@ -78,7 +85,7 @@ class NativeSparseAttention(nn.Module):
         self.key_compressor = Compressor(self.shape.block, self.head_dim)
         self.value_compressor = Compressor(self.shape.block, self.head_dim)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.relative_bias = RelativeBias(config) if config.position == "relative" else None
+        self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
         """[batch, length, hidden] to the same shape; the branches' keys and values go to a `SparseCacheLayer`."""
@@ -98,7 +105,7 @@ class NativeSparseAttention(nn.Module):
             window_key = layer.extend("window_keys", window_key, self.shape.window - 1)
             window_value = layer.extend("window_values", window_value, self.shape.window - 1)
         # One row per token, so that a selected token is one row to fetch.
-        past = branches.Past(
+        past = KVContext(
             compressed_key, compressed_value, selection_key.contiguous(), selection_value.contiguous(), start
         )
         context = self._attend(query, gates, past, window_key, window_value, sequence.first_position)
@@ -133,9 +140,10 @@ class NativeSparseAttention(nn.Module):
         for states, compressor in ((key, self.key_compressor), (value, self.value_compressor)):
             blocks = branches.take_tokens(states, tokens.clamp(0, states.shape[2] - 1).flatten(1))
             compressed.append(compressor(blocks.unflatten(2, (new, block))))
-        if self.rope_theta is not None:
-            ends = index * stride + block - 1
-            compressed[0] = rotate(compressed[0], rotary_angles(ends, self.head_dim, self.rope_theta))
+        ends = index * stride + block - 1
+        angles = POSITIONS[self.config.position].angles(self.config, ends, self.head_dim)
+        if angles is not None:
+            compressed[0] = rotate(compressed[0], angles)
         if layer is not None:
             index, capacity = index.expand(key.shape[0], -1), before + new
             names = ("compressed_keys", "compressed_values")
@@ -144,7 +152,13 @@ class NativeSparseAttention(nn.Module):
         return compressed[0][:, :, :complete], compressed[1][:, :, :complete]
 
     def _attend(
-        self, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor, first: int
+        self,
+        query: Tensor,
+        gates: Tensor,
+        past: KVContext,
+        window_key: Tensor,
+        window_value: Tensor,
+        first: int,
     ) -> Tensor:
         """The gated sum of the branches, [batch, heads, length, head dim], a chunk of queries at a time."""
         if is_fused("nsa", self._objection_to_kernels(query, past, window_key, first)):
@@ -173,7 +187,7 @@ class NativeSparseAttention(nn.Module):
                 outputs.append(self._chunk(*arguments))
         return torch.cat(outputs, dim=2)
 
-    def _objection_to_kernels(self, query: Tensor, past: branches.Past, window_key: Tensor, first: int) -> str | None:
+    def _objection_to_kernels(self, query: Tensor, past: KVContext, window_key: Tensor, first: int) -> str | None:
         """Why the branches cannot go by fused kernels; None where they can."""
         size = self.shape.selection_block
         if objection := objection_to(query, needs=8):
@@ -189,7 +203,7 @@ class NativeSparseAttention(nn.Module):
         return None
 
     def _attend_by_kernels(
-        self, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor
+        self, query: Tensor, gates: Tensor, past: KVContext, window_key: Tensor, window_value: Tensor
     ) -> Tensor:
         shape, positions = self.shape, past.positions(0, query.shape[2])
         pairs = (
@@ -209,7 +223,13 @@ class NativeSparseAttention(nn.Module):
         )
 
     def _chunk(
-        self, first: int, query: Tensor, gates: Tensor, past: branches.Past, window_key: Tensor, window_value: Tensor
+        self,
+        first: int,
+        query: Tensor,
+        gates: Tensor,
+        past: KVContext,
+        window_key: Tensor,
+        window_value: Tensor,
     ) -> Tensor:
         bias = self.relative_bias
         compressed, importance = branches.compressed_attention(query, past, first, self.shape, bias)

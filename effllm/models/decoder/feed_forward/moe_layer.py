@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from effllm.models.decoder.config import EffConfig
 
@@ -19,6 +20,11 @@ class Experts(nn.Module):
         width = config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))
+
+    def draw_parameters(self, std: float) -> None:
+        """Draw the experts' matrices."""
+        init.normal_(self.gate_up_proj, mean=0.0, std=std)
+        init.normal_(self.down_proj, mean=0.0, std=std)
 
     def forward(self, x: Tensor, tokens_per_expert: Tensor) -> Tensor:
         """x [rows, hidden], sorted by expert, and how many rows each expert has; the same shape out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from effllm.study.decoder_shape import default_key_value_heads
+from effllm.models.decoder.architecture import DecoderArchitecture, fill_in
 
 if TYPE_CHECKING:
     from effllm.study.architectures import Architecture
@@ -16,20 +16,17 @@ if TYPE_CHECKING:
 
 def shape_of(architecture: Architecture, vocab_size: int) -> SimpleNamespace:
     """The terms of a configuration that `parameter_count` and `training_flops` read."""
+    if isinstance(architecture, DecoderArchitecture):
+        shape = SimpleNamespace(**dict(architecture))
+        fill_in(shape)
+        shape.vocab_size = architecture.vocab_size or vocab_size
+        return shape
     given: dict[str, Any] = {key: value for key, value in architecture.model_dump().items() if value is not None}
     return SimpleNamespace(**({"vocab_size": vocab_size} | _family_terms(given) | given))
 
 
 def _family_terms(given: dict[str, Any]) -> dict[str, Any]:
     family, hidden = given["model_type"], given["hidden_size"]
-    if family == "effllm":
-        heads = given["num_attention_heads"]
-        return {
-            "num_key_value_heads": default_key_value_heads(given["attention"], heads),
-            "head_dim": hidden // heads,
-            "kv_lora_rank": max(1, hidden // 8),
-            "moe_intermediate_size": given["intermediate_size"],
-        }
     if family == "gpt_neox":
         return {"attention_bias": True, "tie_word_embeddings": False}
     if family == "mamba":

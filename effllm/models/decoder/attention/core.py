@@ -12,7 +12,8 @@ from effllm.models.decoder.accumulation import widen
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.kernels.choice import is_fused, objection_to
 from effllm.models.decoder.kernels.relative import near_far_attention
-from effllm.models.decoder.positions import RelativeBias, rotate
+from effllm.models.decoder.positions import POSITIONS
+from effllm.models.decoder.positions.layers import RelativeBias, rotate
 
 # Queries whose relative bias is in memory at once.
 BIAS_CHUNK = 256
@@ -60,7 +61,7 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=True)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=True)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.relative_bias = RelativeBias(config) if config.position == "relative" else None
+        self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
         """[batch, length, hidden] to the same shape; new keys and values go to the cache."""

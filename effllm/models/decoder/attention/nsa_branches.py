@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from effllm.models.decoder.accumulation import gather_rows, widen
-from effllm.models.decoder.positions import RelativeBias
+from effllm.models.decoder.positions.layers import RelativeBias
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SparseShape:
 
 
 @dataclass(frozen=True)
-class Past:
+class KVContext:
     """The keys and values of the compression and selection branches, up to a chunk's last query or further."""
 
     compressed_key: Tensor
@@ -37,7 +37,7 @@ class Past:
     value: Tensor
     start: Tensor
 
-    def until(self, tokens: int, shape: SparseShape) -> "Past":
+    def until(self, tokens: int, shape: SparseShape) -> "KVContext":
         """Without the compressed blocks that end after the first `tokens` tokens."""
         blocks = block_count(tokens, shape.block, shape.stride)
         return replace(
@@ -46,10 +46,10 @@ class Past:
             compressed_value=self.compressed_value[:, :, :blocks],
         )
 
-    def widened(self) -> "Past":
+    def widened(self) -> "KVContext":
         """In float32 at least, the type in which the gradients of several chunks of queries are then added up."""
         states = (self.compressed_key, self.compressed_value, self.key, self.value)
-        return Past(*map(widen, states), self.start)
+        return KVContext(*map(widen, states), self.start)
 
     def positions(self, first: int, queries: int) -> Tensor:
         """[batch or 1, queries]; padding, which has no position, takes that of the first real token."""
@@ -71,7 +71,7 @@ def take_tokens(states: Tensor, index: Tensor) -> Tensor:
 
 
 def compressed_attention(
-    query: Tensor, past: Past, first: int, shape: SparseShape, bias: RelativeBias | None
+    query: Tensor, past: KVContext, first: int, shape: SparseShape, bias: RelativeBias | None
 ) -> tuple[Tensor, Tensor]:
     """Attention over the compressed blocks that end by each query, and the importance of the selection blocks.
 
@@ -127,7 +127,7 @@ def select_blocks(importance: Tensor, positions: Tensor, shape: SparseShape) -> 
 
 
 def selected_attention(
-    query: Tensor, past: Past, blocks: Tensor, first: int, shape: SparseShape, bias: RelativeBias | None
+    query: Tensor, past: KVContext, blocks: Tensor, first: int, shape: SparseShape, bias: RelativeBias | None
 ) -> Tensor:
     """Attention over the tokens of the selected blocks (eq. 12): [batch, heads, C, d].
 

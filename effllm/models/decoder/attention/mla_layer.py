@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from effllm.models.decoder.attention import Sequence, causal_attention
+from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.normalization import RMSNorm
-from effllm.models.decoder.positions import RelativeBias
+from effllm.models.decoder.positions import POSITIONS
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -40,7 +40,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.rank, config.rms_norm_eps)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope_dim + self.value_dim), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.value_dim, config.hidden_size, bias=False)
-        self.relative_bias = RelativeBias(config) if config.position == "relative" else None
+        self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
         """[batch, length, hidden] to the same shape; new latents and shared keys go to the cache."""
