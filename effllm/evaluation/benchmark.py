@@ -20,6 +20,7 @@ from effllm.evaluation import held_out
 from effllm.fields import Section
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
+from effllm.study.code_tasks import HumanEvalBenchmark
 from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0
@@ -81,7 +82,9 @@ def build(job: Job) -> None:
     else:
         from effllm.evaluation.rehearsal import rehearse
 
-        made = asdict(_harness(job, settings))
+        made = asdict(
+            _human_eval(job, settings) if isinstance(settings, HumanEvalBenchmark) else _harness(job, settings)
+        )
         folder = job.scratch / "rehearsal"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -173,6 +176,29 @@ def _harness(job: Job, settings: HarnessBenchmark) -> Description:
     )
 
 
+def _human_eval(job: Job, settings: HumanEvalBenchmark) -> Description:
+    from effllm.evaluation.code.isolation import require_isolation
+    from effllm.evaluation.human_eval import TASK, metric, problems, task_config
+
+    require_isolation(settings.isolation, "benchmark")
+    rows, source = problems(settings, [job.files[f"files[{i}]"] for i in range(len(job.files))], job.scratch / "hub")
+    file = f"data/{TASK}/test.parquet"
+    _write_rows(rows, job.output / file)
+    return Description(
+        kind="human_eval",
+        task=TASK,
+        metric=metric(settings),
+        higher_is_better=True,
+        role="accuracy",
+        chance_level=0.0,
+        chance_meaning="a program that is right by chance",
+        items=len(rows),
+        limit=None,
+        tasks=[Task(TASK, "generate_until", len(rows), {"test": file}, config=task_config(settings))],
+        source=source,
+    )
+
+
 def _texts(corpus: Artifact, part: str) -> Iterator[str]:
     return (row[0] for row in _documents(corpus, part, ["text"]))
 
@@ -193,7 +219,7 @@ def _documents(corpus: Artifact, part: str, columns: list[str]) -> Iterator[tupl
             ) from error
 
 
-def _write_rows(rows: list[held_out.Item], file: Path) -> None:
+def _write_rows(rows: list[Any], file: Path) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
 

@@ -4,7 +4,6 @@ Registered tasks are included by their path and only their dataset is replaced: 
 dict does not merge with the registered task, and a copy would lose the functions beside its file.
 """
 
-import json
 import random
 import sys
 from pathlib import Path
@@ -16,6 +15,23 @@ from effllm.errors import UserError
 from effllm.study.harness_index import tasks_folder
 
 
+class _Function(str):
+    """The path of a function, which lm-eval imports."""
+
+
+JUDGES = {"human_eval": _Function("effllm.evaluation.human_eval.judge_item")}
+"""What scores the answers of tasks whose metrics lm-eval does not have, by the name in their `judge`."""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write an object that is used twice out twice: lm-eval does not know anchors."""
+        return True
+
+
+_Dumper.add_representer(_Function, lambda dumper, path: dumper.represent_scalar("!function", str(path)))
+
+
 def write_task_files(benchmark: dict[str, Any], payload: Path, folder: Path) -> None:
     """Write a YAML file per task and group of `benchmark` (the content of benchmark.json) into `folder`.
 
@@ -25,9 +41,12 @@ def write_task_files(benchmark: dict[str, Any], payload: Path, folder: Path) -> 
     """
     for task in benchmark["tasks"]:
         files = {split: str((payload / file).resolve()) for split, file in task["data_files"].items()}
+        config = dict(task["config"])
+        judge = config.pop("judge", None)
         definition = {
             **_base(task["include"], benchmark),
-            **task["config"],
+            **config,
+            **({"process_results": JUDGES[judge]} if judge else {}),
             "task": task["name"],
             "dataset_path": "parquet",
             "dataset_name": None,
@@ -76,5 +95,4 @@ def _base(include: str | None, benchmark: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, definition: dict[str, Any]) -> None:
-    # By way of JSON, since YAML would write an object that is used twice as an anchor and an alias.
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(definition)), sort_keys=False, allow_unicode=True))
+    path.write_text(yaml.dump(definition, Dumper=_Dumper, sort_keys=False, allow_unicode=True))

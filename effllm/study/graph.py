@@ -14,6 +14,7 @@ from effllm.fields import Section, sort_keys
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import model_files
 from effllm.stages import STAGES
+from effllm.study.code_tasks import HumanEvalBenchmark, ProblemFiles
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
 from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource
@@ -118,8 +119,11 @@ class Graph:
             return self._quantize_parents(id)
         if stage == "benchmark":
             benchmark = study.benchmarks[id]
-            is_held_out = isinstance(benchmark, HeldOutBenchmark)
-            return {"corpus": self.manifest("corpus", benchmark.corpus)} if is_held_out else {}
+            if isinstance(benchmark, HeldOutBenchmark):
+                return {"corpus": self.manifest("corpus", benchmark.corpus)}
+            if isinstance(benchmark, HumanEvalBenchmark) and isinstance(benchmark.source, ProblemFiles):
+                return {"files": expand_paths(f"benchmarks.{id}", benchmark.source.paths)}
+            return {}
         if stage == "evaluate":
             variant, benchmark = id.rsplit(".", 1)
             return {
@@ -139,7 +143,7 @@ class Graph:
 
     def check_files(self) -> None:
         """Raise `UserError` for a local file that is missing, and for a model directory that no stage could use."""
-        for stage in ("corpus", "instructions", "model"):
+        for stage in ("corpus", "instructions", "model", "benchmark"):
             for id in self.ids(stage):
                 self.parents(stage, id)
         for id, model in self.study.models.items():

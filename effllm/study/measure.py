@@ -19,6 +19,7 @@ from effllm.fields import (
     Seed,
     Text,
 )
+from effllm.study.code_tasks import HumanEvalBenchmark
 
 
 class HarnessBenchmark(Section):
@@ -48,7 +49,7 @@ class HeldOutBenchmark(Section):
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
 
 
-Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark, Field(discriminator="kind")]
+Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark | HumanEvalBenchmark, Field(discriminator="kind")]
 
 
 class EvaluationProtocol(Section):

@@ -48,11 +48,11 @@ def make_model(root, id, model, tokenizer, generation=None):
     return publish_artifact(root, "quantize", id, build)
 
 
-def make_benchmark(root, id, settings, corpus=None):
-    """Run the benchmark stage."""
+def make_benchmark(root, id, settings, corpus=None, files=()):
+    """Run the benchmark stage, on a corpus's artifact or on plain files."""
     from effllm.evaluation.benchmark import build
 
-    inputs = {"corpus": [corpus.directory / "manifest.json"]} if corpus else {}
+    inputs = {"corpus": [corpus.directory / "manifest.json"]} if corpus else {"files": list(files)} if files else {}
     output = root / "benchmark" / id
     return run("benchmark", build, spec=spec_of("benchmark", {"benchmark": settings}), inputs=inputs, output=output)
 
