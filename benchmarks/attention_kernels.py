@@ -213,7 +213,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"device": device_info(arguments.device), "torch": torch.__version__}
+    device = device_info(arguments.device).model_dump(exclude_unset=True)
+    results: dict[str, Any] = {"device": device, "torch": torch.__version__}
     for part in arguments.parts:
         results[part] = PARTS[part](Bench(arguments.device))
         if arguments.output:

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from effllm.results.training import Efficiency, FinetuningQuality
 from effllm.stages import STAGES
 from effllm.study import Graph, parse_study
 from effllm.study.inheritance import read_study
@@ -204,11 +205,11 @@ def compare_memory(root: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     peaks = {}
     for method in bench.graph.study.finetuning["bench"].methods:
         output = bench.run("finetune", f"bench.bench.{method}")
-        summary = json.loads((output / "records" / "efficiency.json").read_text())["telemetry"]
-        peak, scope = summary["allocator_peak_gb"], "allocator"
+        summary = Efficiency.read(output).telemetry
+        peak, scope = summary.allocator_peak_gb, "allocator"
         if peak is None:
-            peak, scope = summary["memory_host_peak_gb"], "process tree"
-        parameters = json.loads((output / "training.json").read_text())["parameters_trainable"]
+            peak, scope = summary.memory_host_peak_gb, "process tree"
+        parameters = FinetuningQuality.read(output).parameters_trainable
         peaks[method] = {"peak_gb": peak, "scope": scope, "parameters_trainable": parameters}
         print(f"memory: {method:14} {peak:6.3f} GB ({scope}), {parameters / 1e6:.2f} million trained")
     return peaks

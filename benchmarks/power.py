@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from effllm.results.telemetry import TelemetrySummary
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.devices import nvml_uuid
 from effllm.telemetry.sources.nvml import load_nvml
@@ -193,20 +194,18 @@ class Load:
         return found
 
 
-def agreement(summary: dict[str, Any]) -> dict[str, Any]:
+def agreement(summary: TelemetrySummary) -> dict[str, Any]:
     """Energy by the counter beside the integral of power; `difference` is integral over counter less one."""
-    counted, integrated = summary["energy_j"], summary["energy_cross_check_j"]
+    counted, integrated = summary.energy_j, summary.energy_cross_check_j
     is_known = counted is not None and integrated is not None
     return {
         "counter_j": counted,
         "integral_j": integrated,
         "difference": integrated / counted - 1 if is_known else None,
-        "reason": None
-        if is_known
-        else summary["reasons"].get("energy_cross_check_j") or summary["reasons"].get("energy_j"),
-        "duration_s": summary["duration_s"],
-        "scope": summary["energy_scope"],
-        "source": summary["energy_source"],
+        "reason": None if is_known else summary.reasons.get("energy_cross_check_j") or summary.reasons.get("energy_j"),
+        "duration_s": summary.duration_s,
+        "scope": summary.energy_scope,
+        "source": summary.energy_source,
         "target": TARGET_DISAGREEMENT,
     }
 
@@ -220,7 +219,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device, and so no sensor to look at")
-    results = {"device": device_info(arguments.device)}
+    results = {"device": device_info(arguments.device).model_dump(exclude_unset=True)}
     results |= run(arguments.device, arguments.window_s, arguments.half_period_s)
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")

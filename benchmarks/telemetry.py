@@ -213,7 +213,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     hidden, layers = (1024, 12) if device.startswith("cuda") else (256, 4)
     results = {
-        "device": device_info(device),
+        "device": device_info(device).model_dump(exclude_unset=True),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "period_s": PERIOD_S,

@@ -145,7 +145,7 @@ def measure(variant: Variant, device: str, steps: int) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         kernels = profile(step, device)
-    name = device_info(device)["name"]
+    name = device_info(device).name
     median_s = statistics.median(seconds)
     return {
         "status": "ok",
@@ -263,7 +263,7 @@ def main() -> None:
         report(name, results[name])
         if arguments.output:
             content = {
-                "device": device_info(arguments.device),
+                "device": device_info(arguments.device).model_dump(exclude_unset=True),
                 "ratios": ratios(results),
                 "torch": torch.__version__,
                 "variants": results,

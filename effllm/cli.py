@@ -59,8 +59,9 @@ def _register_check(command: argparse.ArgumentParser) -> None:
 
 
 def _register_schema(command: argparse.ArgumentParser) -> None:
+    command.add_argument("what", choices=_SCHEMAS, nargs="?", default="study", help="of what: studies if left out")
     command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
-    command.set_defaults(run=lambda arguments: schema(arguments.output))
+    command.set_defaults(run=lambda arguments: schema(arguments.what, arguments.output))
 
 
 def _register_show(command: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def _register_devices(command: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "check": (_register_check, "check a study's configuration"),
-    "schema": (_register_schema, "write the JSON schema of studies"),
+    "schema": (_register_schema, "write the JSON schema of studies or results"),
     "show": (_register_show, "print a table"),
     "devices": (_register_devices, "what this machine can measure, and what each figure means"),
 }
@@ -102,11 +103,11 @@ def check(path: Path, resolved: bool) -> int:
     return 0
 
 
-def schema(output: Path | None) -> int:
-    """The JSON schema of a study, generated from the typed configuration."""
+def schema(what: str, output: Path | None) -> int:
+    """A JSON schema, or the page of the results' keys, generated from the types."""
     from effllm.runtime.artifact import write_text
 
-    text = schema_text()
+    text = _SCHEMAS[what]()
     if output:
         write_text(output, text)
     else:
@@ -119,6 +120,27 @@ def schema_text() -> str:
     from effllm.study.load import study_schema
 
     return json.dumps(study_schema(), indent=1) + "\n"
+
+
+def results_schema_text() -> str:
+    """What config/results.schema.json holds."""
+    from effllm.results.reference import results_schema
+
+    return json.dumps(results_schema(), indent=1) + "\n"
+
+
+def results_page_text() -> str:
+    """What docs/reference/results.md holds."""
+    from effllm.results.reference import results_page
+
+    return results_page()
+
+
+_SCHEMAS: dict[str, Callable[[], str]] = {
+    "study": schema_text,
+    "results": results_schema_text,
+    "results-page": results_page_text,
+}
 
 
 def show(path: Path, every_column: bool) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from effllm.errors import UserError
 from effllm.models.costs import parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
+from effllm.results.data import InstructionsSummary
 from effllm.runtime.artifact import Artifact
 from effllm.study import Study
 from effllm.study.data import SyntheticStream, TrainedTokenizer
@@ -145,12 +146,11 @@ def _samples(manifest: str) -> int:
     instructions = _built(manifest)
     if instructions.manifest.status != "ok":
         return 0
-    counts = instructions.json("instructions.json")
-    try:
-        return int(counts["splits"]["train"]["samples"])
-    except (KeyError, TypeError, ValueError):
+    splits = InstructionsSummary.read(instructions.directory).splits
+    if not splits or "train" not in splits:
         where = instructions.directory
-        raise UserError(f"{where}/instructions.json does not count its samples: delete {where}, run again.") from None
+        raise UserError(f"{where}/instructions.json does not count its samples: delete {where}, run again.")
+    return splits["train"].samples
 
 
 def _payload_bytes(manifest: str, suffix: str) -> int:

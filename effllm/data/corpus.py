@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ from effllm.data.sampling import Fate, SeenTexts, fates, until_budget
 from effllm.data.shards import ShardWriter
 from effllm.data.sources import Source, open_source
 from effllm.errors import UserError
+from effllm.results.data import CorpusSummary, DocumentCounts, Overlap
 from effllm.runtime.progress import Progress
 from effllm.runtime.stage import Job, main
 from effllm.study.data import Corpus
@@ -44,11 +44,11 @@ def build(job: Job) -> None:
     """Sample the corpus that `job.spec` describes."""
     config = job.config(Corpus)
     source = open_source(config.source, job.files, job.scratch / "hub")
-    job.write_json("corpus.json", sample(source, config, job.output, job.scratch))
+    job.write(sample(source, config, job.output, job.scratch))
 
 
-def sample(source: Source, config: Corpus, output: Path, scratch: Path) -> dict[str, Any]:
-    """Write the shards of the sample to `output` and return the content of `corpus.json`.
+def sample(source: Source, config: Corpus, output: Path, scratch: Path) -> CorpusSummary:
+    """Write the shards of the sample to `output` and return what they hold.
 
     Documents are read once and in order, and wait in `scratch` until it is known what is held out; memory holds a few
     batches of them and the index of the held-out ones. `UserError` if either split ends up empty.
@@ -68,7 +68,7 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path) -> dict[
     finally:
         shutil.rmtree(drawn)
     _require_documents(tally, source, config)
-    return {**tally.summary(config.maximum_tokens), "overlap": held_out.overlap()}
+    return tally.summary(config.maximum_tokens, held_out.overlap())
 
 
 def _draw(source: Source, config: Corpus, tally: "_Tally", drawn: Path, scratch: Path) -> HeldOutGrams:
@@ -149,20 +149,19 @@ class _Tally:
     def dropped(self) -> dict[str, int]:
         return {fate.name.lower(): self.documents(fate) for fate in _DROPPED}
 
-    def summary(self, maximum_tokens: int | None) -> dict[str, Any]:
-        return {
-            "seen": int(self.fates.sum()),
-            "dropped": self.dropped(),
-            "splits": {
-                split: {
-                    "documents": self.documents(fate),
-                    "tokens": self.tokens[split],
-                    "utf8_bytes": self.utf8_bytes[split],
-                }
+    def summary(self, maximum_tokens: int | None, overlap: Overlap) -> CorpusSummary:
+        return CorpusSummary(
+            seen=int(self.fates.sum()),
+            dropped=self.dropped(),
+            splits={
+                split: DocumentCounts(
+                    documents=self.documents(fate), tokens=self.tokens[split], utf8_bytes=self.utf8_bytes[split]
+                )
                 for split, fate in SPLITS.items()
             },
-            "budget_met": None if maximum_tokens is None else self.drawn_tokens >= maximum_tokens,
-        }
+            budget_met=None if maximum_tokens is None else self.drawn_tokens >= maximum_tokens,
+            overlap=overlap,
+        )
 
 
 def _read_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -10,13 +10,13 @@ document that stays. What remains has no near duplicate on the other side, so no
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from effllm.data.word_grams import WORDS, word_grams
 from effllm.errors import UserError
+from effllm.results.data import Overlap
 
 NEAR_DUPLICATE = 0.5
 CONTAINED = 0.8
@@ -90,12 +90,10 @@ class HeldOutGrams:
         first, self._asked = self._asked, self._asked + len(texts)
         return self._within_one[first : self._asked]
 
-    def overlap(self) -> dict[str, Any]:
-        """What the documents that remain have in common, for corpus.json.
+    def overlap(self) -> Overlap:
+        """What the documents that remain have in common; None without a gram.
 
-        `held_out_byte_share_covered` is the share of held-out bytes in documents of whose grams at least that share
-        occur somewhere in training, in any number of its documents; `held_out_gram_share_in_training` is the same
-        over all grams; `maximum_jaccard` the highest between one document of each side. Null without a gram.
+        A gram counts as covered if it occurs somewhere in training, in any number of its documents.
         """
         self._complete()
         stays = ~self._within_one
@@ -104,19 +102,19 @@ class HeldOutGrams:
         lengths = np.concatenate([np.zeros(0, dtype=np.int32), *self._utf8_bytes]).astype(np.int64)
         grams, utf8_bytes = int(self._sizes[stays].sum()), int(lengths[stays].sum())
         covered = {share: stays & (coverage >= share) for share in (0.5, CONTAINED)}
-        return {
-            "words_per_gram": WORDS,
-            "gram_share_compared": 0.5**self._halvings,
-            "near_duplicate_jaccard": NEAR_DUPLICATE,
-            "contained_share": CONTAINED,
-            "maximum_jaccard": float(self._highest_jaccard[stays].max()) if grams else None,
-            "held_out_gram_share_in_training": int(common[stays].sum()) / grams if grams else None,
-            "held_out_byte_share_covered": {
+        return Overlap(
+            words_per_gram=WORDS,
+            gram_share_compared=0.5**self._halvings,
+            near_duplicate_jaccard=NEAR_DUPLICATE,
+            contained_share=CONTAINED,
+            maximum_jaccard=float(self._highest_jaccard[stays].max()) if grams else None,
+            held_out_gram_share_in_training=int(common[stays].sum()) / grams if grams else None,
+            held_out_byte_share_covered={
                 str(share): int(lengths[which].sum()) / utf8_bytes if grams else None
                 for share, which in covered.items()
             },
-            "held_out_documents_covered": {str(share): int(which.sum()) for share, which in covered.items()},
-        }
+            held_out_documents_covered={str(share): int(which.sum()) for share, which in covered.items()},
+        )
 
     def _highest(self) -> np.uint64:
         """The highest gram that is compared: each halving leaves the lower half of all numbers."""

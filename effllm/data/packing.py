@@ -16,9 +16,10 @@ from pydantic import TypeAdapter
 from effllm.data.shards import read_batches
 from effllm.data.synthetic import write_stream
 from effllm.data.tokenizer import load as load_tokenizer
-from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, id_dtype, tokens_file
+from effllm.data.tokens import BOUNDARY_DTYPE, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
+from effllm.results.data import CorpusSummary, DocumentCounts, TokensIndex
 from effllm.runtime.progress import Progress
 from effllm.runtime.stage import Job, main
 from effllm.study.data import SyntheticStream, TokenStream
@@ -43,27 +44,26 @@ def build(job: Job) -> None:
             f"tokenizer {job.inputs['tokenizer'].manifest.id} has no end-of-text token to put between documents; "
             "choose a tokenizer that has an eos_token."
         )
-    splits = corpus.json("corpus.json")["splits"]
+    splits = CorpusSummary.read(corpus.directory).splits
     # Some tokenizers on the hub skip ids, so their number of tokens does not bound the ids.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = id_dtype(vocab_size)
-    job.write_json(
-        INDEX,
-        {
-            "dtype": dtype.str,
-            "eos_token_id": tokenizer.eos_token_id,
-            "vocab_size": vocab_size,
-            "splits": {
-                split: pack(corpus.directory, split, tokenizer, dtype, job.output, counts["documents"])
+    job.write(
+        TokensIndex(
+            dtype=dtype.str,
+            eos_token_id=tokenizer.eos_token_id,
+            vocab_size=vocab_size,
+            splits={
+                split: pack(corpus.directory, split, tokenizer, dtype, job.output, counts.documents)
                 for split, counts in splits.items()
             },
-        },
+        )
     )
 
 
 def pack(
     corpus: Path, split: str, tokenizer: "PreTrainedTokenizerBase", dtype: np.dtype, output: Path, total: int
-) -> dict[str, int]:
+) -> DocumentCounts:
     """Encode one split of `total` documents to `output` and return its counts of tokens, documents and bytes.
 
     A document that spells a special token out holds its characters: only the packing itself writes the token.
@@ -92,7 +92,7 @@ def pack(
             counts["documents"] += len(encoded)
             counts["utf8_bytes"] += pc.sum(pc.binary_length(texts)).as_py()
             bar.update(len(encoded))
-    return counts
+    return DocumentCounts(**counts)
 
 
 if __name__ == "__main__":

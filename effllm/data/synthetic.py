@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from effllm.data.tokens import BOUNDARY_DTYPE, INDEX, boundaries_file, id_dtype, tokens_file
+from effllm.data.tokens import BOUNDARY_DTYPE, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
+from effllm.results.data import DocumentCounts, TokensIndex
 from effllm.runtime.stage import Job
 from effllm.study.data import SyntheticStream
 
@@ -23,15 +24,14 @@ def write_stream(job: Job, stream: SyntheticStream) -> None:
     with named_errors(tokens_file(job.output, SPLIT)):
         write_ids(tokens_file(job.output, SPLIT), stream, dtype)
         np.array([stream.tokens], dtype=BOUNDARY_DTYPE).tofile(boundaries_file(job.output, SPLIT))
-    job.write_json(
-        INDEX,
-        {
-            "dtype": dtype.str,
-            "eos_token_id": None,
-            "splits": {SPLIT: {"documents": 1, "tokens": stream.tokens, "utf8_bytes": None}},
-            "unscored": RANDOM_TOKENS,
-            "vocab_size": stream.vocab_size,
-        },
+    job.write(
+        TokensIndex(
+            dtype=dtype.str,
+            eos_token_id=None,
+            splits={SPLIT: DocumentCounts(documents=1, tokens=stream.tokens, utf8_bytes=None)},
+            unscored=RANDOM_TOKENS,
+            vocab_size=stream.vocab_size,
+        )
     )
 
 

@@ -9,7 +9,6 @@ and `tokens.json`: dtype, eos_token_id, vocab_size, and by split tokens, documen
 has no text, so that eos_token_id and utf8_bytes are null, and `unscored` says why nothing behind it can be scored.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from effllm.errors import UserError
+from effllm.results.data import TokensIndex
 
-INDEX = "tokens.json"
 BOUNDARY_DTYPE = np.dtype("<i8")
 
 
@@ -41,19 +40,19 @@ def boundaries_file(directory: Path, split: str) -> Path:
 class PackedTokens:
     """One split of a tokens artifact. Pickling it (a data loader's workers do) carries its path, not its tokens."""
 
-    def __init__(self, directory: Path, split: str, index: dict[str, Any]):
-        part = index["splits"][split]
+    def __init__(self, directory: Path, split: str, index: TokensIndex):
+        part = index.splits[split]
         self.directory = directory
         self.split = split
-        self.eos_token_id: int | None = index["eos_token_id"]
-        self.vocab_size: int = index["vocab_size"]
-        self.unscored: str | None = index.get("unscored")
+        self.eos_token_id: int | None = index.eos_token_id
+        self.vocab_size: int = index.vocab_size
+        self.unscored: str | None = index.unscored
         """Why a loss on these tokens means nothing; None where it does."""
-        self.utf8_bytes: int | None = part["utf8_bytes"]
+        self.utf8_bytes: int | None = part.utf8_bytes
         """Bytes of the split's text, end-of-text tokens not counted: what bits per byte are divided by."""
-        self.ids = _map(tokens_file(directory, split), np.dtype(index["dtype"]), part["tokens"])
+        self.ids = _map(tokens_file(directory, split), np.dtype(index.dtype), part.tokens)
         """All token ids, read-only memory map (tokens,)."""
-        self.boundaries = _map(boundaries_file(directory, split), BOUNDARY_DTYPE, part["documents"])
+        self.boundaries = _map(boundaries_file(directory, split), BOUNDARY_DTYPE, part.documents)
         """End offset of each document, its end-of-text token included, read-only memory map (documents,)."""
 
     @classmethod
@@ -62,14 +61,12 @@ class PackedTokens:
 
         `UserError` if the files are missing or their sizes disagree with `tokens.json`.
         """
-        path = Path(directory) / INDEX
-        try:
-            index = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist: run the tokens stage that writes it.") from None
-        if split not in index["splits"]:
-            raise UserError(f"{path} has no split {split!r}; choose one of {', '.join(index['splits'])}.")
-        return cls(Path(directory), split, index)
+        directory = Path(directory)
+        index = TokensIndex.read(directory)
+        if split not in index.splits:
+            file = directory / index.FILE
+            raise UserError(f"{file} has no split {split!r}; choose one of {', '.join(index.splits)}.")
+        return cls(directory, split, index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedTokens.open, (self.directory, self.split)

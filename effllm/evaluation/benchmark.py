@@ -4,20 +4,20 @@
 
 The payload is the same in form for items made from held-out text and for tasks of the harness:
 
-    benchmark.json            what the benchmark is and how it is scored (see `Description`)
+    benchmark.json            what the benchmark is and how it is scored (`effllm.results.benchmark`)
     data/<task>/<split>.parquet   its rows
     nltk_data/                what tasks that judge by nltk need of its data
 """
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
 from effllm.evaluation import held_out
 from effllm.fields import Section
+from effllm.results import benchmark as results
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
 from effllm.study.code_tasks import HumanEvalBenchmark
@@ -33,66 +33,23 @@ class Config(Section):
     benchmark: Benchmark
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task of a benchmark without subtasks.
-
-    `include` is a registered file relative to lm-eval's task folder, or null where `config` is the whole task;
-    `data_files` are parquet files by split, relative to the artifact; `items` counts the rows to be scored.
-    """
-
-    name: str
-    output_type: str
-    items: int
-    data_files: dict[str, str]
-    include: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Description:
-    """The content of benchmark.json.
-
-    `task` is the name to run, one of `tasks` or of `groups` (name to registered file); `chance_level` is the score
-    of guessing in the unit of `metric`, as `chance_meaning` says; `role` says whether the score is a share of
-    right answers ("accuracy") or a perplexity; `limit` keeps the first items of each task, null keeps all; `cluster` is
-    the column of the rows that is equal for items made from one text, null where every item stands for itself.
-    """
-
-    kind: str
-    task: str
-    metric: str
-    higher_is_better: bool
-    role: str
-    chance_level: float
-    chance_meaning: str
-    items: int
-    limit: int | None
-    tasks: list[Task]
-    cluster: str | None = None
-    groups: dict[str, str] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
-
-
 def build(job: Job) -> None:
     """Write the rows and the description of the benchmark; `UserError` for what the text or the hub cannot give."""
     settings = job.config(Config).benchmark
     if isinstance(settings, HeldOutBenchmark):
-        made = asdict(_held_out(job, settings))
+        made = _held_out(job, settings)
     else:
         from effllm.evaluation.rehearsal import rehearse
 
-        made = asdict(
-            _human_eval(job, settings) if isinstance(settings, HumanEvalBenchmark) else _harness(job, settings)
-        )
+        made = _human_eval(job, settings) if isinstance(settings, HumanEvalBenchmark) else _harness(job, settings)
         folder = job.scratch / "rehearsal"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         rehearse(made, job.output, folder)
-    job.write_json("benchmark.json", made)
+    job.write(made)
 
 
-def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
+def _held_out(job: Job, settings: HeldOutBenchmark) -> results.Benchmark:
     corpus = job.inputs["corpus"]
     task, count, seed = settings.task, settings.items, settings.seed
     rows = _rows_of(corpus, task, count, seed)
@@ -102,7 +59,7 @@ def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
     file = f"data/{name}/test.parquet"
     _write_rows(rows, job.output / file)
     metric = config["metric_list"][0]
-    return Description(
+    return results.Benchmark(
         kind="held_out",
         task=name,
         metric=metric["metric"],
@@ -112,8 +69,18 @@ def _held_out(job: Job, settings: HeldOutBenchmark) -> Description:
         chance_meaning=meaning,
         items=len(rows),
         limit=None,
-        tasks=[Task(name, config["output_type"], len(rows), {"test": file}, config=config)],
+        tasks=[
+            results.BenchmarkTask(
+                name=name,
+                output_type=config["output_type"],
+                items=len(rows),
+                data_files={"test": file},
+                include=None,
+                config=config,
+            )
+        ],
         cluster="cluster",
+        groups={},
         source={"corpus": corpus.manifest.id, "seed": seed},
     )
 
@@ -135,7 +102,7 @@ def _chance(task: str, rows: list[held_out.Item]) -> tuple[float, str]:
     return 1 / choices, f"expected score of a random choice among {choices}"
 
 
-def _harness(job: Job, settings: HarnessBenchmark) -> Description:
+def _harness(job: Job, settings: HarnessBenchmark) -> results.Benchmark:
     from importlib.metadata import version
 
     from effllm.evaluation.harness_data import PERPLEXITIES, fetch, resolve
@@ -152,15 +119,16 @@ def _harness(job: Job, settings: HarnessBenchmark) -> Description:
         splits = fetch(leaf, settings.revision, job.output / "data" / leaf.name, job.scratch / "hub")
         rows = splits[leaf.evaluated_split()][1]
         tasks.append(
-            Task(
+            results.BenchmarkTask(
                 name=leaf.name,
                 output_type=leaf.config.get("output_type", "generate_until"),
                 items=min(rows, settings.limit or rows),
                 data_files={split: file.relative_to(job.output).as_posix() for split, (file, _) in splits.items()},
                 include=leaf.file,
+                config={},
             )
         )
-    return Description(
+    return results.Benchmark(
         kind="harness",
         task=settings.task,
         metric=settings.metric,
@@ -171,12 +139,13 @@ def _harness(job: Job, settings: HarnessBenchmark) -> Description:
         items=sum(task.items for task in tasks),
         limit=settings.limit,
         tasks=tasks,
+        cluster=None,
         groups=dict(resolved.groups),
         source={"dataset": dataset, "revision": settings.revision, "lm_eval": version("lm_eval"), **packages},
     )
 
 
-def _human_eval(job: Job, settings: HumanEvalBenchmark) -> Description:
+def _human_eval(job: Job, settings: HumanEvalBenchmark) -> results.Benchmark:
     from effllm.evaluation.code.isolation import require_isolation
     from effllm.evaluation.human_eval import TASK, metric, problems, task_config
 
@@ -184,7 +153,7 @@ def _human_eval(job: Job, settings: HumanEvalBenchmark) -> Description:
     rows, source = problems(settings, [job.files[f"files[{i}]"] for i in range(len(job.files))], job.scratch / "hub")
     file = f"data/{TASK}/test.parquet"
     _write_rows(rows, job.output / file)
-    return Description(
+    return results.Benchmark(
         kind="human_eval",
         task=TASK,
         metric=metric(settings),
@@ -194,7 +163,18 @@ def _human_eval(job: Job, settings: HumanEvalBenchmark) -> Description:
         chance_meaning="a program that is right by chance",
         items=len(rows),
         limit=None,
-        tasks=[Task(TASK, "generate_until", len(rows), {"test": file}, config=task_config(settings))],
+        tasks=[
+            results.BenchmarkTask(
+                name=TASK,
+                output_type="generate_until",
+                items=len(rows),
+                data_files={"test": file},
+                include=None,
+                config=task_config(settings),
+            )
+        ],
+        cluster=None,
+        groups={},
         source=source,
     )
 

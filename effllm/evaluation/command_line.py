@@ -16,6 +16,8 @@ from effllm.evaluation.tasks import write_task_files
 from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.greedy import greedy_config
 from effllm.models.loading import load_tokenizer
+from effllm.results.benchmark import Benchmark
+from effllm.results.evaluation import Evaluation
 from effllm.runtime.artifact import MANIFEST, Artifact
 
 
@@ -32,18 +34,18 @@ def command_line(evaluation: Path, folder: Path) -> str:
         Artifact.open(evaluation.parent.parent / parent.stage / parent.id / MANIFEST)
         for parent in (scored.manifest.parents["model"], scored.manifest.parents["benchmark"])
     )
-    described, scores = benchmark.json("benchmark.json"), scored.json("evaluation.json")
+    described, scores = Benchmark.read(benchmark.directory), Evaluation.read(scored.directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_task_files(described, benchmark.directory, folder)
     # HFLM's default computes log-probabilities in the model's precision.
-    options = {"pretrained": model.directory / "model", "softmax_dtype": "float32", "max_length": scores["max_length"]}
-    kinds = {task["output_type"] for task in described["tasks"]}
+    options = {"pretrained": model.directory / "model", "softmax_dtype": "float32", "max_length": scores.max_length}
+    kinds = {task.output_type for task in described.tasks}
     if "generate_until" in kinds:
         options["pretrained"] = _greedy_copy(model.directory / "model", folder / "model")
     if "loglikelihood_rolling" in kinds:
         # It puts a begin-of-text token before the text itself.
         options["add_bos_token"] = False
-    environment = {"HF_HUB_OFFLINE": 1, "DISABLE_MULTIPROC": 1, "OMP_NUM_THREADS": scores["cost"]["threads"]}
+    environment = {"HF_HUB_OFFLINE": 1, "DISABLE_MULTIPROC": 1, "OMP_NUM_THREADS": scores.cost.threads}
     nltk_data = benchmark.directory / NLTK_DATA
     if nltk_data.is_dir():
         environment["NLTK_DATA"] = nltk_data
@@ -51,13 +53,13 @@ def command_line(evaluation: Path, folder: Path) -> str:
         "model": "hf",
         "model_args": ",".join(f"{key}={value}" for key, value in options.items()),
         "include_path": folder,
-        "tasks": described["task"],
-        "batch_size": scores["cost"]["batch_size"],
-        "device": scores["cost"]["device"],
-        "seed": scores["seed"],
+        "tasks": described.task,
+        "batch_size": scores.cost.batch_size,
+        "device": scores.cost.device,
+        "seed": scores.seed,
     }
-    if described["limit"]:
-        arguments["limit"] = described["limit"]
+    if described.limit:
+        arguments["limit"] = described.limit
     words = [*(f"{name}={value}" for name, value in environment.items()), "lm-eval", "run"]
     for name, value in arguments.items():
         words += [f"--{name}", str(value)]

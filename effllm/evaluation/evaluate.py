@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
 from effllm.fields import Section
+from effllm.results.benchmark import Benchmark
+from effllm.results.evaluation import Evaluation, EvaluationCost, RequestCost
+from effllm.results.quantization import Quantization
+from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
 from effllm.study.measure import EvaluationProtocol
@@ -50,8 +55,8 @@ def build(job: Job) -> None:
     context is too short for the task or its weights are random.
     """
     protocol = job.config(Config).protocol
-    benchmark = job.inputs["benchmark"].json("benchmark.json")
-    unscored = job.inputs["model"].json("quantization.json").get("unscored")
+    benchmark = Benchmark.read(job.inputs["benchmark"].directory)
+    unscored = Quantization.read(job.inputs["model"].directory).unscored
     if unscored:
         raise CellFailure("unsupported", unscored)
     folder = job.scratch / "tasks"
@@ -61,35 +66,41 @@ def build(job: Job) -> None:
     with _failures_of_the_cell():
         lm = load(job.inputs["model"], protocol)
         use_nltk_data(job.inputs["benchmark"].directory / NLTK_DATA)
-        tasks = load_tasks(folder, benchmark["task"], protocol.seed)
+        tasks = load_tasks(folder, benchmark.task, protocol.seed)
         require_room(tasks, lm.max_length)
-        generates = any(task["output_type"] == "generate_until" for task in benchmark["tasks"])
+        generates = any(task.output_type == "generate_until" for task in benchmark.tasks)
         lm.warm_up(generates)
         results, seconds, telemetry = _measured(job, lm, tasks, benchmark, protocol)
     if lm.meter.not_finite:
         total = lm.meter.total().requests
         raise CellFailure("nan", f"{lm.meter.not_finite} of {total} log-likelihoods are not finite numbers")
     scores = summarize(results, benchmark, protocol.bootstrap_iters, protocol.seed)
-    if not math.isfinite(scores["score"]):
-        raise CellFailure("nan", f"the score {scores['metric']} is {scores['score']}")
+    if not math.isfinite(scores.score):
+        raise CellFailure("nan", f"the score {scores.metric} is {scores.score}")
     clusters = cluster_scores(results, benchmark)
     if clusters is not None:
-        job.write_json("clusters.json", clusters)
-    kept = ("task", "kind", "higher_is_better", "role", "chance_level", "chance_meaning", "limit")
-    evaluation = {
-        **{key: benchmark[key] for key in kept},
-        **scores,
-        "clusters": None if clusters is None else len(clusters),
-        **_versions(),
-        "seed": protocol.seed,
-        "max_length": lm.max_length,
-        "log_probability_dtype": "float32",
-        "ignored_generation_settings": lm.ignored_generation_settings if generates else {},
-        "cost": _cost(lm, seconds, protocol),
-        "telemetry": telemetry,
-    }
-    _write_samples(job.records / "samples.jsonl", results["samples"], benchmark["cluster"])
-    job.write_json("evaluation.json", evaluation)
+        job.write(clusters)
+    evaluation = Evaluation(
+        **dict(scores),
+        task=benchmark.task,
+        kind=benchmark.kind,
+        higher_is_better=benchmark.higher_is_better,
+        role=benchmark.role,
+        chance_level=benchmark.chance_level,
+        chance_meaning=benchmark.chance_meaning,
+        limit=benchmark.limit,
+        clusters=None if clusters is None else len(clusters.root),
+        lm_eval_version=version("lm_eval"),
+        transformers_version=version("transformers"),
+        seed=protocol.seed,
+        max_length=lm.max_length,
+        log_probability_dtype="float32",
+        ignored_generation_settings=lm.ignored_generation_settings if generates else {},
+        cost=_cost(lm, seconds, protocol),
+        telemetry=telemetry,
+    )
+    _write_samples(job.records / "samples.jsonl", results["samples"], benchmark.cluster)
+    job.write(evaluation)
 
 
 def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
@@ -125,8 +136,8 @@ def require_room(tasks: dict[str, Any], max_length: int) -> None:
 
 
 def _measured(
-    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: dict[str, Any], protocol: EvaluationProtocol
-) -> tuple[dict[str, Any], float, dict[str, Any]]:
+    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, protocol: EvaluationProtocol
+) -> tuple[dict[str, Any], float, TelemetrySummary]:
     """Run the requests; (lm-eval's results, wall seconds, telemetry), prompts' making and scoring included."""
     from lm_eval.evaluator import evaluate
 
@@ -139,7 +150,7 @@ def _measured(
         results = evaluate(
             lm=lm,
             task_dict=tasks,
-            limit=benchmark["limit"],
+            limit=benchmark.limit,
             bootstrap_iters=protocol.bootstrap_iters,
             log_samples=True,
         )
@@ -166,7 +177,7 @@ def _failures_of_the_cell() -> Iterator[None]:
         raise
 
 
-def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> dict[str, Any]:
+def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> EvaluationCost:
     """What the requests cost.
 
     `model_seconds` is time inside the model's calls, `wall_seconds` adds the making of prompts, tokenization and
@@ -175,22 +186,16 @@ def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> dict
     import torch
 
     total = lm.meter.total()
-    return {
+    return EvaluationCost(
         **asdict(total),
-        "latency_mean_ms": 1000 * total.model_seconds / total.requests,
-        "latency_definition": "1000 * model_seconds / requests",
-        "wall_seconds": seconds,
-        "by_kind": {kind: asdict(cost) for kind, cost in lm.meter.kinds.items()},
-        "batch_size": protocol.batch_size,
-        "threads": torch.get_num_threads(),
-        "device": str(lm.device),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"lm_eval_version": version("lm_eval"), "transformers_version": version("transformers")}
+        latency_mean_ms=1000 * total.model_seconds / total.requests,
+        latency_definition="1000 * model_seconds / requests",
+        wall_seconds=seconds,
+        by_kind={kind: RequestCost(**asdict(cost)) for kind, cost in lm.meter.kinds.items()},
+        batch_size=protocol.batch_size,
+        threads=torch.get_num_threads(),
+        device=str(lm.device),
+    )
 
 
 def _write_samples(path: Path, samples: dict[str, list[dict[str, Any]]], cluster: str | None) -> None:

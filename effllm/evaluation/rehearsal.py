@@ -19,14 +19,15 @@ from effllm.errors import UserError
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import metric_key
 from effllm.evaluation.tasks import load_tasks, write_task_files
+from effllm.results.benchmark import Benchmark
 
 log = logging.getLogger(__name__)
 # Two sentences, so that checkers of text have something to check.
 _ANSWER = "This is the first sentence. It is followed by another one."
 
 
-def rehearse(benchmark: dict[str, Any], payload: Path, folder: Path) -> None:
-    """Prompt and score every item of `benchmark`, the content of benchmark.json beside its rows in `payload`.
+def rehearse(benchmark: Benchmark, payload: Path, folder: Path) -> None:
+    """Prompt and score every item of `benchmark`, whose rows are in `payload`.
 
     `folder`, which is empty, takes the task files. `UserError` if the task cannot be scored in this environment.
     """
@@ -34,21 +35,19 @@ def rehearse(benchmark: dict[str, Any], payload: Path, folder: Path) -> None:
         with _no_network():
             write_task_files(benchmark, payload, folder)
             use_nltk_data(payload / NLTK_DATA)
-            tasks = load_tasks(folder, benchmark["task"], seed=0)
+            tasks = load_tasks(folder, benchmark.task, seed=0)
             answers = _Answers(tasks["tasks"])
-            results = evaluate(
-                lm=answers, task_dict=tasks, limit=benchmark["limit"], bootstrap_iters=0, log_samples=False
-            )
+            results = evaluate(lm=answers, task_dict=tasks, limit=benchmark.limit, bootstrap_iters=0, log_samples=False)
     except Exception as error:
         # A task's own functions raise what they like; the log keeps where.
-        log.exception("rehearsing %s", benchmark["task"])
+        log.exception("rehearsing %s", benchmark.task)
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
-            f"benchmark.task: {benchmark['task']!r} cannot be scored in this environment "
+            f"benchmark.task: {benchmark.task!r} cannot be scored in this environment "
             f"({type(error).__name__}: {first_line}); correct the revision, or install this package's requirements."
         ) from error
-    values = results["results"].get(benchmark["task"]) or results["groups"][benchmark["task"]]
-    metric_key(values, benchmark["metric"], benchmark["task"])
+    values = results["results"].get(benchmark.task) or results["groups"][benchmark.task]
+    metric_key(values, benchmark.metric, benchmark.task)
 
 
 class _Answers(LM):

@@ -12,6 +12,8 @@ import numpy
 
 from effllm.errors import UserError
 from effllm.intervals import Z95, effective_trials, sums_by_cluster, wilson_interval
+from effllm.results.benchmark import Benchmark
+from effllm.results.evaluation import Clusters, MetricScore, Scores, TaskScore
 
 _WILSON = "Wilson score interval of the share of right answers"
 _CLUSTERED_WILSON = f"{_WILSON}, of as many independent items as tell as much"
@@ -19,16 +21,15 @@ _NORMAL = "normal: score +- 1.96 standard errors"
 _BOOTSTRAP = "percentiles of the score over resampled documents"
 
 
-def summarize(results: dict[str, Any], benchmark: dict[str, Any], bootstrap_iters: int, seed: int) -> dict[str, Any]:
-    """The scores of one evaluation, JSON-serialisable; what is None has its reason in `reasons`.
+def summarize(results: dict[str, Any], benchmark: Benchmark, bootstrap_iters: int, seed: int) -> Scores:
+    """The scores of one evaluation; what is None has its reason in `reasons`.
 
-    `results` is what `lm_eval.evaluator.evaluate` returned with samples, `benchmark` the content of benchmark.json.
-    Keys: score, stderr, stderr_source, ci95 [low, high], ci95_method, metric, items, metrics, tasks, reasons.
-    `UserError` if the metric is not among the results, or is computed after several filters and none is named.
+    `results` is what `lm_eval.evaluator.evaluate` returned with samples. `UserError` if the metric is not among the
+    results, or is computed after several filters and none is named.
     """
-    values = results["results"][benchmark["task"]]
-    key = metric_key(values, benchmark["metric"], benchmark["task"])
-    names = [task["name"] for task in benchmark["tasks"]]
+    values = results["results"][benchmark.task]
+    key = metric_key(values, benchmark.metric, benchmark.task)
+    names = [task.name for task in benchmark.tasks]
     outcomes, clusters = _outcomes(results["samples"], benchmark, key)
     score = float(values[key])
     reasons: dict[str, str] = {}
@@ -41,7 +42,7 @@ def summarize(results: dict[str, Any], benchmark: dict[str, Any], bootstrap_iter
         stderr, source = (interval[1] - interval[0]) / (2 * Z95), "half the width of ci95 over 1.96"
     elif stderr is not None:
         interval, method = [score - Z95 * stderr, score + Z95 * stderr], _NORMAL
-    elif benchmark["role"] == "perplexity" and len(names) == 1 and bootstrap_iters:
+    elif benchmark.role == "perplexity" and len(names) == 1 and bootstrap_iters:
         documents = list(zip(*sums_by_cluster(*zip(*outcomes, strict=True), clusters), strict=True))
         resampled = resample_perplexity(key.partition(",")[0], documents, bootstrap_iters, seed)
         stderr, source = float(resampled.std(ddof=1)), f"{bootstrap_iters} resamplings of the documents"
@@ -52,18 +53,18 @@ def summarize(results: dict[str, Any], benchmark: dict[str, Any], bootstrap_iter
     if interval is None:
         reasons["ci95"] = reasons["stderr"]
     metrics, missing = _all_metrics(values)
-    return {
-        "score": score,
-        "stderr": stderr,
-        "stderr_source": source,
-        "ci95": interval,
-        "ci95_method": method,
-        "metric": key,
-        "items": sum(results["n-samples"][name]["effective"] for name in names),
-        "metrics": metrics,
-        "tasks": {name: _task_scores(results, name, key) for name in names},
-        "reasons": {**reasons, **missing},
-    }
+    return Scores(
+        score=score,
+        stderr=stderr,
+        stderr_source=source,
+        ci95=interval,
+        ci95_method=method,
+        metric=key,
+        items=sum(results["n-samples"][name]["effective"] for name in names),
+        metrics=metrics,
+        tasks={name: _task_score(results, name, key) for name in names},
+        reasons={**reasons, **missing},
+    )
 
 
 def metric_key(values: dict[str, Any], metric: str, task: str) -> str:
@@ -88,19 +89,18 @@ def resample_perplexity(metric: str, outcomes: list[tuple[float, float]], resamp
     return nats / math.log(2) if metric == "bits_per_byte" else numpy.exp(nats)
 
 
-def cluster_scores(results: dict[str, Any], benchmark: dict[str, Any]) -> dict[str, list[float]] | None:
+def cluster_scores(results: dict[str, Any], benchmark: Benchmark) -> Clusters | None:
     """[sum of the metric, items] by cluster: what tells how far benchmarks made from the same text vary together.
 
     None where the benchmark's items name no cluster, or the metric is no number per item.
     """
-    values = results["results"][benchmark["task"]]
-    outcomes, clusters = _outcomes(
-        results["samples"], benchmark, metric_key(values, benchmark["metric"], benchmark["task"])
-    )
-    if not benchmark.get("cluster") or not all(_is_number(value) for value in outcomes):
+    values = results["results"][benchmark.task]
+    key = metric_key(values, benchmark.metric, benchmark.task)
+    outcomes, clusters = _outcomes(results["samples"], benchmark, key)
+    if not benchmark.cluster or not all(_is_number(value) for value in outcomes):
         return None
     sums = sums_by_cluster(outcomes, [1] * len(outcomes), clusters)
-    return dict(zip(dict.fromkeys(clusters), map(list, zip(*sums, strict=True)), strict=True))
+    return Clusters(dict(zip(dict.fromkeys(clusters), map(list, zip(*sums, strict=True)), strict=True)))
 
 
 def _is_share(outcomes: list[Any], score: float) -> bool:
@@ -117,38 +117,38 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
 
 
-def _outcomes(samples: dict[str, list[dict[str, Any]]], benchmark: dict[str, Any], key: str) -> tuple[list, list]:
+def _outcomes(samples: dict[str, list[dict[str, Any]]], benchmark: Benchmark, key: str) -> tuple[list, list]:
     """What the metric made of each item, and the item's cluster: what its row says, or else its own number."""
     metric, _, filter_name = key.partition(",")
-    column = benchmark.get("cluster")
+    column = benchmark.cluster
     found = [
         sample
-        for task in benchmark["tasks"]
-        for sample in samples[task["name"]]
+        for task in benchmark.tasks
+        for sample in samples[task.name]
         if sample["filter"] == filter_name and metric in sample
     ]
     clusters = [sample["doc"][column] if column else number for number, sample in enumerate(found)]
     return [sample[metric] for sample in found], clusters
 
 
-def _task_scores(results: dict[str, Any], name: str, key: str) -> dict[str, Any]:
+def _task_score(results: dict[str, Any], name: str, key: str) -> TaskScore:
     values = results["results"][name]
-    return {
-        "score": _number(values.get(key)),
-        "stderr": _number(values.get(_stderr_key(key))),
-        "items": results["n-samples"][name]["effective"],
-        "n_shot": results["n-shot"].get(name),
-        "version": results["versions"].get(name),
-    }
+    return TaskScore(
+        score=_number(values.get(key)),
+        stderr=_number(values.get(_stderr_key(key))),
+        items=results["n-samples"][name]["effective"],
+        n_shot=results["n-shot"].get(name),
+        version=results["versions"].get(name),
+    )
 
 
-def _all_metrics(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _all_metrics(values: dict[str, Any]) -> tuple[dict[str, MetricScore], dict[str, str]]:
     metrics, reasons = {}, {}
     for key in (key for key in values if "," in key and "_stderr," not in key):
-        metrics[key] = {"value": _number(values[key]), "stderr": _number(values.get(_stderr_key(key)))}
-        if metrics[key]["stderr"] is None:
+        metrics[key] = MetricScore(value=_number(values[key]), stderr=_number(values.get(_stderr_key(key))))
+        if metrics[key].stderr is None:
             reasons[f"metrics.{key}.stderr"] = "lm-eval gives no standard error for this metric"
-        if metrics[key]["value"] is None:
+        if metrics[key].value is None:
             reasons[f"metrics.{key}.value"] = "lm-eval gives no finite number for this metric"
     return metrics, reasons
 

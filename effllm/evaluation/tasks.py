@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from effllm.errors import UserError
+from effllm.results.benchmark import Benchmark
 from effllm.study.harness_index import tasks_folder
 
 
@@ -32,28 +33,28 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Function, lambda dumper, path: dumper.represent_scalar("!function", str(path)))
 
 
-def write_task_files(benchmark: dict[str, Any], payload: Path, folder: Path) -> None:
-    """Write a YAML file per task and group of `benchmark` (the content of benchmark.json) into `folder`.
+def write_task_files(benchmark: Benchmark, payload: Path, folder: Path) -> None:
+    """Write a YAML file per task and group of `benchmark` into `folder`.
 
     `payload` is the artifact's directory. The rows are read from it, and what `datasets` makes of them stays below
     `folder`, so that neither an earlier run nor another process is read from. `UserError` if the installed lm-eval
     no longer has a registered file.
     """
-    for task in benchmark["tasks"]:
-        files = {split: str((payload / file).resolve()) for split, file in task["data_files"].items()}
-        config = dict(task["config"])
+    for task in benchmark.tasks:
+        files = {split: str((payload / file).resolve()) for split, file in task.data_files.items()}
+        config = dict(task.config)
         judge = config.pop("judge", None)
         definition = {
-            **_base(task["include"], benchmark),
+            **_base(task.include, benchmark),
             **config,
             **({"process_results": JUDGES[judge]} if judge else {}),
-            "task": task["name"],
+            "task": task.name,
             "dataset_path": "parquet",
             "dataset_name": None,
             "dataset_kwargs": {"data_files": files, "cache_dir": str((folder / "cache").resolve())},
         }
-        _write(folder / f"{task['name']}.yaml", definition)
-    for name, file in benchmark["groups"].items():
+        _write(folder / f"{task.name}.yaml", definition)
+    for name, file in benchmark.groups.items():
         _write(folder / f"{name}.group.yaml", {**_base(file, benchmark), "group": name})
 
 
@@ -82,13 +83,13 @@ def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
     return loaded
 
 
-def _base(include: str | None, benchmark: dict[str, Any]) -> dict[str, Any]:
+def _base(include: str | None, benchmark: Benchmark) -> dict[str, Any]:
     if include is None:
         return {}
     path = tasks_folder() / include
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: the benchmark was made with lm-eval {benchmark['source'].get('lm_eval')}; install "
+            f"{path} is missing: the benchmark was made with lm-eval {benchmark.source.get('lm_eval')}; install "
             "that version, or delete the benchmark's artifact and run again."
         )
     return {"include": str(path.resolve())}

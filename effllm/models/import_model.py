@@ -17,6 +17,7 @@ from effllm.hub.repository import HubFile, Repository
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import MODEL_FILES, is_taken, model_files, weight_files
 from effllm.models.checkpoint.settings import check_settings
+from effllm.results.model import ModelSummary
 from effllm.runtime.stage import Job, main
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
@@ -39,12 +40,12 @@ def build(job: Job) -> None:
         check_directory(job.scratch / "model", where)
         (job.scratch / "model").rename(target)
     from effllm.models.checkpoint.inspect import inspect_model
-    from effllm.models.random_weights import RANDOM_WEIGHTS, SUMMARY
+    from effllm.models.random_weights import RANDOM_WEIGHTS
 
     is_random = isinstance(source, RandomSource)
     record = inspect_model(target, where, has_tokenizer=not is_random)
     unscored = RANDOM_WEIGHTS if is_random else None
-    job.write_json(SUMMARY, {"model": record.plain(), "source": source.plain(), "unscored": unscored})
+    job.write(ModelSummary(model=record, source=source.plain(), unscored=unscored))
 
 
 def _copy(files: list[Path], target: Path, where: str) -> None:

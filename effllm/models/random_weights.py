@@ -6,12 +6,12 @@ import torch
 
 from effllm.models.families import model_config, random_model
 from effllm.models.saving import save_causal_lm
+from effllm.results.model import ModelSummary
 from effllm.runtime.artifact import Artifact
 from effllm.study.models import RandomSource
 
 RANDOM_WEIGHTS = "random weights"
 """Why no score of such a model means anything."""
-SUMMARY = "model.json"
 
 
 def write_random_model(source: RandomSource, target: Path) -> None:
@@ -23,4 +23,4 @@ def write_random_model(source: RandomSource, target: Path) -> None:
 
 def why_unscored(model: Artifact) -> str | None:
     """Why nothing made from this artifact of stage `model` or `pretrain` can be scored; None where it can."""
-    return model.json(SUMMARY)["unscored"] if SUMMARY in model.manifest.payload else None
+    return ModelSummary.read(model.directory).unscored if ModelSummary.FILE in model.manifest.payload else None

@@ -4,16 +4,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from effllm.errors import UserError
 from effllm.models.costs.shapes import shape_of
 from effllm.planning.cost import Cost, Subject
 from effllm.planning.costs import cost_of
 from effllm.planning.shapes import Unknown, read_config
-from effllm.planning.state import provenance
-from effllm.runtime.artifact import MANIFEST, PROVENANCE, Artifact, read_object
+from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.study.training import PretrainingRun
+
+# Planning reads results of few commands: models of all of them would slow every one.
+if TYPE_CHECKING:
+    from effllm.results.base import ResultFile
+    from effllm.results.provenance import Provenance
+    from effllm.results.telemetry import TelemetrySummary
 
 GB = 1e9
 # What reading raises where a figure is missing or of another type.
@@ -45,6 +50,9 @@ class Sample:
     power_w: float | None
     memory_b: float | None
     disk_b: int
+
+
+_Kind = TypeVar("_Kind", bound="ResultFile")
 
 
 class Earlier:
@@ -95,12 +103,12 @@ class Earlier:
         for path in sorted(self._results.glob(f"{stage}/*/{MANIFEST}")):
             try:
                 artifact = Artifact.open(path)
-                history = provenance(artifact)
-                if artifact.manifest.status != "ok" or "wall_s" not in history:
+                history = _provenance(artifact.directory)
+                if artifact.manifest.status != "ok" or history is None:
                     continue
                 sample = _sample(artifact, history)
-                if sample.device is None and sample.cost.devices:
-                    sample = replace(sample, device=self._device_of_host(history["host"]["name"]))
+                if sample.device is None and sample.cost.devices and history.host:
+                    sample = replace(sample, device=self._device_of_host(history.host.name))
                 yield sample
             except (UserError, *_OF_ANOTHER_FORMAT):
                 # An artifact of another format says nothing about time; `effllm verify` names damaged ones.
@@ -111,28 +119,28 @@ class Earlier:
         if self._hosts is None:
             seen: dict[str, dict[str, Device]] = {}
             for path in sorted(self._results.glob(f"[!.]*/*/{MANIFEST}")):
-                history = _json(path.with_name(PROVENANCE))
+                history = _provenance(path.parent)
                 try:
                     device = _device(path.parent, history) if history else None
-                    if device:
-                        seen.setdefault(history["host"]["name"], {})[device.name] = device
+                    if device and history.host:
+                        seen.setdefault(history.host.name, {})[device.name] = device
                 except _OF_ANOTHER_FORMAT:
                     continue
             self._hosts = {name: next(iter(found.values())) for name, found in seen.items() if len(found) == 1}
         return self._hosts.get(host)
 
 
-def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
+def _sample(artifact: Artifact, history: "Provenance") -> Sample:
     manifest = artifact.manifest
     cost = cost_of(manifest.stage, _subject(artifact))
-    wall_s = history["wall_s"]
+    wall_s = history.wall_s
     measured = _measured(artifact)
     telemetry, devices = measured.telemetry, measured.devices
     # Without a record of the part that grows with the work, all of the time is taken to.
     work_s = wall_s if measured.work_s is None else measured.work_s
-    memory_gb = telemetry.get("memory_process_peak_gb") or telemetry.get("memory_device_peak_gb")
+    memory_gb = telemetry and (telemetry.memory_process_peak_gb or telemetry.memory_device_peak_gb)
     disk_b = sum(digest.size for digest in manifest.payload.values())
-    disk_b += sum(record["size"] for record in history.get("records", {}).values())
+    disk_b += sum(record.size for record in history.records.values())
     return Sample(
         name=f"{manifest.stage}/{manifest.id}",
         stage=manifest.stage,
@@ -140,7 +148,7 @@ def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
         device=_device(artifact.directory, history),
         work_s=work_s * devices,
         overhead_s=max(0.0, wall_s - work_s * measured.share),
-        power_w=telemetry.get("power_avg_w"),
+        power_w=telemetry.power_avg_w if telemetry else None,
         memory_b=None if memory_gb is None else memory_gb * GB,
         disk_b=disk_b,
     )
@@ -150,46 +158,53 @@ def _sample(artifact: Artifact, history: dict[str, Any]) -> Sample:
 class _Measured:
     """Telemetry of the work, its wall seconds if measured apart, and the share of them in the last process."""
 
-    telemetry: dict[str, Any]
+    telemetry: "TelemetrySummary | None"
     work_s: float | None = None
     devices: int = 1
     share: float = 1.0
 
 
 def _measured(artifact: Artifact) -> _Measured:
-    directory = artifact.directory
-    efficiency = _json(directory / "records" / "efficiency.json")
-    if efficiency:
-        devices, telemetry = efficiency.get("world_size", 1), efficiency.get("telemetry") or {}
-        per_step_s = efficiency["latency_s_per_iteration"]
-        steps = artifact.manifest.spec["config"].get("max_steps") or _json(directory / "training.json").get("steps")
+    from effllm.results.evaluation import Evaluation
+    from effllm.results.profile import Profile
+    from effllm.results.training import Efficiency, FinetuningQuality
+
+    directory, stage = artifact.directory, artifact.manifest.stage
+    if stage in ("pretrain", "finetune") and (efficiency := _readable(Efficiency, directory)):
+        devices, telemetry = efficiency.world_size, efficiency.telemetry
+        per_step_s = efficiency.latency_s_per_iteration
+        steps = artifact.manifest.spec["config"].get("max_steps")
+        if steps is None and (quality := _readable(FinetuningQuality, directory)):
+            steps = quality.steps
         if per_step_s is None or steps is None:
             return _Measured(telemetry, devices=devices)
-        return _Measured(telemetry, per_step_s * steps, devices, 1 - efficiency.get("resumed_at_step", 0) / steps)
-    evaluation = _json(directory / "evaluation.json")
-    if evaluation:
-        return _Measured(evaluation["telemetry"], evaluation["cost"]["wall_seconds"])
-    profile = _json(directory / "profile.json")
-    if profile:
-        measured = [workload["telemetry"] for workload in profile["workloads"].values() if workload["telemetry"]]
-        phases = [phase for phases in measured for phase in phases.values()]
-        return _Measured(max(phases, key=lambda phase: phase["duration_s"]))
-    return _Measured({})
+        return _Measured(telemetry, per_step_s * steps, devices, 1 - efficiency.resumed_at_step / steps)
+    if stage == "evaluate" and (evaluation := _readable(Evaluation, directory)):
+        return _Measured(evaluation.telemetry, evaluation.cost.wall_seconds)
+    if stage == "profile" and (profile := _readable(Profile, directory)):
+        measured = [workload.telemetry for workload in profile.workloads.values() if workload.telemetry]
+        phases = [phase for phases in measured for phase in (phases.generate, phases.prefill)]
+        return _Measured(max(phases, key=lambda phase: phase.duration_s))
+    return _Measured(None)
 
 
-def _device(directory: Path, history: dict[str, Any]) -> Device | None:
+def _device(directory: Path, history: "Provenance") -> Device | None:
     """The device of a build: as its figures say, as its telemetry's instrument says, or the processor."""
-    for name in ("records/efficiency.json", "profile.json"):
-        info = _json(directory / name).get("device")
-        if info:
-            return Device(info["name"], info["memory_total_gb"] * GB if info.get("memory_total_gb") else None)
-    windows = _json(directory / "records" / "telemetry" / "windows.json")
-    facts = windows.get("sources", {}).get("nvml", {}).get("facts", {})
+    from effllm.results.profile import Profile
+    from effllm.results.telemetry import WindowsRecord
+    from effllm.results.training import Efficiency
+
+    told = _readable(Efficiency, directory) or _readable(Profile, directory)
+    if told:
+        memory_gb = told.device.memory_total_gb
+        return Device(told.device.name, memory_gb * GB if memory_gb else None)
+    windows = _readable(WindowsRecord, directory)
+    if windows is None:
+        return None
+    facts = windows.sources["nvml"].facts if "nvml" in windows.sources else {}
     if "name" in facts:
         return Device(facts["name"], facts.get("memory_total_b"))
-    if windows.get("device") == "cpu":
-        return Device(history["host"]["cpu"])
-    return None
+    return Device(history.host.cpu) if windows.device == "cpu" and history.host else None
 
 
 def _subject(artifact: Artifact) -> Subject:
@@ -228,8 +243,15 @@ def _subject(artifact: Artifact) -> Subject:
     return Subject(manifest.id, manifest.spec["config"], shape, parent_config, parent_id)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _provenance(directory: Path) -> "Provenance | None":
+    from effllm.results.provenance import Provenance
+
+    return _readable(Provenance, directory)
+
+
+def _readable(kind: type[_Kind], directory: Path) -> _Kind | None:
+    """A file of an artifact; None where there is none, or none of today's form."""
     try:
-        return read_object(path)
-    except (OSError, ValueError, TypeError):
-        return {}
+        return kind.read(directory)
+    except UserError:
+        return None

@@ -1,7 +1,7 @@
 """Greedy decoding of a set number of tokens, with the time of every token."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,10 +23,6 @@ class Generation:
     def total_s(self) -> float:
         """Prefill and decoding together."""
         return self.first_token_s + sum(self.token_s)
-
-    def plain(self) -> dict[str, Any]:
-        """JSON types."""
-        return asdict(self)
 
 
 class Decoding(Protocol):

@@ -1,9 +1,8 @@
 """Figures of one workload: latency, throughput, utilisation and energy, with a reason for each that is None."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +11,18 @@ from transformers import PreTrainedConfig
 from effllm.models.costs import cache_bytes, decoding_flops, forward_flops, parameter_count
 from effllm.models.text import text_config
 from effllm.profiling.decoding import Generation
+from effllm.results.profile import Energy, Latency, Utilization
+from effllm.results.telemetry import TelemetrySummary
 from effllm.study.measure import Workload
 from effllm.telemetry.metrics import (
     energy_above_idle_j,
     energy_per_token_j,
     inference_throughput,
+    latency_percentiles_ms,
     mean_ci95,
     model_bandwidth_utilization,
     model_flops_utilization,
 )
-
-PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ModelCost:
     device_name: str
 
 
-def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload) -> dict[str, Any]:
+def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload) -> Latency:
     """Latency and throughput of the windows of whole generations; `..._ci95` is [low, high] over windows.
 
     `latency_ms` is AL, the mean time of one generation; `throughput_tokens_per_s` is IT, all generated tokens over
@@ -50,51 +50,55 @@ def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload)
     rates = [inference_throughput([g.generated_tokens for g in w], [g.total_s for g in w]) for w in windows]
     decoded = sum(tokens) - len(generations) * workload.batch_size
     prompt_tokens = workload.batch_size * workload.prompt_tokens * len(generations)
-    figures: dict[str, Any] = {
-        "decode_tokens_per_s": decoded / sum(token_ms) * 1e3,
-        "generated_tokens": sum(tokens),
-        "generations": len(generations),
-        "latency_ms": float(np.mean(latencies_ms)),
-        "latency_ms_ci95": list(mean_ci95(latencies_ms)[1:]),
-        "latency_ms_by_window": latencies_ms,
-        "prefill_tokens_per_s": prompt_tokens / sum(first_ms) * 1e3,
-        "throughput_tokens_per_s": inference_throughput(tokens, seconds),
-        "throughput_tokens_per_s_ci95": list(mean_ci95(rates)[1:]),
-    }
-    for percentile in PERCENTILES:
-        figures[f"first_token_ms_p{percentile}"] = float(np.percentile(first_ms, percentile))
-        figures[f"token_ms_p{percentile}"] = float(np.percentile(token_ms, percentile))
-    return figures
+    first_token, token = latency_percentiles_ms(first_ms), latency_percentiles_ms(token_ms)
+    return Latency(
+        decode_tokens_per_s=decoded / sum(token_ms) * 1e3,
+        first_token_ms_p50=first_token["p50_ms"],
+        first_token_ms_p95=first_token["p95_ms"],
+        first_token_ms_p99=first_token["p99_ms"],
+        generated_tokens=sum(tokens),
+        generations=len(generations),
+        latency_ms=float(np.mean(latencies_ms)),
+        latency_ms_ci95=list(mean_ci95(latencies_ms)[1:]),
+        latency_ms_by_window=latencies_ms,
+        prefill_tokens_per_s=prompt_tokens / sum(first_ms) * 1e3,
+        throughput_tokens_per_s=inference_throughput(tokens, seconds),
+        throughput_tokens_per_s_ci95=list(mean_ci95(rates)[1:]),
+        token_ms_p50=token["p50_ms"],
+        token_ms_p95=token["p95_ms"],
+        token_ms_p99=token["p99_ms"],
+    )
 
 
 def energy_figures(
-    generate: Mapping[str, Any],
-    prefill: Mapping[str, Any],
-    idle: Mapping[str, Any],
-    figures: Mapping[str, Any],
+    generate: TelemetrySummary,
+    prefill: TelemetrySummary,
+    idle: TelemetrySummary,
+    figures: Latency,
     prefills: int,
     workload: Workload,
-) -> dict[str, Any]:
+) -> Energy:
     """Energy per token from the telemetry of the phases, each with its reason if None.
 
     `decode_energy_j_per_token` is what a generation takes beyond a prefill of its own, over its decoded tokens.
     """
-    energy, reason = generate["energy_j"], generate["reasons"].get("energy_j")
-    tokens, generations = figures["generated_tokens"], figures["generations"]
-    result: dict[str, Any] = {"energy_j_per_token": energy_per_token_j(energy, tokens)}
-    above_idle = energy_above_idle_j(energy, generate["duration_s"], idle["power_avg_w"])
-    result["energy_above_idle_j_per_token"] = energy_per_token_j(above_idle, tokens)
-    if energy is None or prefill["energy_j"] is None:
-        result["decode_energy_j_per_token"] = None
-        reason = reason or prefill["reasons"].get("energy_j")
+    energy, reason = generate.energy_j, generate.reasons.get("energy_j")
+    above_idle = energy_above_idle_j(energy, generate.duration_s, idle.power_avg_w)
+    result: dict[str, float | None] = {
+        "energy_j_per_token": energy_per_token_j(energy, figures.generated_tokens),
+        "energy_above_idle_j_per_token": energy_per_token_j(above_idle, figures.generated_tokens),
+        "decode_energy_j_per_token": None,
+    }
+    if energy is None or prefill.energy_j is None:
+        reason = reason or prefill.reasons.get("energy_j")
     else:
-        decoding = energy / generations - prefill["energy_j"] / prefills
+        decoding = energy / figures.generations - prefill.energy_j / prefills
         result["decode_energy_j_per_token"] = decoding / (workload.batch_size * (workload.new_tokens - 1))
-    missing = reason or idle["reasons"].get("power_avg_w")
-    return result | {"reasons": {key: missing for key, value in result.items() if value is None}}
+    missing = reason or idle.reasons.get("power_avg_w")
+    return Energy(**result, reasons={key: missing for key, value in result.items() if value is None})
 
 
-def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: ModelCost) -> dict[str, Any]:
+def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -> Utilization:
     """`prefill_mfu` and `decode_mbu`, fractions of the device's dense arithmetic and memory bandwidth peaks.
 
     Decoding moves the weights once per step and the cache of every sequence at its length then (its mean is taken);
@@ -114,9 +118,9 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
         step_flops = workload.batch_size * decoding_flops(cost.config, context)
     except ValueError as error:
         keys = ("prefill_flops", "decode_flops_per_step", "decode_bytes_per_step", "prefill_mfu", "decode_mbu")
-        return {**dict.fromkeys(keys), "reasons": dict.fromkeys(keys, str(error))}
-    prefill_s = workload.batch_size * workload.prompt_tokens / figures["prefill_tokens_per_s"]
-    step_s = workload.batch_size / figures["decode_tokens_per_s"]
+        return Utilization(**dict.fromkeys(keys), reasons=dict.fromkeys(keys, str(error)))
+    prefill_s = workload.batch_size * workload.prompt_tokens / figures.prefill_tokens_per_s
+    step_s = workload.batch_size / figures.decode_tokens_per_s
     dtype = str(cost.dtype).removeprefix("torch.")
     mfu = model_flops_utilization(prefill_flops, prefill_s, cost.device_name, dtype)
     mbu = model_bandwidth_utilization(step_bytes, step_s, cost.device_name)
@@ -124,14 +128,14 @@ def utilization_figures(figures: Mapping[str, Any], workload: Workload, cost: Mo
         reasons["prefill_mfu"] = unknown_peak
     if mbu is None:
         reasons["decode_mbu"] = unknown_peak
-    return {
-        "decode_bytes_per_step": step_bytes,
-        "decode_flops_per_step": step_flops,
-        "decode_mbu": mbu,
-        "prefill_flops": prefill_flops,
-        "prefill_mfu": mfu,
-        "reasons": reasons,
-    }
+    return Utilization(
+        decode_bytes_per_step=step_bytes,
+        decode_flops_per_step=step_flops,
+        decode_mbu=mbu,
+        prefill_flops=prefill_flops,
+        prefill_mfu=mfu,
+        reasons=reasons,
+    )
 
 
 def _weights_read(cost: ModelCost) -> int:

@@ -7,7 +7,6 @@ out: profile.json (latency, throughput, memory, utilisation, power, energy by wo
 """
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,13 +27,15 @@ from effllm.profiling.figures import (
 from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.kernels import kernel_of
+from effllm.results.profile import Generations, GenerationTimes, Latency, PhaseTelemetry, Profile, WorkloadProfile
+from effllm.results.quantization import Quantization
+from effllm.results.telemetry import DeviceInfo, Finding
 from effllm.runtime.stage import Job, main
 from effllm.study.measure import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.telemetry.validity import (
     DISTURBED,
-    Finding,
     check_disturbance,
     check_generation_settings,
     check_mbu,
@@ -63,34 +64,30 @@ def build(job: Job) -> None:
             measured, refused = measure(model, protocol, device, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
-    cost = ModelCost(
-        model.config,
-        job.inputs["model"].json("quantization.json")["weights"]["bytes"],
-        model.dtype,
-        info["name"],
-    )
+    weights = Quantization.read(job.inputs["model"].directory).weights
+    cost = ModelCost(model.config, weights.bytes, model.dtype, info.name)
     workloads = {
-        id: _refused_content(refused[id])
+        id: _refused_profile(refused[id])
         if id in refused
-        else workload_content(id, protocol, measured, telemetry, info, cost, ignored)
+        else workload_profile(id, protocol, measured, telemetry, info, cost, ignored)
         for id in protocol.workloads
     }
-    job.write_json(
-        "records/generations.json",
-        {window_name(*key): [[g.plain() for g in w] for w in windows] for key, windows in measured.windows.items()},
-    )
-    job.write_json(
-        "profile.json",
-        {
-            "cpus_usable": len(os.sched_getaffinity(0)),
-            "device": info,
-            "idle": telemetry.summary(IDLE),
-            "ignored_generation_settings": ignored,
-            "kernel": kernel_of(model),
-            "protocol": protocol.plain(),
-            "threads": torch.get_num_threads(),
-            "workloads": workloads,
-        },
+    times = {
+        window_name(*key): [[GenerationTimes(**vars(generation)) for generation in window] for window in windows]
+        for key, windows in measured.windows.items()
+    }
+    job.write(Generations(times))
+    job.write(
+        Profile(
+            cpus_usable=len(os.sched_getaffinity(0)),
+            device=info,
+            idle=telemetry.summary(IDLE),
+            ignored_generation_settings=ignored,
+            kernel=kernel_of(model),
+            protocol=protocol,
+            threads=torch.get_num_threads(),
+            workloads=workloads,
+        )
     )
 
 
@@ -151,21 +148,21 @@ def _replay(
     return run_schedule(phases, protocol, telemetry, label)
 
 
-def _refused_content(failure: CellFailure) -> dict[str, Any]:
-    """As `workload_content`, for a workload that could not run."""
+def _refused_profile(failure: CellFailure) -> WorkloadProfile:
+    """As `workload_profile`, for a workload that could not run."""
     parts = dict.fromkeys(("energy", "figures", "telemetry", "utilization"))
-    return {**parts, "findings": [], "reason": failure.reason, "status": failure.status}
+    return WorkloadProfile(**parts, findings=[], reason=failure.reason, status=failure.status)
 
 
-def workload_content(
+def workload_profile(
     id: str,
     protocol: InferenceProtocol,
     measured: Measured,
     telemetry: Telemetry,
-    info: dict[str, Any],
+    info: DeviceInfo,
     cost: ModelCost,
     ignored: dict[str, Any],
-) -> dict[str, Any]:
+) -> WorkloadProfile:
     """Figures, telemetry, findings and status of one workload; `ignored` as of `decode_greedily`."""
     workload = protocol.workloads[id]
     generate, prefill = (telemetry.summary(window_name(id, phase)) for phase in ("generate", "prefill"))
@@ -177,25 +174,25 @@ def workload_content(
     if not any(finding.rule == DISTURBED for finding in findings):
         # Decoding's own energy is a difference between the two phases.
         findings += check_disturbance(prefill)
-    findings += check_mfu(utilization["prefill_mfu"]) + check_mbu(utilization["decode_mbu"])
+    findings += check_mfu(utilization.prefill_mfu) + check_mbu(utilization.decode_mbu)
     findings += check_protocol(id, figures, protocol, measured)
     findings += check_generation_settings(ignored)
     status, reason = status_of(findings)
-    return {
-        "energy": energy,
-        "figures": figures,
-        "findings": [asdict(finding) for finding in findings],
-        "reason": reason,
-        "status": status,
-        "telemetry": {"generate": generate, "prefill": prefill},
-        "utilization": utilization,
-    }
+    return WorkloadProfile(
+        energy=energy,
+        figures=figures,
+        findings=findings,
+        reason=reason,
+        status=status,
+        telemetry=PhaseTelemetry(generate=generate, prefill=prefill),
+        utilization=utilization,
+    )
 
 
-def check_protocol(id: str, figures: dict[str, Any], protocol: InferenceProtocol, measured: Measured) -> list[Finding]:
+def check_protocol(id: str, figures: Latency, protocol: InferenceProtocol, measured: Measured) -> list[Finding]:
     """Whether the measurement kept to its protocol: settled warm-ups, windows for a power sensor, a narrow interval."""
     findings = []
-    width = relative_half_width(figures["latency_ms"], figures["latency_ms_ci95"])
+    width = relative_half_width(figures.latency_ms, figures.latency_ms_ci95)
     if width > protocol.maximum_relative_interval:
         message = (
             f"the 95 % interval of latency_ms reaches {width:.1%} to either side, "

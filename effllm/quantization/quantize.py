@@ -12,6 +12,7 @@ from effllm.models.random_weights import why_unscored
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import quantize_gptq
 from effllm.quantization.weights import weight_bytes
+from effllm.results.quantization import Quantization
 from effllm.runtime.stage import Job, main
 from effllm.study.models import CastPrecision, Precision
 
@@ -29,13 +30,15 @@ def build(job: Job) -> None:
     if (source / "tokenizer_config.json").exists():
         load_tokenizer(source).save_pretrained(target)
     keep_refused_generation(source, target)
-    content = {
-        "nominal_bits": settings.nominal_bits,
-        "precision": settings.plain(),
-        "weights": weight_bytes(target),
-    }
     unscored = why_unscored(job.inputs["model"])
-    job.write_json("quantization.json", content | ({"unscored": unscored} if unscored else {}))
+    job.write(
+        Quantization(
+            nominal_bits=settings.nominal_bits,
+            precision=settings.plain(),
+            weights=weight_bytes(target),
+            **({"unscored": unscored} if unscored else {}),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Bytes of weights on disk, and widths of packed layers, read from the headers of safetensors files."""
 
 from pathlib import Path
-from typing import Any
 
 from effllm.models.checkpoint.headers import TensorHeader, read_headers
+from effllm.results.quantization import WeightBytes
 
 # What stands in a GPTQ checkpoint in place of one linear layer's `weight`.
 _PACKED = ("qweight", "qzeros", "scales", "g_idx")
 
 
-def weight_bytes(directory: Path) -> dict[str, Any]:
+def weight_bytes(directory: Path) -> WeightBytes:
     """Bytes of all tensors below `directory`, and of the quantized layers against the same layers in 16 bits.
 
     `quantized_layers_bytes` counts packed weights, scales, zero points and group indices; the 16-bit figure is
@@ -19,12 +19,12 @@ def weight_bytes(directory: Path) -> dict[str, Any]:
     layers = _packed_layers(tensors)
     parts = [tensors[f"{layer}.{kind}"] for layer in layers for kind in _PACKED]
     bytes_16_bit = sum(rows * columns * 2 for rows, columns in layers.values())
-    return {
-        "bytes": sum(tensor.bytes for tensor in tensors.values()),
-        "quantized_layers": len(layers),
-        "quantized_layers_bytes": sum(part.bytes for part in parts) if layers else None,
-        "quantized_layers_bytes_16_bit": bytes_16_bit if layers else None,
-    }
+    return WeightBytes(
+        bytes=sum(tensor.bytes for tensor in tensors.values()),
+        quantized_layers=len(layers),
+        quantized_layers_bytes=sum(part.bytes for part in parts) if layers else None,
+        quantized_layers_bytes_16_bit=bytes_16_bit if layers else None,
+    )
 
 
 def packed_shapes(directory: Path) -> set[tuple[int, int]]:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, CellFailure, Interrupted, UserError
+from effllm.results.base import ResultFile
 from effllm.runtime import artifact, provenance
 from effllm.runtime.artifact import MANIFEST, Artifact, Parent
 from effllm.runtime.faults import fault_of_machine
@@ -65,6 +66,12 @@ class Job:
             raise UserError(
                 f"--spec: {where}: {first['msg']} (got {first['input']!r}); take it from the study."
             ) from None
+
+    def write(self, result: ResultFile) -> None:
+        """Write a file of the payload, or a record."""
+        path = self.output / result.FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_text(path, result.to_json())
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON payload (or record, as `records/...`) file with sorted keys."""

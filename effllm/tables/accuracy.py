@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from effllm.intervals import correlation_of_means, mean_interval
+from effllm.results.evaluation import Clusters, Evaluation
 from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell, Row, mean
-
-CLUSTERS = "clusters.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Performance:
         row.set(f"{column}_high", high, self.reason or self.reason_ci95)
 
 
-def average_performance(scores: Mapping[str, Result]) -> Performance:
+def average_performance(scores: Mapping[str, Result[Evaluation]]) -> Performance:
     """Average over evaluations by benchmark id; a perplexity is in no mean, and without every score there is none.
 
     The interval is made of the benchmarks' own intervals and of how far benchmarks whose items were made from the same
@@ -35,25 +34,26 @@ def average_performance(scores: Mapping[str, Result]) -> Performance:
     failed = [f"{id} is {result.status}" for id, result in scores.items() if result.content is None]
     if failed:
         return Performance(None, ", ".join(failed))
-    accuracies = {id: result for id, result in scores.items() if result.content["role"] == "accuracy"}
+    accuracies = {id: result.content for id, result in scores.items() if result.content.role == "accuracy"}
     if not accuracies:
         return Performance(None, "the table has no accuracy benchmark")
-    means = [result.content["score"] for result in accuracies.values()]
-    unsure = [id for id, result in accuracies.items() if result.content["ci95"] is None]
+    means = [evaluation.score for evaluation in accuracies.values()]
+    unsure = [id for id, evaluation in accuracies.items() if evaluation.ci95 is None]
     if unsure:
         return Performance(mean(means), None, None, f"{', '.join(unsure)} has no interval")
-    intervals = [result.content["ci95"] for result in accuracies.values()]
-    return Performance(mean(means), None, mean_interval(means, intervals, _correlations(list(accuracies.values()))))
+    intervals = [evaluation.ci95 for evaluation in accuracies.values()]
+    correlations = _correlations([scores[id] for id in accuracies])
+    return Performance(mean(means), None, mean_interval(means, intervals, correlations))
 
 
-def better(evaluation: Result) -> Cell:
+def better(evaluation: Result[Evaluation]) -> Cell:
     """Which way the benchmark's metric is better: `higher`, or `lower` as of a perplexity."""
     if evaluation.content is None:
         return None, f"{evaluation.status}: {evaluation.reason}"
-    return ("higher" if evaluation.content["higher_is_better"] else "lower"), None
+    return ("higher" if evaluation.content.higher_is_better else "lower"), None
 
 
-def _correlations(results: list[Result]) -> list[list[float]]:
+def _correlations(results: list[Result[Evaluation]]) -> list[list[float]]:
     clusters = [_clusters(result) for result in results]
     return [
         [1.0 if i == j else correlation_of_means(one, other) for j, other in enumerate(clusters)]
@@ -61,9 +61,9 @@ def _correlations(results: list[Result]) -> list[list[float]]:
     ]
 
 
-def _clusters(result: Result) -> dict[str, list[float]]:
+def _clusters(result: Result[Evaluation]) -> dict[str, list[float]]:
     """[sum of the metric, items] by the sentence that items were made from; empty where items name none."""
-    if result.content.get("clusters") is None:
+    if result.content.clusters is None:
         return {}
-    result.artifact.verify_file(CLUSTERS)
-    return result.artifact.json(CLUSTERS)
+    result.artifact.verify_file(Clusters.FILE)
+    return Clusters.read(result.artifact.directory).root

@@ -1,48 +1,37 @@
 """What tables read from artifacts: results with their status, never a traceback for a failed cell."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from effllm.errors import Status, UserError
+from effllm.errors import Status
+from effllm.results.base import ResultFile
+from effllm.results.evaluation import Evaluation
+from effllm.results.profile import Profile
+from effllm.results.quantization import Quantization
+from effllm.results.training import Efficiency, FinetuningQuality, PretrainingQuality
 from effllm.runtime.artifact import Artifact, Manifest
 
-# The JSON payload that holds the figures of each stage.
-RESULT_FILES = {
-    "pretrain": "training.json",
-    "finetune": "training.json",
-    "quantize": "quantization.json",
-    "evaluate": "evaluation.json",
-    "profile": "profile.json",
+# The file of the payload that holds the figures of each stage.
+PAYLOADS: Mapping[str, type[ResultFile]] = {
+    "pretrain": PretrainingQuality,
+    "finetune": FinetuningQuality,
+    "quantize": Quantization,
+    "evaluate": Evaluation,
+    "profile": Profile,
 }
-# What was observed while it was built: not part of the artifact's identity, so checked against the provenance.
-RECORD_FILES = {
-    "pretrain": "records/efficiency.json",
-    "finetune": "records/efficiency.json",
-}
-
-
-class Figures(dict[str, Any]):
-    """The content of a JSON file; to read a key that it lacks is an error that says what to do."""
-
-    def __init__(self, artifact: Artifact, name: str):
-        super().__init__(artifact.json(name))
-        self._file, self._directory = artifact.directory / name, artifact.directory
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(
-            f"{self._file} has no {key!r}: another version of this program wrote it; delete {self._directory} and "
-            "run again."
-        )
+# Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.
+RECORDED = ("pretrain", "finetune")
+Content = TypeVar("Content", bound=ResultFile)
 
 
 @dataclass(frozen=True)
-class Result:
-    """The figures of one artifact: `content` and, where its stage has one, `record`; None unless `status` is ok."""
+class Result(Generic[Content]):
+    """The figures of one artifact: `content` and, of a training, `record`; None unless `status` is ok."""
 
     artifact: Artifact
-    content: Figures | None
-    record: Figures | None = None
+    content: Content | None
+    record: Efficiency | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -62,20 +51,20 @@ class Result:
         return f"{self.manifest.stage} is {self.status}: {self.reason}"
 
 
-def read_results(stage: str, manifests: Iterable[str]) -> dict[str, Result]:
+def read_results(stage: str, manifests: Iterable[str]) -> dict[str, Result[Any]]:
     """Results by artifact id; what is read is checked first, against its manifest or its provenance.
 
-    `UserError` names a damaged file. Missing keys are errors where they are read.
+    `UserError` names a damaged file, or one that another version wrote.
     """
-    results = {}
+    results: dict[str, Result[Any]] = {}
     for path in manifests:
         artifact = Artifact.open(path)
         content = record = None
         if artifact.manifest.status == "ok":
-            artifact.verify_file(RESULT_FILES[stage])
-            content = Figures(artifact, RESULT_FILES[stage])
-            if stage in RECORD_FILES:
-                artifact.verify_record(RECORD_FILES[stage])
-                record = Figures(artifact, RECORD_FILES[stage])
+            artifact.verify_file(PAYLOADS[stage].FILE)
+            content = PAYLOADS[stage].read(artifact.directory)
+            if stage in RECORDED:
+                artifact.verify_record(Efficiency.FILE)
+                record = Efficiency.read(artifact.directory)
         results[artifact.manifest.id] = Result(artifact, content, record)
     return results

@@ -27,22 +27,22 @@ def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[di
             row.set("precision", precision)
             reasons = {id: f"{cell.status}: {cell.reason}" for id, cell in cells.items()}
             for id, cell in cells.items():
-                row.set(spec["benchmark_labels"][id], cell.content["score"] if cell.content else None, reasons[id])
+                row.set(spec["benchmark_labels"][id], cell.content.score if cell.content else None, reasons[id])
             average = average_performance(cells)
             row.set("mean", average.mean, average.reason)
             average.set_interval(row, "mean")
             for id, cell in cells.items():
                 content = cell.content
-                interval = (content["ci95"] if content else None) or (None, None)
+                interval = (content.ci95 if content else None) or (None, None)
                 no_interval = "lm-eval gives no standard error" if content else reasons[id]
-                row.set(f"{id}_metric", content["metric"] if content else None, reasons[id])
+                row.set(f"{id}_metric", content.metric if content else None, reasons[id])
                 row.set(f"{id}_low", interval[0], no_interval)
                 row.set(f"{id}_high", interval[1], no_interval)
-                row.set(f"{id}_chance", content["chance_level"] if content else None, reasons[id])
+                row.set(f"{id}_chance", content.chance_level if content else None, reasons[id])
                 row.set(f"{id}_better", *better(cell))
-                row.set(f"{id}_items", content["items"] if content else None, reasons[id])
+                row.set(f"{id}_items", content.items if content else None, reasons[id])
                 disturbed = status_of(disturbances({id: cell}))[1]
-                latency_ms = content["cost"]["latency_mean_ms"] if content and not disturbed else None
+                latency_ms = content.cost.latency_mean_ms if content and not disturbed else None
                 row.set(f"{id}_latency_ms", latency_ms, disturbed or reasons[id])
             row.set("software", *software(cells.values()))
             status = next((cell for cell in cells.values() if cell.status != "ok"), None)

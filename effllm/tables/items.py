@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from effllm.decision.paired import Change, Code, mean_change, paired_difference
 from effllm.errors import UserError
 from effllm.intervals import sums_by_cluster
+from effllm.results.evaluation import Evaluation
 from effllm.tables.artifacts import Result
 
 SAMPLES = "records/samples.jsonl"
@@ -59,7 +60,7 @@ def compare_mean(ours: Sequence[Items | Code], base: Sequence[Items | Code]) -> 
     return mean_change(changes, differences)
 
 
-def items_of_evaluation(result: Result) -> Items | Code:
+def items_of_evaluation(result: Result[Evaluation]) -> Items | Code:
     """The answers of one evaluation, by item.
 
     A score that is no mean of its items' outcomes, such as that of a group which does not weight by size, is
@@ -70,7 +71,7 @@ def items_of_evaluation(result: Result) -> Items | Code:
     if not result.artifact.has_record(SAMPLES):
         return "no_items"
     result.artifact.verify_record(SAMPLES)
-    metric, _, filter_name = str(result.content["metric"]).partition(",")
+    metric, _, filter_name = result.content.metric.partition(",")
     rows = [row for row in _lines(result) if row.get("filter") == filter_name and metric in row]
     outcomes = [row[metric] for row in rows]
     keys = tuple((row["task"], row["doc_id"], row["doc_hash"]) for row in rows)
@@ -80,7 +81,7 @@ def items_of_evaluation(result: Result) -> Items | Code:
     if not rows or parts is None:
         return "no_items"
     items = Items(keys, *parts, clusters)
-    return items if math.isclose(items.mean(), result.content["score"], rel_tol=1e-6, abs_tol=1e-9) else "no_items"
+    return items if math.isclose(items.mean(), result.content.score, rel_tol=1e-6, abs_tol=1e-9) else "no_items"
 
 
 def items_of_pretraining(results: Sequence[Result]) -> Items | Code:

@@ -204,7 +204,7 @@ def _precisions(table: Mapping[str, Any], results: Mapping[str, Result]) -> Iter
         scored = {id: results[f"{model}.{precision}.{id}"] for id in config["benchmarks"]}
         columns = {id: f"{id}_score" if "workload" in config else table["benchmark_labels"][id] for id in scored}
         answers = {columns[id]: items_of_evaluation(result) for id, result in scored.items()}
-        accuracies = [id for id, result in scored.items() if result.content and result.content["role"] == "accuracy"]
+        accuracies = [id for id, result in scored.items() if result.content and result.content.role == "accuracy"]
         yield _Scored(index, against, answers, tuple(columns[id] for id in accuracies))
 
 

@@ -54,7 +54,7 @@ class PretrainingResult(Training):
         findings = super().findings()
         tokens, _ = self.tokens()
         if tokens:
-            findings += check_throughput(self.result.record["tokens_per_s"], tokens, self.seconds()[0])
+            findings += check_throughput(self.result.record.tokens_per_s, tokens, self.seconds()[0])
         return findings
 
 

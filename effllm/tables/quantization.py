@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.results.evaluation import Evaluation
+from effllm.results.profile import Profile
+from effllm.results.quantization import Quantization
 from effllm.tables.accuracy import Performance, average_performance, better
 from effllm.tables.artifacts import Result, read_results
-from effllm.tables.cells import Row
+from effllm.tables.cells import Cell, Row
 from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window, disturbances
 from effllm.telemetry.metrics import model_compression_rate
@@ -51,11 +54,13 @@ def table9(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dic
 class _Variant:
     """The artifacts of one row."""
 
-    def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result]]):
-        self.quantize = results["quantize"][id]
-        self.profile = results["profile"][id]
+    def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result[Any]]]):
+        self.quantize: Result[Quantization] = results["quantize"][id]
+        self.profile: Result[Profile] = results["profile"][id]
         # A table without benchmarks has no evaluations.
-        self.scores = {benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks}
+        self.scores: dict[str, Result[Evaluation]] = {
+            benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks
+        }
 
     @property
     def nominal_bits(self) -> int:
@@ -65,7 +70,7 @@ class _Variant:
     @property
     def unscored(self) -> str | None:
         """Why no score of these weights would mean anything; None where one would."""
-        return self.quantize.content.get("unscored") if self.quantize.content else None
+        return self.quantize.content.unscored if self.quantize.content else None
 
     def performance(self) -> Performance:
         if self.unscored and not self.scores:
@@ -78,10 +83,10 @@ class _Variant:
     def warnings(self) -> list[str]:
         """What its evaluations say of themselves."""
         contents = [result.content for result in self.scores.values() if result.content]
-        findings = [check_generation_settings(content["ignored_generation_settings"]) for content in contents]
+        findings = [check_generation_settings(content.ignored_generation_settings) for content in contents]
         return [finding.message for found in findings for finding in found]
 
-    def first_failure(self) -> Result | None:
+    def first_failure(self) -> Result[Any] | None:
         return next((r for r in (self.quantize, self.profile, *self.scores.values()) if r.status != "ok"), None)
 
 
@@ -107,17 +112,17 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
             row.set(f"{id}_IT_tokens_per_s", *other.figure("throughput_tokens_per_s"))
             row.set(f"{id}_AMU_GB", *other.window.memory("avg"))
             row.set(f"{id}_AEC_W", *other.window.figure("power_avg_w"))
-            row.set(f"{id}_energy_J_per_token", *other.part("energy", "energy_j_per_token"))
-            row.set(f"{id}_decode_mbu", *other.part("utilization", "decode_mbu"))
+            row.set(f"{id}_energy_J_per_token", *other.energy("energy_j_per_token"))
+            row.set(f"{id}_decode_mbu", *other.utilization("decode_mbu"))
             row.set(f"{id}_status", other.status)
     row.set("mcr_nominal", *compression["nominal"])
     row.set("mcr_measured", *compression["measured"])
     _set_weights(row, variant)
     _set_scores(row, variant)
     profile = variant.profile.content
-    row.set("device", profile["device"]["name"] if profile else None, main.absent)
-    row.set("device_id", *(device_id(profile["device"]) if profile else (None, main.absent)))
-    row.set("threads", profile["threads"] if profile else None, main.absent)
+    row.set("device", profile.device.name if profile else None, main.absent)
+    row.set("device_id", *(device_id(profile.device) if profile else (None, main.absent)))
+    row.set("threads", profile.threads if profile else None, main.absent)
     row.set("software", *software([variant.quantize, variant.profile, *variant.scores.values()]))
     row.set("kernel", *_kernel(variant, main))
     row.set("windows", *main.window.figure("windows"))
@@ -129,39 +134,40 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
 class _Workload:
     """Figures of one workload of a profile: each a value, and the reason why not if it is None."""
 
-    def __init__(self, profile: Result, id: str):
+    def __init__(self, profile: Result[Profile], id: str):
         self.id = id
         self.status, self.reason = profile.status, profile.reason
         self.absent = f"profile is {profile.status}"
-        self.content = profile.content["workloads"][id] if profile.content else None
+        self.content = profile.content.workloads[id] if profile.content else None
         if self.content:
-            self.status, self.reason = self.content["status"], self.content["reason"]
-            if self.content["figures"] is None:
+            self.status, self.reason = self.content.status, self.content.reason
+            if self.content.figures is None:
                 self.content, self.absent = None, f"workload {id} is {self.status}: {self.reason}"
-        self.window = Window(self.content["telemetry"]["generate"] if self.content else None, self.absent)
+        telemetry = self.content.telemetry if self.content else None
+        self.window = Window(telemetry.generate if telemetry else None, self.absent)
 
-    def figure(self, name: str) -> tuple[Any, str]:
-        return (self.content["figures"][name] if self.content else None), self.absent
+    def figure(self, name: str) -> Cell:
+        """Of `Latency`."""
+        return (getattr(self.content.figures, name) if self.content else None), self.absent
 
-    def interval(self, name: str) -> tuple[Any, Any]:
-        return self.content["figures"][name] if self.content else (None, None)
+    def energy(self, name: str) -> Cell:
+        """Of `Energy`."""
+        return self.content.energy.cell(name) if self.content else (None, self.absent)
 
-    def part(self, part: str, name: str) -> tuple[Any, str]:
-        """A figure of `energy` or `utilization`."""
-        if not self.content:
-            return None, self.absent
-        return self.content[part][name], self.content[part]["reasons"].get(name, "")
+    def utilization(self, name: str) -> Cell:
+        """Of `Utilization`."""
+        return self.content.utilization.cell(name) if self.content else (None, self.absent)
 
     def warnings(self) -> list[str]:
-        findings = self.content["findings"] if self.content else []
-        return [finding["message"] for finding in findings if finding["severity"] == "warning"]
+        findings = self.content.findings if self.content else []
+        return [finding.message for finding in findings if finding.severity == "warning"]
 
 
 def _set_workload(row: Row, workload: _Workload) -> None:
     for column in _LATENCY_COLUMNS:
         row.set(column, *workload.figure(column))
     for column, figure in (("latency_ms", "latency_ms_ci95"), ("IT_tokens_per_s", "throughput_tokens_per_s_ci95")):
-        low, high = workload.interval(figure)
+        low, high = workload.figure(figure)[0] or (None, None)
         row.set(f"{column}_low", low, workload.absent)
         row.set(f"{column}_high", high, workload.absent)
     row.set("AMU_scope", *workload.window.memory_scope())
@@ -169,10 +175,10 @@ def _set_workload(row: Row, workload: _Workload) -> None:
     row.set("AMU_fraction", *workload.window.memory_fraction())
     for column in _TELEMETRY_COLUMNS:
         row.set(column, *workload.window.figure(column))
-    row.set("prefill_mfu", *workload.part("utilization", "prefill_mfu"))
-    row.set("decode_mbu", *workload.part("utilization", "decode_mbu"))
+    row.set("prefill_mfu", *workload.utilization("prefill_mfu"))
+    row.set("decode_mbu", *workload.utilization("decode_mbu"))
     for column, name in _ENERGY_COLUMNS.items():
-        row.set(column, *workload.part("energy", name))
+        row.set(column, *workload.energy(name))
 
 
 def _status(variant: _Variant, main: _Workload) -> tuple[str, str | None]:
@@ -192,7 +198,7 @@ def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
         return None, f"{', '.join(failed)} was not scored"
     if not variant.scores:
         return None, variant.unscored or "the table has no benchmark"
-    return math.fsum(result.content["cost"]["latency_mean_ms"] for result in variant.scores.values()), None
+    return math.fsum(result.content.cost.latency_mean_ms for result in variant.scores.values()), None
 
 
 def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float | None, str | None]]:
@@ -202,7 +208,7 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
         reason = performance.reason or original.reason or "the baseline's performance is 0"
         return {"nominal": (None, reason), "measured": (None, reason)}
     bits = baseline.nominal_bits, variant.nominal_bits
-    sizes = tuple(side.quantize.content["weights"]["bytes"] for side in (baseline, variant))
+    sizes = tuple(side.quantize.content.weights.bytes for side in (baseline, variant))
     return {
         "nominal": (model_compression_rate(*bits, original.mean, performance.mean), None),
         "measured": (model_compression_rate(*sizes, original.mean, performance.mean), None),
@@ -212,11 +218,11 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
 def _set_weights(row: Row, variant: _Variant) -> None:
     content = variant.quantize.content
     reason = f"quantize is {variant.quantize.status}"
-    weights = content["weights"] if content else {}
-    row.set("weight_bytes", weights.get("bytes"), reason)
-    packed, original = weights.get("quantized_layers_bytes"), weights.get("quantized_layers_bytes_16_bit")
+    weights = content.weights if content else None
+    row.set("weight_bytes", weights.bytes if weights else None, reason)
+    packed = weights.quantized_layers_bytes if weights else None
     row.set("quantized_layers_bytes", packed, _NOT_QUANTIZED if content else reason)
-    ratio = original / packed if packed else None
+    ratio = weights.quantized_layers_bytes_16_bit / packed if packed else None
     row.set("quantized_layers_compression", ratio, _NOT_QUANTIZED if content else reason)
     precision = variant.quantize.manifest.spec["config"]["precision"]
     for key in ("bits", "group_size", "act_order", "damping"):
@@ -237,15 +243,15 @@ def _kernel(variant: _Variant, main: _Workload) -> tuple[str | None, str]:
         return None, _NOT_QUANTIZED
     profile = variant.profile.content
     # Profiles of earlier revisions hold no kernel.
-    return (profile.get("kernel"), "the profile does not say") if profile else (None, main.absent)
+    return (profile.kernel, "the profile does not say") if profile else (None, main.absent)
 
 
 def _set_scores(row: Row, variant: _Variant) -> None:
     for benchmark, result in variant.scores.items():
         content, reason = result.content, f"evaluate is {result.status}: {result.reason}"
-        interval = (content["ci95"] if content else None) or (None, None)
-        row.set(f"{benchmark}_score", content["score"] if content else None, reason)
+        interval = (content.ci95 if content else None) or (None, None)
+        row.set(f"{benchmark}_score", content.score if content else None, reason)
         row.set(f"{benchmark}_low", interval[0], "lm-eval gives no standard error" if content else reason)
         row.set(f"{benchmark}_high", interval[1], "lm-eval gives no standard error" if content else reason)
-        row.set(f"{benchmark}_chance", content["chance_level"] if content else None, reason)
+        row.set(f"{benchmark}_chance", content.chance_level if content else None, reason)
         row.set(f"{benchmark}_better", *better(result))

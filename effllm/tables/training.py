@@ -1,12 +1,13 @@
 """What tables read from one training artifact, pretraining and fine-tuning alike."""
 
-from effllm.runtime.artifact import PROVENANCE
-from effllm.tables.artifacts import Figures, Result
+from effllm.results.provenance import Provenance
+from effllm.results.telemetry import Finding
+from effllm.results.training import FinetuningQuality, PretrainingQuality
+from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell
 from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window
 from effllm.telemetry.validity import (
-    Finding,
     check_latency,
     check_mfu,
     check_summary,
@@ -17,7 +18,7 @@ from effllm.telemetry.validity import (
 class Training:
     """One training artifact: its spec, its quality, and the efficiency of its steady steps."""
 
-    def __init__(self, result: Result):
+    def __init__(self, result: Result[PretrainingQuality] | Result[FinetuningQuality]):
         self.result = result
         self.id = result.manifest.id
         self.recipe = result.manifest.spec["config"]
@@ -27,12 +28,12 @@ class Training:
     def quality(self, key: str) -> Cell:
         """A figure of training.json, which has a reason for each null."""
         content = self.result.content
-        return (content[key], content["reasons"].get(key)) if content is not None else (None, self.result.absent)
+        return content.cell(key) if content is not None else (None, self.result.absent)
 
     def efficiency(self, key: str) -> Cell:
         """A figure of records/efficiency.json, which has one too."""
         record = self.result.record
-        return (record[key], record["reasons"].get(key)) if record is not None else (None, self.result.absent)
+        return record.cell(key) if record is not None else (None, self.result.absent)
 
     def total_steps(self) -> Cell:
         """Optimizer steps of the whole run."""
@@ -81,12 +82,12 @@ class Training:
     def device_name(self) -> Cell:
         """Name of the device that the steps ran on."""
         record = self.result.record
-        return (record["device"]["name"] if record else None), self.result.absent
+        return (record.device.name if record else None), self.result.absent
 
     def device_id(self) -> Cell:
         """Which card of its kind the steps of rank 0 ran on."""
         record = self.result.record
-        return device_id(record["device"]) if record else (None, self.result.absent)
+        return device_id(record.device) if record else (None, self.result.absent)
 
     def software(self) -> Cell:
         """Versions of the libraries that it ran with."""
@@ -97,7 +98,7 @@ class Training:
         record = self.result.record
         if record is None:
             return None, self.result.absent
-        used = [item for ways in record["kernels"].values() for item in ways.items()]
+        used = [item for ways in record.kernels.values() for item in ways.items()]
         names = [f"{kernel} ({reason})" if reason else kernel for kernel, reason in used]
         return "; ".join(names) or None, "no module has a choice of kernels"
 
@@ -108,12 +109,12 @@ class Training:
         if self.window.summary is None:
             return [Finding("efficiency", "warning", f"not measured: {self.window.absent}")]
         summary, record = self.window.summary, self.result.record
-        latency_s, resumed_at = record["latency_s_per_iteration"], record["resumed_at_step"]
-        wall_s = Figures(self.result.artifact, PROVENANCE)["wall_s"]
+        latency_s, resumed_at = record.latency_s_per_iteration, record.resumed_at_step
+        wall_s = Provenance.read(self.result.artifact.directory).wall_s
         findings = [
-            *check_summary(summary, record["device"]),
-            *check_mfu(record["mfu"]),
-            *check_latency(latency_s, record["steps"], summary["duration_s"]),
+            *check_summary(summary, record.device),
+            *check_mfu(record.mfu),
+            *check_latency(latency_s, record.steps, summary.duration_s),
             *check_wall_time(latency_s, self.total_steps()[0] - resumed_at, wall_s),
         ]
         if resumed_at:
@@ -122,4 +123,4 @@ class Training:
         return findings
 
     def _is_on_cpu(self) -> bool:
-        return self.result.record["device"]["kind"] == "cpu"
+        return self.result.record.device.kind == "cpu"

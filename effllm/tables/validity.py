@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from effllm.results.evaluation import Evaluation
+from effllm.results.profile import Profile
+from effllm.results.telemetry import Finding
 from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.finetuning import FinetuningResult
 from effllm.tables.pretraining import PretrainingResult
 from effllm.tables.training import Training
 from effllm.telemetry.validity import (
-    Finding,
     check_disturbance,
     check_equal,
     check_generation_settings,
@@ -60,7 +62,7 @@ def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[d
     return sorted(rows, key=lambda row: (row["severity"] != "error", row["stage"], row["id"], row["rule"]))
 
 
-def _failed_cells(results: Mapping[str, Mapping[str, Result]]) -> Iterator[_Located]:
+def _failed_cells(results: Mapping[str, Mapping[str, Result[Any]]]) -> Iterator[_Located]:
     for stage, by_id in results.items():
         for id, result in by_id.items():
             if result.status != "ok":
@@ -73,60 +75,55 @@ def _training(results: Mapping[str, Result], kind: type[Training]) -> Iterator[_
             yield _Located(result.manifest.stage, id, finding)
 
 
-def _fairness(suite: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[_Located]:
+def _fairness(suite: Mapping[str, Any], results: Mapping[str, Result[Any]]) -> Iterator[_Located]:
     """Methods are compared on one model: each must have learned from the same samples in the same order and steps."""
     for model in suite["models"]:
         ids = {method: f"{model}.{suite['suite']}.{method}" for method in suite["methods"]}
         contents = {method: results[id].content for method, id in ids.items() if results[id].content}
         for key in _SHARED_BY_METHODS:
-            values = {method: content[key] for method, content in contents.items()}
+            values = {method: content.cell(key)[0] for method, content in contents.items()}
             for finding in check_equal(key, values):
                 yield _Located("finetune", f"{model}.{suite['suite']}", finding)
 
 
-def _profiles(results: Mapping[str, Result]) -> Iterator[_Located]:
+def _profiles(results: Mapping[str, Result[Profile]]) -> Iterator[_Located]:
     for id, result in results.items():
         if result.content is None:
             continue
-        protocol = result.content["protocol"]["workloads"]
-        for name, workload in result.content["workloads"].items():
-            figures, asked = workload["figures"], protocol[name]
+        for name, workload in result.content.workloads.items():
+            figures, asked = workload.figures, result.content.protocol.workloads[name]
             if figures is None:
-                refused = Finding(f"{name}/{workload['status']}", "error", workload["reason"])
+                refused = Finding(f"{name}/{workload.status}", "error", str(workload.reason))
                 yield _Located("profile", id, refused)
                 continue
-            tokens = asked["new_tokens"] * asked["batch_size"] * figures["generations"]
-            findings = [Finding(**finding) for finding in workload["findings"]]
-            findings += check_token_count(tokens, figures["generated_tokens"])
+            tokens = asked.new_tokens * asked.batch_size * figures.generations
+            findings = [*workload.findings, *check_token_count(tokens, figures.generated_tokens)]
             # Recomputed from the telemetry's own clock: it runs from edge to edge of the windows, pauses included.
-            seconds = figures["generated_tokens"] / figures["throughput_tokens_per_s"]
-            if seconds > workload["telemetry"]["generate"]["duration_s"]:
-                findings += check_throughput(
-                    figures["throughput_tokens_per_s"],
-                    figures["generated_tokens"],
-                    workload["telemetry"]["generate"]["duration_s"],
-                )
+            seconds = figures.generated_tokens / figures.throughput_tokens_per_s
+            duration_s = workload.telemetry.generate.duration_s
+            if seconds > duration_s:
+                findings += check_throughput(figures.throughput_tokens_per_s, figures.generated_tokens, duration_s)
             for finding in findings:
                 yield _Located("profile", id, Finding(f"{name}/{finding.rule}", finding.severity, finding.message))
 
 
-def _evaluations(results: Mapping[str, Result]) -> Iterator[_Located]:
+def _evaluations(results: Mapping[str, Result[Evaluation]]) -> Iterator[_Located]:
     for id, result in results.items():
         if result.content is None:
             continue
-        telemetry = result.content["telemetry"]
-        if telemetry["status"] != "ok":
-            yield _Located("evaluate", id, Finding("instrument", "error", str(telemetry["reason"])))
+        telemetry = result.content.telemetry
+        if telemetry.status != "ok":
+            yield _Located("evaluate", id, Finding("instrument", "error", str(telemetry.reason)))
         for finding in check_disturbance(telemetry):
             yield _Located("evaluate", id, finding)
-        for finding in check_generation_settings(result.content["ignored_generation_settings"]):
+        for finding in check_generation_settings(result.content.ignored_generation_settings):
             yield _Located("evaluate", id, finding)
-        if result.content["role"] == "accuracy":
-            for finding in check_scores({result.content["metric"]: result.content["score"]}):
+        if result.content.role == "accuracy":
+            for finding in check_scores({result.content.metric: result.content.score}):
                 yield _Located("evaluate", id, finding)
 
 
-def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[_Located]:
+def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result[Any]]) -> Iterator[_Located]:
     for model in table["models"]:
         base = _average(model, table["baseline"], table["benchmarks"], results)
         for precision in table["precisions"]:
@@ -137,5 +134,5 @@ def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result]) -
                 yield _Located("evaluate", f"{model}.{precision}", finding)
 
 
-def _average(model: str, precision: str, benchmarks: list[str], results: Mapping[str, Result]) -> float | None:
+def _average(model: str, precision: str, benchmarks: list[str], results: Mapping[str, Result[Any]]) -> float | None:
     return average_performance({id: results[f"{model}.{precision}.{id}"] for id in benchmarks}).mean

@@ -1,20 +1,21 @@
 """Cells from the telemetry of a window: each a value, and the reason why not where it is None."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from effllm.results.evaluation import Evaluation
+from effllm.results.telemetry import Finding, TelemetrySummary
 from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell
-from effllm.telemetry.validity import DISTURBED, Finding, check_disturbance
+from effllm.telemetry.validity import DISTURBED, check_disturbance
 
 DEVICE = "device"
 HOST = "host process tree"
 
 
 class Window:
-    """A summary from `Telemetry.summary`, or `absent`, the reason why there is none."""
+    """A summary of telemetry, or `absent`, the reason why there is none."""
 
-    def __init__(self, summary: Mapping[str, Any] | None, absent: str | None = None):
+    def __init__(self, summary: TelemetrySummary | None, absent: str | None = None):
         self.summary = summary
         self.absent = absent
 
@@ -22,13 +23,13 @@ class Window:
         """A figure of the summary under its own name."""
         if self.summary is None:
             return None, self.absent
-        return self.summary[name], self.summary["reasons"].get(name)
+        return self.summary.cell(name)
 
     def memory_scope(self) -> Cell:
         """Whose memory AMU is: the accelerator's, or without one the process tree's on the host."""
         if self.summary is None:
             return None, self.absent
-        return (HOST if self.summary["memory_device_avg_gb"] is None else DEVICE), None
+        return (HOST if self.summary.memory_device_avg_gb is None else DEVICE), None
 
     def memory(self, kind: str) -> Cell:
         """Memory of that scope in GB, `avg` or `peak`."""
@@ -44,11 +45,11 @@ class Window:
         return "host" if self.memory_scope()[0] == HOST else "device"
 
 
-def disturbances(evaluations: Mapping[str, Result]) -> list[Finding]:
+def disturbances(evaluations: Mapping[str, Result[Evaluation]]) -> list[Finding]:
     """What disturbed the evaluations, by benchmark."""
     return [
         Finding(DISTURBED, finding.severity, finding.message.replace(DISTURBED, f"{DISTURBED}: evaluate {id}", 1))
         for id, result in evaluations.items()
         if result.content
-        for finding in check_disturbance(result.content["telemetry"])
+        for finding in check_disturbance(result.content.telemetry)
     ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from effllm.results.telemetry import DeviceInfo
 from effllm.telemetry.sources import OPENERS, open_source
 from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
 from effllm.telemetry.sources.host import descendants, memory_limit_b, usable_cores
@@ -61,29 +62,22 @@ def _open_all(device: str) -> dict[str, Source]:
     return opened
 
 
-def device_info(device: str = "cpu") -> dict[str, Any]:
-    """Who and what the device is, JSON-serialisable, for the manifest of a profile.
-
-    CPU: `kind`, `name`, `cores_total`, `cores_usable`, `memory_total_gb`. CUDA: `kind`, `name`, `uuid`, `driver`,
-    `cuda_driver_version`, `memory_total_gb`, `power_limit_w`, `power_limit_default_w`, `sm_clock_max_mhz`,
-    `memory_clock_max_mhz`, `persistence_mode`, `mig`, `ecc`, `processes` (pids on the device outside this process
-    tree). What the device does not answer is None, with the answer in `reasons`. Raises SourceUnavailable where a
-    CUDA device cannot be found at all.
-    """
+def device_info(device: str = "cpu") -> DeviceInfo:
+    """Who and what the device is. Raises SourceUnavailable where a CUDA device cannot be found at all."""
     if device == "cpu":
-        return {
-            "device": device,
-            "kind": "cpu",
-            "name": _cpu_name(),
-            "cores_total": os.cpu_count(),
-            "cores_usable": usable_cores(),
-            "memory_total_gb": memory_limit_b() / GB,
-            "kernel": platform.release(),
-        }
+        return DeviceInfo(
+            device=device,
+            kind="cpu",
+            name=_cpu_name(),
+            cores_total=os.cpu_count(),
+            cores_usable=usable_cores(),
+            memory_total_gb=memory_limit_b() / GB,
+            kernel=platform.release(),
+        )
     uuid = nvml_uuid(device)
     nvml = load_nvml()
     try:
-        return {"device": device, "kind": "cuda", **cuda_info(nvml, uuid)}
+        return DeviceInfo(device=device, kind="cuda", **cuda_info(nvml, uuid))
     finally:
         nvml.nvmlShutdown()
 
@@ -141,7 +135,7 @@ def describe_devices_json(device: str = "cuda") -> dict[str, Any]:
     (name -> unit and meaning) and `missing` (name -> reason); `energy_scope` names the hardware whose energy it tells.
     """
     try:
-        cuda: dict[str, Any] | None = device_info(device)
+        cuda: dict[str, Any] | None = device_info(device).model_dump(exclude_unset=True)
         cuda_reason = None
     except SourceUnavailable as error:
         cuda, cuda_reason = None, str(error)
@@ -155,7 +149,12 @@ def describe_devices_json(device: str = "cuda") -> dict[str, Any]:
             "missing": dict(source.missing),
             "energy_scope": source.meter and (source.meter.counter_scope or source.meter.power_scope),
         }
-    return {"cpu": device_info("cpu"), "cuda": cuda, "cuda_reason": cuda_reason, "sources": sources}
+    return {
+        "cpu": device_info("cpu").model_dump(exclude_unset=True),
+        "cuda": cuda,
+        "cuda_reason": cuda_reason,
+        "sources": sources,
+    }
 
 
 def describe_devices(device: str = "cuda") -> str:

@@ -10,52 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from effllm.telemetry.integrate import time_average
 from effllm.telemetry.peaks import peak_bandwidth_b_per_s, peak_flops_per_s
 
 
-def _span(times_s: ArrayLike) -> tuple[float, float]:
-    times = np.asarray(times_s, dtype=float)
-    if times.size < 2 or not times[-1] > times[0]:
-        raise ValueError("an average over time needs at least two readings at different times")
-    if (np.diff(times) < 0).any():
-        raise ValueError("the times of the readings must not decrease")
-    return float(times[0]), float(times[-1])
-
-
-def average_memory_utilization(times_s: ArrayLike, memory_used: ArrayLike, memory_total: float = 1.0) -> float:
-    """AMU (Eq 1): (1/T) times the integral of memory_used(t) / memory_total over the readings' span.
-
-    `times_s` and `memory_used` have shape (n,), n >= 2. With the default total the result has the unit of
-    `memory_used`, as the published tables print it (GB); with the device's total it is a fraction.
-    """
-    if memory_total <= 0:
-        raise ValueError(f"memory_total is {memory_total}; it must be above zero")
-    return time_average(times_s, memory_used, *_span(times_s)) / memory_total
-
-
-def peak_compute_utilization(times_s: ArrayLike, utilization: ArrayLike, peak_utilization: float = 1.0) -> float:
-    """PCU: (1/T) times the integral of utilization(t) / peak_utilization, a fraction. A mean, in spite of its name."""
-    if peak_utilization <= 0:
-        raise ValueError(f"peak_utilization is {peak_utilization}; it must be above zero")
-    return time_average(times_s, utilization, *_span(times_s)) / peak_utilization
-
-
-def average_latency_s(compute_s: Sequence[float], communication_s: Sequence[float] | None = None) -> float:
-    """AL: sum over the N iterations of compute and communication time, over N. In s per iteration.
-
-    Where only the whole of an iteration was timed, give that as `compute_s` and leave out the other.
-    """
-    communication_s = [0.0] * len(compute_s) if communication_s is None else communication_s
-    if len(communication_s) != len(compute_s):
-        raise ValueError(f"{len(compute_s)} compute times but {len(communication_s)} communication times")
-    return _sum_s(compute_s, "compute_s", communication_s) / len(compute_s)
-
-
-def _sum_s(times_s: Sequence[float], name: str, more_s: Sequence[float] = ()) -> float:
-    total_s = math.fsum([*times_s, *more_s])
-    if len(times_s) == 0 or total_s <= 0 or min(*times_s, *more_s, 0.0) < 0:
-        raise ValueError(f"{name} must hold at least one time, none negative and not all zero")
+def _sum_s(times_s: Sequence[float]) -> float:
+    total_s = math.fsum(times_s)
+    if len(times_s) == 0 or total_s <= 0 or min(times_s) < 0:
+        raise ValueError("times_s must hold at least one time, none negative and not all zero")
     return total_s
 
 
@@ -74,20 +35,12 @@ def _rate_per_parameter(counts: Sequence[int], num_parameters: int, times_s: Seq
         raise ValueError(f"num_parameters is {num_parameters}; it must be above zero")
     if len(counts) != len(times_s):
         raise ValueError(f"{len(counts)} counts but {len(times_s)} times")
-    return math.fsum(count / num_parameters for count in counts) / _sum_s(times_s, "times_s")
+    return math.fsum(count / num_parameters for count in counts) / _sum_s(times_s)
 
 
 def inference_throughput(generated_tokens: Sequence[int], times_s: Sequence[float]) -> float:
     """IT: sum_i generated tokens_i / sum_i time_i, in tokens per s."""
     return _rate_per_parameter(generated_tokens, 1, times_s)
-
-
-def average_energy_consumption_w(times_s: ArrayLike, power_w: ArrayLike) -> float:
-    """AEC: (1/T) times the integral of P(t), in W. An average power, in spite of its name.
-
-    Where an energy counter was read at both ends, energy over duration is the same quantity measured better.
-    """
-    return time_average(times_s, power_w, *_span(times_s))
 
 
 def model_compression_rate(
@@ -131,18 +84,9 @@ def _share_of_peak(amount: float, duration_s: float, peak_per_s: float | None) -
 
 def energy_per_token_j(energy_j: float | None, tokens: int) -> float | None:
     """J per token; None where the energy was not measured."""
-    return _per_item(energy_j, tokens, "tokens")
-
-
-def energy_per_sample_j(energy_j: float | None, samples: int) -> float | None:
-    """J per sample; None where the energy was not measured."""
-    return _per_item(energy_j, samples, "samples")
-
-
-def _per_item(energy_j: float | None, count: int, name: str) -> float | None:
-    if count <= 0:
-        raise ValueError(f"{name} is {count}; energy per item needs at least one")
-    return None if energy_j is None else energy_j / count
+    if tokens <= 0:
+        raise ValueError(f"tokens is {tokens}; energy per token needs at least one")
+    return None if energy_j is None else energy_j / tokens
 
 
 def energy_above_idle_j(energy_j: float | None, duration_s: float, idle_power_w: float | None) -> float | None:

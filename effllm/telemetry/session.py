@@ -4,15 +4,15 @@ It ties the rooms together: sources are opened in the workload's process (for th
 sampler process (for everything in between); on leaving, samples are collected and each window is judged.
 """
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from effllm.results.telemetry import SourceRecord, TelemetrySummary, WindowsRecord
 from effllm.telemetry.devices import nvml_uuid
 from effllm.telemetry.judge import judge
 from effllm.telemetry.readings import Readings
@@ -130,8 +130,8 @@ class Telemetry:
         """Measure again."""
         self._book.resume(name)
 
-    def summary(self, name: str) -> dict[str, Any]:
-        """Figures over all windows of that name together, JSON-serialisable (keys: docs/telemetry.md).
+    def summary(self, name: str) -> TelemetrySummary:
+        """Figures over all windows of that name together (docs/telemetry.md says what each is).
 
         Available after the session. KeyError for a name that had no window.
         """
@@ -141,7 +141,7 @@ class Telemetry:
         if not windows:
             known = ", ".join(sorted({window.name for window in self.windows})) or "none"
             raise KeyError(f"no window was called {name!r} (there were: {known})")
-        return Summary(windows, self._sources, self._readings, self.device).to_dict()
+        return Summary(windows, self._sources, self._readings, self.device).figures()
 
     def _open_sources(self) -> dict[str, Source]:
         self._options: dict[str, Any] = {"root_pid": self.root_pid}
@@ -217,23 +217,23 @@ class Telemetry:
         self._readings = Readings(parquet_loader(path))
 
     def _write_windows(self) -> None:
-        content: Mapping[str, Any] = {
-            "device": self.device,
-            "period_s": self.period_s,
-            "root_pid": self.root_pid,
-            "sources": {name: _describe(source) for name, source in self._sources.items()},
-            "sampler": {"failure": self._sampler.failure, "cost": self.sampler_cost, "events": self._sampler.events},
-            "windows": [window.to_dict() for window in self.windows],
-        }
-        (self.directory / "windows.json").write_text(json.dumps(content, indent=1) + "\n")
+        record = WindowsRecord(
+            device=self.device,
+            period_s=self.period_s,
+            root_pid=self.root_pid,
+            sources={name: _describe(source) for name, source in self._sources.items()},
+            sampler={"failure": self._sampler.failure, "cost": self.sampler_cost, "events": self._sampler.events},
+            windows=[window.to_dict() for window in self.windows],
+        )
+        (self.directory / Path(record.FILE).name).write_text(record.to_json())
 
 
-def _describe(source: Source) -> dict[str, Any]:
-    return {
-        "available": bool(source.quantities),
-        "reason": getattr(source, "reason", None),
-        "quantities": {name: asdict(quantity) for name, quantity in source.quantities.items()},
-        "missing": dict(source.missing),
-        "facts": dict(source.facts),
-        "meter": None if source.meter is None else asdict(source.meter),
-    }
+def _describe(source: Source) -> SourceRecord:
+    return SourceRecord(
+        available=bool(source.quantities),
+        reason=getattr(source, "reason", None),
+        quantities={name: asdict(quantity) for name, quantity in source.quantities.items()},
+        missing=dict(source.missing),
+        facts=dict(source.facts),
+        meter=None if source.meter is None else asdict(source.meter),
+    )

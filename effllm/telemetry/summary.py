@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from effllm.results.telemetry import TelemetrySummary
 from effllm.telemetry.integrate import CounterReset
 from effllm.telemetry.readings import NotMeasured, Readings
 from effllm.telemetry.sources.base import EnergyMeter, Source
@@ -37,7 +38,7 @@ class Summary:
         self._segments: list[Segment] = [segment for window in windows for segment in window.segments]
         self._duration_s = math.fsum(segment.duration_s for segment in self._segments)
 
-    def to_dict(self) -> dict[str, Any]:
+    def figures(self) -> TelemetrySummary:
         """All figures, with `reasons` for those that are None. Units are in the names; GB = 1e9 bytes."""
         figures: dict[str, Callable[[], Any]] = {
             "samples": self._samples,
@@ -95,8 +96,7 @@ class Summary:
         values["reason"] = None
         if invalid:
             values["reason"] = f"window {invalid[0].index} of {len(self._windows)}: {invalid[0].reason}"
-        values["reasons"] = reasons
-        return values
+        return TelemetrySummary(**values, reasons=reasons)
 
     def _source(self, source: str, quantity: str) -> Source:
         """The source, when it reads the quantity; NotMeasured with its reason otherwise."""

@@ -4,23 +4,19 @@ Each rule looks at numbers and returns findings. An `error` makes a row invalid;
 figure that is None was not measured, says so elsewhere, and breaks no rule.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from effllm.telemetry.metrics import mean_ci95
+from effllm.results.telemetry import DeviceInfo, Finding, Severity, TelemetrySummary
 
 STATUSES = ("ok", "invalid", "oom", "nan", "unsupported", "timeout")
 """What a row's `status` may be. Only an `ok` row is ranked; none is dropped."""
-
-Severity = Literal["error", "warning"]
 
 # Bits that mean the hardware protected itself, as against running at the limit its owner set.
 _PROTECTIVE_THROTTLING = {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"}
 _MAX_POWER_OF_LIMIT = 1.05
 _MAX_MFU = 0.8
 _MAX_ENERGY_DISAGREEMENT = 0.05
-_MAX_CI_HALF_WIDTH = 0.05
 _MIN_QUANTIZED_SCORE_SHARE = 0.9
 _MAX_THROUGHPUT_DISAGREEMENT = 0.01
 # The steps that were not measured may have been a little faster than those that were.
@@ -37,77 +33,67 @@ _SHOWN_SHARE = 0.0005
 _SENSOR_LAG_S = 0.5
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One rule that a figure breaks. `message` is a sentence naming the figure, its value and the bound."""
-
-    rule: str
-    severity: Severity
-    message: str
-
-
 def check_summary(
-    summary: Mapping[str, Any],
-    device: Mapping[str, Any] | None = None,
+    summary: TelemetrySummary,
+    device: DeviceInfo | None = None,
     min_window_s: float | None = None,
 ) -> list[Finding]:
-    """Rules on a summary from `Telemetry.summary`, with `device_info` of its device and the shortest window allowed."""
-    device = device or {}
+    """Rules on a summary from `Telemetry.summary`, with the device that it is of, and the shortest window allowed."""
     return [
         *_check_instrument(summary, min_window_s),
-        *_check_power(summary, device.get("power_limit_w")),
+        *_check_power(summary, device.power_limit_w if device else None),
         *_check_energy_agreement(summary),
         *_check_memory(summary),
         *check_disturbance(summary, device),
         *_check_device_state(summary, device),
-        *_check_fraction("util_nvml", summary.get("util_nvml"), high=1.0),
-        *_check_fraction("util_cpu", summary.get("util_cpu"), high=1.05),
+        *_check_fraction("util_nvml", summary.util_nvml, high=1.0),
+        *_check_fraction("util_cpu", summary.util_cpu, high=1.05),
     ]
 
 
-def _check_instrument(summary: Mapping[str, Any], min_window_s: float | None) -> list[Finding]:
+def _check_instrument(summary: TelemetrySummary, min_window_s: float | None) -> list[Finding]:
     findings = []
-    if summary["status"] != "ok":
-        findings.append(Finding("instrument", "error", f"the measurement is invalid: {summary['reason']}"))
-    shortest_s = summary["duration_s"] / max(summary["windows"], 1)
+    if summary.status != "ok":
+        findings.append(Finding("instrument", "error", f"the measurement is invalid: {summary.reason}"))
+    shortest_s = summary.duration_s / max(summary.windows, 1)
     if min_window_s is not None and shortest_s < min_window_s:
         message = f"windows last {shortest_s:.3g} s on average, less than the {min_window_s:g} s the protocol asks for"
         findings.append(Finding("window_length", "error", message))
     return findings
 
 
-def _check_power(summary: Mapping[str, Any], limit_w: float | None) -> list[Finding]:
-    power_w = summary.get("power_avg_w")
+def _check_power(summary: TelemetrySummary, limit_w: float | None) -> list[Finding]:
+    power_w = summary.power_avg_w
     if power_w is None:
         return []
     if power_w <= 0:
         return [Finding("power", "error", f"power_avg_w is {power_w:.4g} W, not above zero")]
     # The limit recorded is the GPU's own; a module draws more.
-    if summary.get("energy_scope") == "gpu" and limit_w is not None and power_w > _MAX_POWER_OF_LIMIT * limit_w:
+    if summary.energy_scope == "gpu" and limit_w is not None and power_w > _MAX_POWER_OF_LIMIT * limit_w:
         message = f"power_avg_w is {power_w:.4g} W, more than {_MAX_POWER_OF_LIMIT} x the limit of {limit_w:.4g} W"
         return [Finding("power", "error", message)]
     return []
 
 
-def _check_energy_agreement(summary: Mapping[str, Any]) -> list[Finding]:
-    disagreement = summary.get("energy_disagreement")
+def _check_energy_agreement(summary: TelemetrySummary) -> list[Finding]:
+    disagreement = summary.energy_disagreement
     if disagreement is None or disagreement <= _MAX_ENERGY_DISAGREEMENT:
         return []
     # Where the sensor's lag alone could explain the difference, it is no evidence against the counter.
-    explainable = disagreement * summary["duration_s"] <= _SENSOR_LAG_S * summary["windows"]
+    explainable = disagreement * summary.duration_s <= _SENSOR_LAG_S * summary.windows
     message = f"energy counter and integrated power are {disagreement:.1%} apart"
     return [Finding("energy_agreement", "warning" if explainable else "error", message)]
 
 
-def _check_memory(summary: Mapping[str, Any]) -> list[Finding]:
+def _check_memory(summary: TelemetrySummary) -> list[Finding]:
     findings = []
-    for kind, total_key in (
-        ("device", "memory_total_gb"),
-        ("process", "memory_total_gb"),
-        ("host", "memory_host_total_gb"),
+    device_gb = "memory_total_gb", summary.memory_total_gb
+    host_gb = "memory_host_total_gb", summary.memory_host_total_gb
+    for kind, average, peak, (total_key, total) in (
+        ("device", summary.memory_device_avg_gb, summary.memory_device_peak_gb, device_gb),
+        ("process", summary.memory_process_avg_gb, summary.memory_process_peak_gb, device_gb),
+        ("host", summary.memory_host_avg_gb, summary.memory_host_peak_gb, host_gb),
     ):
-        average, peak = summary.get(f"memory_{kind}_avg_gb"), summary.get(f"memory_{kind}_peak_gb")
-        total = summary.get(total_key)
         # The average interpolates between readings, which costs a rounding error where memory never changed.
         if average is not None and peak is not None and average > peak * (1 + 1e-9):
             message = f"memory_{kind}_avg_gb {average:.4g} exceeds the peak {peak:.4g}"
@@ -118,40 +104,40 @@ def _check_memory(summary: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def _check_device_state(summary: Mapping[str, Any], device: Mapping[str, Any]) -> list[Finding]:
+def _check_device_state(summary: TelemetrySummary, device: DeviceInfo | None) -> list[Finding]:
     findings = []
-    throttled = set(summary.get("throttle_reasons") or ())
+    throttled = set(summary.throttle_reasons or ())
     if protective := sorted(throttled & _PROTECTIVE_THROTTLING):
         findings.append(Finding("throttling", "error", f"clocks were throttled: {', '.join(protective)}"))
     if limited := sorted(throttled - _PROTECTIVE_THROTTLING):
         findings.append(Finding("throttling", "warning", f"clocks were limited: {', '.join(limited)}"))
-    if device.get("mig"):
+    if device and device.mig:
         findings.append(
             Finding("exclusive_device", "error", "MIG is on: figures of the GPU are shared with other slices")
         )
     return findings
 
 
-def check_disturbance(summary: Mapping[str, Any], device: Mapping[str, Any] | None = None) -> list[Finding]:
+def check_disturbance(summary: TelemetrySummary, device: DeviceInfo | None = None) -> list[Finding]:
     """Whether others took what the workload was to have for itself: its cores, its quota, its GPU."""
     messages = []
-    foreign = max(summary.get("foreign_processes") or 0, len((device or {}).get("processes") or ()))
+    foreign = max(summary.foreign_processes or 0, len((device and device.processes) or ()))
     if foreign:
         used = [
             f"{name} {value:.3g}{unit}"
-            for name, key, unit in (
-                ("memory", "foreign_memory_peak_gb", " GB"),
-                ("load", "foreign_utilization_peak", ""),
+            for name, value, unit in (
+                ("memory", summary.foreign_memory_peak_gb, " GB"),
+                ("load", summary.foreign_utilization_peak, ""),
             )
-            if (value := summary.get(key)) is not None
+            if value is not None
         ]
         shown = f" ({', '.join(used)})" if used else ""
         messages.append(("error", f"{foreign} other processes used the device{shown}"))
-    throttled = summary.get("throttled_fraction")
+    throttled = summary.throttled_fraction
     if throttled is not None and throttled > _MAX_THROTTLED:
         text = f"the CPU quota of the cgroup held the job back for {throttled:.1%} of the time"
         messages.append(("error", f"{text}, more than {_MAX_THROTTLED:.0%}"))
-    other, steal, idle = (summary.get(key) for key in ("other_cpu_fraction", "steal_fraction", "idle_cpu_fraction"))
+    other, steal, idle = summary.other_cpu_fraction, summary.steal_fraction, summary.idle_cpu_fraction
     if (other or 0) + (steal or 0) > MAX_OTHER_CPU:
         taken = " and ".join(
             f"{what} took {share:.1%}"
@@ -239,20 +225,6 @@ def check_quantized_score(quantized: float | None, base: float | None) -> list[F
         return []
     message = f"the quantised score is {quantized / base:.3f} of the base model's, below {_MIN_QUANTIZED_SCORE_SHARE}"
     return [Finding("quantized_score", "warning", message)]
-
-
-def check_repeats(name: str, values: Sequence[float], min_repeats: int = 5) -> list[Finding]:
-    """Enough repeats, and a 95 % interval of at most 5 % of the mean to either side."""
-    if len(values) < min_repeats:
-        message = f"{name} was measured {len(values)} times, fewer than the {min_repeats} the protocol asks for"
-        return [Finding("repeats", "error", message)]
-    mean, low, high = mean_ci95(values)
-    if low is None or high is None or high - mean <= _MAX_CI_HALF_WIDTH * abs(mean):
-        return []
-    message = (
-        f"{name} is {mean:.4g}, but its 95 % interval reaches {low:.4g} to {high:.4g}: more than 5 % to either side"
-    )
-    return [Finding("repeats", "error", message)]
 
 
 def check_generation_settings(ignored: Mapping[str, Any]) -> list[Finding]:

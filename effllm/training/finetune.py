@@ -13,6 +13,7 @@ import gc
 import inspect
 import json
 import statistics
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,15 @@ from transformers import (
 from effllm.data.instructions.batches import Collate, ConsumedSamples, SequenceDataset, require_separate_samples
 from effllm.data.instructions.encoding import Encoded, encode
 from effllm.data.instructions.samples import read_samples
-from effllm.data.instructions.synthetic import INDEX, read_synthetic
+from effllm.data.instructions.synthetic import read_synthetic
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.saving import save_causal_lm
 from effllm.models.text import context_length, text_config
+from effllm.results.data import InstructionsSummary
+from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job, main
 from effllm.study.finetuning import FinetuningRun
@@ -103,14 +106,14 @@ class Finetuning:
     @cached_property
     def unscored(self) -> str | None:
         """Why a loss on these instructions means nothing; None where it does."""
-        return self.job.inputs["instructions"].json(INDEX).get("unscored")
+        return InstructionsSummary.read(self.job.inputs["instructions"].directory).unscored
 
     @cached_property
     def training(self) -> Encoded:
         """The training samples as sequences."""
         if self.unscored:
             instructions = self.job.inputs["instructions"]
-            prompt_tokens = instructions.json(INDEX)["prompt_tokens"]
+            prompt_tokens = InstructionsSummary.read(instructions.directory).prompt_tokens
             return read_synthetic(instructions.directory, prompt_tokens, self.run.encoding.sequence_length)
         return self._encoded("train", self.run.encoding)
 
@@ -240,9 +243,12 @@ def build(job: Job) -> None:
     recipe = task.recipe
     figures = {
         **json.loads((job.scratch / _SIZES).read_text()),
-        **_losses(before, after, curve),
+        **_losses(before, after, curve.curve),
         "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
-        "data": {"train": task.training.counts, "held_out": None if task.unscored else task.held_out.counts},
+        "data": EncodedData(
+            train=EncodedCounts(**task.training.counts),
+            held_out=None if task.unscored else EncodedCounts(**task.held_out.counts),
+        ),
         "learning_rate": task.run.learning_rate,
         "micro_batch_size": recipe.micro_batch_size,
         "packing": task.run.encoding.packing,
@@ -255,7 +261,7 @@ def build(job: Job) -> None:
     reasons = {key: why for key, why in _WHY_NULL.items() if figures[key] is None}
     if task.unscored:
         reasons |= dict.fromkeys(_LOSSES, task.unscored)
-    job.write_json("training.json", {**figures, "reasons": reasons})
+    job.write(FinetuningQuality(**figures, reasons=reasons))
 
 
 def setup(job: Job) -> Setup:
@@ -286,7 +292,7 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dict[str, float]]) -> dict[str, Any]:
+def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: Sequence[LossPoint]) -> dict[str, Any]:
     """What was learned, by held-out samples and in training; None where nothing was scored."""
     if before is None or after is None:
         return dict.fromkeys(_LOSSES)
@@ -297,8 +303,8 @@ def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: list[dic
         after.loss_stderr,
         after.samples,
         after.tokens,
-        statistics.fmean(entry["loss"] for entry in curve) if curve else None,
-        curve[-1]["loss"] if curve else None,
+        statistics.fmean(point.loss for point in curve) if curve else None,
+        curve[-1].loss if curve else None,
     )
     return dict(zip(_LOSSES, values, strict=True))
 

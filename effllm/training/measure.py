@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from effllm.results.training import Efficiency, RunConditions
 from effllm.telemetry import Telemetry
 from effllm.telemetry.metrics import mean_ci95, model_flops_utilization
 
@@ -94,27 +95,24 @@ class MeasureSteps(TrainerCallback):
         self._block_s += now - self._resumed_at
         self._resumed_at = now
 
-    def content(
+    def efficiency(
         self,
         tokens_of_step: Callable[[int], int],
         flops_of_step: Callable[[int], float] | None,
-        device_name: str,
         dtype: str,
-        world_size: int,
-    ) -> dict[str, Any]:
-        """Figures of the steady steps, once the telemetry has ended; None each with its reason in `reasons`.
+        run: RunConditions,
+    ) -> Efficiency:
+        """What the steady steps cost, once the telemetry has ended; None each with its reason in `reasons`.
 
-        `latency_s_per_iteration` is wall time per optimizer step and `tokens_per_s` counts the tokens of all ranks;
-        `mfu` is model FLOPs over time and the peak of all devices; `telemetry` is of the first rank's device.
         `*_of_step` are called with the number of optimizer steps before the step.
         """
         steps = len(self.measured)
         if not steps:
             reason = f"fewer than {WARMUP_STEPS + 1} steps ran in this process"
-            return {"steps": 0, **dict.fromkeys(_FIGURES), "reasons": dict.fromkeys(_FIGURES, reason)}
+            return Efficiency(**dict(run), steps=0, **dict.fromkeys(_FIGURES), reasons=dict.fromkeys(_FIGURES, reason))
         reasons = {}
         summary = self.telemetry.summary(WINDOW)
-        duration_s = summary["duration_s"]
+        duration_s = summary.duration_s
         low_high = list(mean_ci95(self.block_latency_s)[1:]) if len(self.block_latency_s) > 1 else [None, None]
         if None in low_high:
             reasons["latency_s_per_iteration_ci95"] = f"{steps} steps are too few for an interval"
@@ -124,17 +122,18 @@ class MeasureSteps(TrainerCallback):
         if flops is None:
             reasons["flops"] = reasons["mfu"] = "no FLOP formula for this model and method"
         else:
-            mfu = model_flops_utilization(flops / world_size, duration_s, device_name, dtype)
+            mfu = model_flops_utilization(flops / run.world_size, duration_s, run.device.name, dtype)
             if mfu is None:
-                reasons["mfu"] = f"no peak of {device_name!r} in {dtype} is known"
-        return {
-            "flops": flops,
-            "latency_s_per_iteration": duration_s / steps,
-            "latency_s_per_iteration_ci95": None if None in low_high else low_high,
-            "mfu": mfu,
-            "reasons": reasons,
-            "steps": steps,
-            "telemetry": summary,
-            "tokens": tokens,
-            "tokens_per_s": tokens / duration_s,
-        }
+                reasons["mfu"] = f"no peak of {run.device.name!r} in {dtype} is known"
+        return Efficiency(
+            **dict(run),
+            flops=flops,
+            latency_s_per_iteration=duration_s / steps,
+            latency_s_per_iteration_ci95=None if None in low_high else low_high,
+            mfu=mfu,
+            reasons=reasons,
+            steps=steps,
+            telemetry=summary,
+            tokens=tokens,
+            tokens_per_s=tokens / duration_s,
+        )

@@ -21,6 +21,7 @@ from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.models.saving import save_causal_lm
+from effllm.results.training import PretrainingQuality
 from effllm.runtime.stage import Job, main
 from effllm.study.training import PretrainingRun
 from effllm.training.held_out import held_out_loss
@@ -44,18 +45,17 @@ def build(job: Job) -> None:
     else:
         scores = {**dict.fromkeys(_SCORES), "reasons": dict.fromkeys(_SCORES, unscored)}
     count = costs.parameter_count(model.config)
-    job.write_json(
-        "training.json",
-        {
+    job.write(
+        PretrainingQuality(
             **scores,
-            "cache_bytes_per_token": costs.cache_bytes_per_token(model.config, torch.bfloat16, run.sequence_length),
-            "parameters": count.total,
-            "parameters_active": count.active,
-            "parameters_without_embeddings": count.total - count.embedding,
-            "seed": run.seed,
-            "tokens_seen": run.max_steps * _tokens_per_step(run),
-            "train_sequences": len(_sequences(job, run)),
-        },
+            cache_bytes_per_token=costs.cache_bytes_per_token(model.config, torch.bfloat16, run.sequence_length),
+            parameters=count.total,
+            parameters_active=count.active,
+            parameters_without_embeddings=count.total - count.embedding,
+            seed=run.seed,
+            tokens_seen=run.max_steps * _tokens_per_step(run),
+            train_sequences=len(_sequences(job, run)),
+        )
     )
 
 

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from effllm.errors import CellFailure
 from effllm.models.decoder.kernels.choice import choosing
 from effllm.models.recurrent_kernels import recurrent_kernels
+from effllm.results.training import LossCurve, LossPoint, RunConditions
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job
 from effllm.study.training import Recipe
@@ -87,7 +88,7 @@ class _Trainer(Trainer):
 
 def train(
     job: Job, recipe: Recipe, setup: Callable[[Job], Setup], load: Callable[[Job, Path], nn.Module]
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> tuple[nn.Module, LossCurve]:
     """Train, or go on from the last complete checkpoint in the scratch; the trained model and its loss curve.
 
     Writes `records/loss_curve.json`, `records/efficiency.json` and `records/telemetry/`. `load` reads a model that the
@@ -102,8 +103,7 @@ def train(
 
         run_ranks(job, recipe.parallel)
         model = load(job, job.scratch / TRAINED)
-    curve = json.loads((job.records / "loss_curve.json").read_text())["curve"]
-    return model, curve
+    return model, LossCurve.read(job.output)
 
 
 def run_rank(job: Job, setup: Setup) -> Trainer:
@@ -125,23 +125,17 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
         measure = MeasureSteps(telemetry)
         trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
-    curve = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
-    job.write_json("records/loss_curve.json", {"curve": curve})
-    info = device_info(device)
-    world_size = recipe.parallel.world_size
-    figures = measure.content(setup.tokens_of_step, setup.flops_of_step, info["name"], recipe.dtype, world_size)
-    job.write_json(
-        "records/efficiency.json",
-        {
-            **figures,
-            "device": info,
-            "kernels": kernels,
-            "resumed_at_step": steps_before,
-            "strategy": recipe.parallel.strategy,
-            "threads": torch.get_num_threads(),
-            "world_size": world_size,
-        },
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    job.write(LossCurve(curve=[LossPoint(step=entry["step"], loss=entry["loss"]) for entry in logged]))
+    conditions = RunConditions(
+        device=device_info(device),
+        kernels=kernels,
+        resumed_at_step=steps_before,
+        strategy=recipe.parallel.strategy,
+        threads=torch.get_num_threads(),
+        world_size=recipe.parallel.world_size,
     )
+    job.write(measure.efficiency(setup.tokens_of_step, setup.flops_of_step, recipe.dtype, conditions))
     return trainer
 
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -28,6 +27,7 @@ from effllm.data.instructions.sources import RowSource, open_source
 from effllm.data.instructions.synthetic import write_synthetic
 from effllm.data.sampling import SPLIT_SALT
 from effllm.errors import UserError
+from effllm.results.data import InstructionsSummary, SampleCounts
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
 from effllm.study.instructions import Instructions, SyntheticInstructionSource
@@ -40,11 +40,11 @@ def build(job: Job) -> None:
         write_synthetic(job, config.source)
         return
     source = open_source(config.source, job.files, job.scratch / "hub")
-    job.write_json("instructions.json", prepare(source, config, job.output))
+    job.write(prepare(source, config, job.output))
 
 
-def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, Any]:
-    """Write both splits to `output` and return the content of `instructions.json`.
+def prepare(source: RowSource, config: Instructions, output: Path) -> InstructionsSummary:
+    """Write both splits to `output` and return what they hold.
 
     Rows pass through once and in order. `UserError` if either split ends up empty.
     """
@@ -75,19 +75,15 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> dict[str, 
                 break
         counts = {split: writer.count for split, writer in writers.items()}
     _require_samples(counts, seen, dropped, unusable, source, config)
-    return {
-        "seen": seen,
-        "dropped": dict(dropped),
-        "splits": {
-            split: {
-                "samples": counts[split],
-                "answers": answers[split][0],
-                "answer_utf8_bytes": answers[split][1],
-            }
+    return InstructionsSummary(
+        seen=seen,
+        dropped=dict(dropped),
+        splits={
+            split: SampleCounts(samples=counts[split], answers=answers[split][0], answer_utf8_bytes=answers[split][1])
             for split in SPLITS
         },
-        "budget_met": None if config.maximum_samples is None else counts["train"] == config.maximum_samples,
-    }
+        budget_met=None if config.maximum_samples is None else counts["train"] == config.maximum_samples,
+    )
 
 
 def split_of(id: str, held_out_fraction: float) -> str:

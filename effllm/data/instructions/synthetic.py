@@ -12,10 +12,10 @@ from effllm.data.instructions.encoding import DROPPED, IGNORED, NOT_LEARNED, Enc
 from effllm.data.synthetic import RANDOM_TOKENS
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
+from effllm.results.data import InstructionsSummary
 from effllm.runtime.stage import Job
 from effllm.study.instructions import SyntheticInstructionSource
 
-INDEX = "instructions.json"
 _SAMPLES = "train.npy"
 
 
@@ -25,9 +25,8 @@ def write_synthetic(job: Job, source: SyntheticInstructionSource) -> None:
     shape = (source.samples, source.prompt_tokens + source.answer_tokens)
     with named_errors(job.output / _SAMPLES):
         np.save(job.output / _SAMPLES, generator.integers(source.vocab_size, size=shape).astype(np.int32))
-    job.write_json(
-        INDEX,
-        {"prompt_tokens": source.prompt_tokens, "unscored": RANDOM_TOKENS, "vocab_size": source.vocab_size},
+    job.write(
+        InstructionsSummary(prompt_tokens=source.prompt_tokens, unscored=RANDOM_TOKENS, vocab_size=source.vocab_size)
     )
 
 

@@ -19,10 +19,10 @@ from effllm.errors import UserError, reason_of
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.headers import TensorHeader
 from effllm.models.checkpoint.ids import TOKEN_IDS, check_ids
-from effllm.models.checkpoint.record import ModelRecord
 from effllm.models.checkpoint.words import inspect_tokenizer
 from effllm.models.loading import weight_difference
 from effllm.models.text import context_length, is_composite, text_config
+from effllm.results.model import ModelRecord
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from effllm.errors import UserError, reason_of
 from effllm.models.checkpoint.files import TOKENIZER_CONFIG, read_object
-from effllm.models.checkpoint.record import TokenizerRecord
+from effllm.results.model import TokenizerRecord
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # A text model may come with the tokenizer of its siblings, which mark images and sounds by tokens without a row.

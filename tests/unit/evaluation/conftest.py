@@ -13,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from effllm.quantization.weights import weight_bytes
+from effllm.results.quantization import Quantization
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
 from tests.conftest import spec_of
@@ -35,6 +37,11 @@ def make_corpus(root, id, held_out, train):
     return publish_artifact(root, "corpus", id, build)
 
 
+def quantization_of(model):
+    """What the quantize stage would say of a model that it left as it was."""
+    return Quantization(nominal_bits=32, precision={"kind": "bfloat16"}, weights=weight_bytes(model))
+
+
 def make_model(root, id, model, tokenizer, generation=None):
     """`generation` is what its generation_config.json says, in place of what Transformers writes."""
 
@@ -43,7 +50,7 @@ def make_model(root, id, model, tokenizer, generation=None):
         tokenizer.save_pretrained(job.output / "model")
         if generation is not None:
             (job.output / "model" / "generation_config.json").write_text(json.dumps(generation))
-        job.write_json("quantization.json", {"precision": {"kind": "bfloat16"}})
+        job.write(quantization_of(job.output / "model"))
 
     return publish_artifact(root, "quantize", id, build)
 

@@ -5,6 +5,7 @@ from conftest import held_out_benchmark, publish_artifact, rows_of
 
 from effllm.errors import UserError
 from effllm.evaluation.tasks import write_task_files
+from effllm.results.benchmark import Benchmark, BenchmarkTask
 
 CHANCE = {"word_order": 0.25, "adjacent_swap": 0.5, "word_substitution": 0.5, "perplexity": 8.0}
 
@@ -45,7 +46,7 @@ def test_too_many_items_are_refused_by_the_stage(tmp_path, corpus):
 
 
 def test_a_registered_file_that_is_gone_is_refused_with_the_version_that_had_it(tmp_path):
-    task = {"name": "t", "include": "gone/gone.yaml", "config": {}, "data_files": {}}
-    benchmark = {"tasks": [task], "groups": {}, "source": {"lm_eval": "0.3.0"}}
+    task = BenchmarkTask(name="t", output_type="", items=1, include="gone/gone.yaml", config={}, data_files={})
+    benchmark = Benchmark.model_construct(tasks=[task], groups={}, source={"lm_eval": "0.3.0"})
     with pytest.raises(UserError, match=r"gone\.yaml is missing: .* lm-eval 0\.3\.0"):
         write_task_files(benchmark, tmp_path, tmp_path)

@@ -11,6 +11,7 @@ import torch
 from conftest import PROTOCOL, evaluate_model, held_out_benchmark, make_model, rows_of, samples_of, tiny_llama
 
 from effllm.errors import UserError
+from effllm.results.benchmark import Benchmark
 from tests.conftest import spec_of
 
 STOPS = (".", "!", "?")
@@ -132,7 +133,7 @@ def test_the_scores_are_those_of_the_harness_alone(swap_evaluation, swaps, exact
     from effllm.evaluation.tasks import write_task_files
 
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
-    write_task_files(swaps.json("benchmark.json"), swaps.directory, tmp_path)
+    write_task_files(Benchmark.read(swaps.directory), swaps.directory, tmp_path)
     results = lm_eval.evaluator.simple_evaluate(
         model=HFLM(exact[1], tokenizer=tokenizer, batch_size=8),
         tasks=["held_out_adjacent_swap"],
@@ -360,12 +361,12 @@ def test_a_context_without_room_for_a_prompt_is_unsupported(root, corpus, tokeni
 
 
 def test_a_model_that_is_none_is_refused_with_its_path(root, swaps):
-    from conftest import publish_artifact
+    from conftest import publish_artifact, quantization_of
 
     def build(job):
         (job.output / "model").mkdir()
         (job.output / "model" / "config.json").write_text(json.dumps({"model_type": "nothing known"}))
-        job.write_json("quantization.json", {"precision": {"kind": "bfloat16"}})
+        job.write(quantization_of(job.output / "model"))
 
     with pytest.raises(UserError, match="model cannot be loaded"):
         evaluate_model(root, publish_artifact(root, "quantize", "empty.fp32", build), swaps)

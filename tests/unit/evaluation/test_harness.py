@@ -14,6 +14,7 @@ from conftest import evaluate_model, make_benchmark, make_model, samples_of, tin
 from effllm.errors import UserError
 from effllm.evaluation import harness_data
 from effllm.intervals import wilson_interval
+from effllm.results.benchmark import Benchmark
 from effllm.runtime.artifact import Artifact
 from effllm.study.harness_index import tasks_folder
 
@@ -159,10 +160,10 @@ def loaded(benchmark, folder, seed=0):
     from effllm.evaluation.tasks import load_tasks, write_task_files
 
     folder.mkdir(exist_ok=True)
-    described = benchmark.json("benchmark.json")
+    described = Benchmark.read(benchmark.directory)
     write_task_files(described, benchmark.directory, folder)
     use_nltk_data(benchmark.directory / NLTK_DATA)
-    return load_tasks(folder, described["task"], seed)["tasks"]
+    return load_tasks(folder, described.task, seed)["tasks"]
 
 
 def settings(task, metric, chance=0.1, **more):

@@ -8,6 +8,7 @@ import pytest
 from effllm.errors import UserError
 from effllm.evaluation.scores import cluster_scores, metric_key, resample_perplexity, summarize
 from effllm.intervals import wilson_interval
+from effllm.results.benchmark import Benchmark, BenchmarkTask
 
 
 def results_of(values, samples, key="acc,none", task="t"):
@@ -22,15 +23,29 @@ def results_of(values, samples, key="acc,none", task="t"):
 
 
 def benchmark_of(metric="acc", role="accuracy"):
-    return {"task": "t", "metric": metric, "role": role, "tasks": [{"name": "t"}]}
+    return Benchmark(
+        kind="held_out",
+        task="t",
+        metric=metric,
+        higher_is_better=role == "accuracy",
+        role=role,
+        chance_level=0.5,
+        chance_meaning="a coin",
+        items=1,
+        limit=None,
+        tasks=[BenchmarkTask(name="t", output_type="", items=1, data_files={}, include=None, config={})],
+        cluster=None,
+        groups={},
+        source={},
+    )
 
 
 def test_a_perfect_score_has_an_interval_below_one():
     summary = summarize(results_of({"acc,none": 1.0, "acc_stderr,none": 0.0}, [1.0] * 30), benchmark_of(), 100, 0)
-    assert summary["ci95"] == wilson_interval(30, 30)
-    assert "Wilson" in summary["ci95_method"]
+    assert summary.ci95 == wilson_interval(30, 30)
+    assert "Wilson" in summary.ci95_method
     # One rule: the error is that of the interval, not lm-eval's 0.
-    assert summary["stderr"] == pytest.approx((1 - wilson_interval(30, 30)[0]) / 3.92, rel=1e-4)
+    assert summary.stderr == pytest.approx((1 - wilson_interval(30, 30)[0]) / 3.92, rel=1e-4)
 
 
 def clustered(values, clusters, key="acc,none", **benchmark):
@@ -38,7 +53,7 @@ def clustered(values, clusters, key="acc,none", **benchmark):
     results = results_of({key: sum(values) / len(values)} if key == "acc,none" else {key: 1.0}, values, key)
     for sample, cluster in zip(results["samples"]["t"], clusters, strict=True):
         sample["doc"] = {"from": cluster}
-    return results, benchmark_of(key.partition(",")[0], **benchmark) | {"cluster": "from"}
+    return results, benchmark_of(key.partition(",")[0], **benchmark).model_copy(update={"cluster": "from"})
 
 
 def test_items_made_from_one_text_are_clustered():
@@ -46,9 +61,9 @@ def test_items_made_from_one_text_are_clustered():
     summary = summarize(*clustered(values, clusters), 100, 0)
     # 20 clusters, each all right or all wrong: 19 / 79 of the items, in units of sample variances.
     trials = 80 * 19 / 79
-    assert summary["ci95"] == pytest.approx(wilson_interval(trials / 2, trials))
-    assert summarize(*clustered(values, range(80)), 100, 0)["ci95"] == pytest.approx(wilson_interval(40, 80))
-    assert cluster_scores(*clustered([1.0, 0.0, 1.0], ["a", "b", "a"])) == {"a": [2.0, 2], "b": [0.0, 1]}
+    assert summary.ci95 == pytest.approx(wilson_interval(trials / 2, trials))
+    assert summarize(*clustered(values, range(80)), 100, 0).ci95 == pytest.approx(wilson_interval(40, 80))
+    assert cluster_scores(*clustered([1.0, 0.0, 1.0], ["a", "b", "a"])).root == {"a": [2.0, 2], "b": [0.0, 1]}
     assert cluster_scores(results_of({"acc,none": 1.0}, [1.0]), benchmark_of()) is None
 
 
@@ -59,26 +74,26 @@ def test_documents_of_one_text_are_resampled_together():
     copied = [pair for pair in pairs for _ in range(4)]
     copies = [number // 4 for number in range(160)]
     together = summarize(*clustered(copied, copies, "bits_per_byte,none", role="perplexity"), 500, 0)
-    assert together["stderr"] == pytest.approx(alone["stderr"])
+    assert together.stderr == pytest.approx(alone.stderr)
     apart = summarize(*clustered(copied, range(160), "bits_per_byte,none", role="perplexity"), 500, 0)
-    assert apart["stderr"] == pytest.approx(alone["stderr"] / 2, rel=0.2)
+    assert apart.stderr == pytest.approx(alone.stderr / 2, rel=0.2)
     assert cluster_scores(*clustered(copied, copies, "bits_per_byte,none", role="perplexity")) is None
 
 
 def test_a_score_that_is_no_share_of_its_items_has_the_normal_interval():
     values = {"acc,none": 0.6, "acc_stderr,none": 0.1}
     summary = summarize(results_of(values, [1.0, 0.0]), benchmark_of(), 100, 0)
-    assert summary["ci95"] == pytest.approx([0.6 - 1.96 * 0.1, 0.6 + 1.96 * 0.1], abs=1e-4)
-    assert summary["ci95_method"].startswith("normal")
+    assert summary.ci95 == pytest.approx([0.6 - 1.96 * 0.1, 0.6 + 1.96 * 0.1], abs=1e-4)
+    assert summary.ci95_method.startswith("normal")
 
 
 def test_what_lm_eval_does_not_give_is_null_with_a_reason():
     values = {"bleu,none": 3.0, "bleu_stderr,none": "N/A"}
     summary = summarize(results_of(values, [2.0, 4.0], "bleu,none"), benchmark_of("bleu"), 100, 0)
-    assert summary["stderr"] is summary["ci95"] is summary["stderr_source"] is summary["ci95_method"] is None
-    assert set(summary["reasons"]) == {"stderr", "ci95", "metrics.bleu,none.stderr"}
+    assert summary.stderr is summary.ci95 is summary.stderr_source is summary.ci95_method is None
+    assert set(summary.reasons) == {"stderr", "ci95", "metrics.bleu,none.stderr"}
     without = summarize(results_of(values, [2.0, 4.0], "bleu,none"), benchmark_of("bleu"), 0, 0)
-    assert "bootstrap_iters is 0" in without["reasons"]["stderr"]
+    assert "bootstrap_iters is 0" in without.reasons["stderr"]
 
 
 def test_resampled_perplexity_has_the_spread_of_fresh_samples_of_documents():

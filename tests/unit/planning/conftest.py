@@ -54,6 +54,9 @@ def write_study(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
     return write
 
 
+HOST = {"name": "node-1", "cpu": "EPYC", "cpus_usable": 2, "platform": "Linux"}
+
+
 def build(graph: Graph, name: str, files: dict[str, str] | None = None, wall_s: float = 10.0, **how: Any) -> Artifact:
     """Publish a node and what it needs, with these payload and record files and this provenance."""
     results = Path(graph.results)
@@ -74,7 +77,7 @@ def build(graph: Graph, name: str, files: dict[str, str] | None = None, wall_s: 
             id=node.id,
             spec=graph.spec(node.stage, node.id),
             parents={key: Parent(p.manifest.stage, p.manifest.id, p.sha256) for key, p in parents.items()},
-            provenance={"wall_s": wall_s, "host": {"name": "node-1", "cpu": "EPYC"}} | how,
+            provenance={"wall_s": wall_s, "host": HOST} | how,
         )
     return Artifact.open(results / name / "manifest.json")
 

@@ -16,6 +16,8 @@ from effllm.models.costs.shapes import shape_of
 from effllm.planning.estimate import Assumptions
 from effllm.planning.nodes import targets_of
 from effllm.planning.plan import Plan, plan_of
+from effllm.results.telemetry import DeviceInfo, TelemetrySummary
+from effllm.results.training import Efficiency
 from effllm.study import Graph
 from tests.unit.planning.conftest import H100, HUB_MODEL, build
 
@@ -35,16 +37,24 @@ def _flops(graph: Graph, id: str) -> float:
 
 
 def _training_records(seconds_per_step: float, power_w: float | None = None) -> dict[str, str]:
-    efficiency = {
-        "latency_s_per_iteration": seconds_per_step,
-        "device": {"name": H100, "memory_total_gb": 79.6},
-        "telemetry": {"power_avg_w": power_w},
-        "resumed_at_step": 0,
-        "world_size": 1,
-    }
+    unmeasured = ("flops", "latency_s_per_iteration_ci95", "mfu", "tokens", "tokens_per_s")
+    efficiency = Efficiency(
+        **dict.fromkeys(unmeasured),
+        latency_s_per_iteration=seconds_per_step,
+        device=DeviceInfo(device="cuda:0", kind="cuda", name=H100, memory_total_gb=79.6),
+        reasons={},
+        resumed_at_step=0,
+        steps=10,
+        strategy="single",
+        telemetry=TelemetrySummary(
+            status="ok", reason=None, windows=1, duration_s=10 * seconds_per_step, power_avg_w=power_w, reasons={}
+        ),
+        threads=2,
+        world_size=1,
+    )
     config = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048, "tie_word_embeddings": True}
-    return {"records/efficiency.json": json.dumps(efficiency), "model/config.json": json.dumps(config)}
+    return {Efficiency.FILE: efficiency.to_json(), "model/config.json": json.dumps(config)}
 
 
 def test_without_device_and_earlier_runs_no_time_of_training_is_given(study: Study, graph_of: GraphOf) -> None:

@@ -17,9 +17,13 @@ from effllm.profiling.decoding import Generation, TimedDecoding
 from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
 from effllm.profiling.inference import build, check_protocol, measure
 from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
+from effllm.results.profile import Latency
+from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import MANIFEST
 from effllm.runtime.stage import run
 from effllm.study.measure import InferenceProtocol, Workload
+
+WORKLOAD = Workload(prompt_tokens=10, new_tokens=3, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -149,34 +153,42 @@ def test_windows_are_shuffled_by_seed_and_last_as_long_as_asked(monkeypatch: pyt
     assert orders[0] != sorted(orders[0]) and sorted(orders[0]) == sorted(orders[2])
 
 
+def _latency(**figures: Any) -> Latency:
+    """Latencies of which a test says those that matter to it."""
+    return latency_figures([[Generation(0.2, [0.1, 0.1], 6)]], WORKLOAD).model_copy(update=figures)
+
+
+def _summary(**figures: Any) -> TelemetrySummary:
+    return TelemetrySummary(
+        **{"status": "ok", "reason": None, "windows": 1, "duration_s": 2.0, "reasons": {}} | figures
+    )
+
+
 def test_figures_by_hand() -> None:
-    workload = Workload(prompt_tokens=10, new_tokens=3, batch_size=2)
     windows = [[Generation(0.2, [0.1, 0.1], 6)], [Generation(0.2, [0.2, 0.2], 6)]]
-    figures = latency_figures(windows, workload)
-    assert figures["latency_ms"] == pytest.approx(500)
-    assert figures["throughput_tokens_per_s"] == pytest.approx(12 / 1.0)
-    assert figures["decode_tokens_per_s"] == pytest.approx(8 / 0.6)
-    assert figures["prefill_tokens_per_s"] == pytest.approx(40 / 0.4)
-    assert figures["token_ms_p50"] == pytest.approx(150)
+    figures = latency_figures(windows, WORKLOAD)
+    assert figures.latency_ms == pytest.approx(500)
+    assert figures.throughput_tokens_per_s == pytest.approx(12 / 1.0)
+    assert figures.decode_tokens_per_s == pytest.approx(8 / 0.6)
+    assert figures.prefill_tokens_per_s == pytest.approx(40 / 0.4)
+    assert figures.token_ms_p50 == pytest.approx(150)
     # Two values 400 and 600: mean 500, t(1) = 12.706, standard error 100.
-    assert figures["latency_ms_ci95"] == pytest.approx([500 - 1270.62, 500 + 1270.62], rel=1e-4)
+    assert figures.latency_ms_ci95 == pytest.approx([500 - 1270.62, 500 + 1270.62], rel=1e-4)
 
 
 def test_energy_by_hand_and_empty_with_reasons() -> None:
     workload = Workload(prompt_tokens=10, new_tokens=5, batch_size=2)
-    figures = {"generated_tokens": 40, "generations": 4}
-    generate = {"energy_j": 400.0, "duration_s": 2.0, "reasons": {}}
-    prefill = {"energy_j": 60.0, "reasons": {}}
-    idle = {"power_avg_w": 50.0, "reasons": {}}
+    figures = _latency(generated_tokens=40, generations=4)
+    generate, prefill, idle = _summary(energy_j=400.0), _summary(energy_j=60.0), _summary(power_avg_w=50.0)
     result = energy_figures(generate, prefill, idle, figures, 3, workload)
-    assert result["energy_j_per_token"] == 10.0
-    assert result["energy_above_idle_j_per_token"] == pytest.approx((400 - 100) / 40)
-    assert result["decode_energy_j_per_token"] == pytest.approx((400 / 4 - 60 / 3) / (2 * 4))
-    assert result["reasons"] == {}
-    nothing = {"energy_j": None, "power_avg_w": None, "reasons": {"energy_j": "no meter", "power_avg_w": "no meter"}}
-    empty = energy_figures({**nothing, "duration_s": 2.0}, nothing, nothing, figures, 3, workload)
-    assert {key: value for key, value in empty.items() if key != "reasons"} == dict.fromkeys(empty["reasons"])
-    assert set(empty["reasons"].values()) == {"no meter"}
+    assert result.energy_j_per_token == 10.0
+    assert result.energy_above_idle_j_per_token == pytest.approx((400 - 100) / 40)
+    assert result.decode_energy_j_per_token == pytest.approx((400 / 4 - 60 / 3) / (2 * 4))
+    assert result.reasons == {}
+    nothing = _summary(energy_j=None, power_avg_w=None, reasons=dict.fromkeys(("energy_j", "power_avg_w"), "no meter"))
+    empty = energy_figures(nothing, nothing, nothing, figures, 3, workload)
+    assert {key: value for key, value in empty if key != "reasons"} == dict.fromkeys(empty.reasons)
+    assert set(empty.reasons.values()) == {"no meter"}
 
 
 def test_utilization_by_hand_on_a_known_device_and_empty_on_another(model: Any) -> None:
@@ -185,7 +197,7 @@ def test_utilization_by_hand_on_a_known_device_and_empty_on_another(model: Any) 
     from transformers import DynamicCache
 
     workload = Workload(prompt_tokens=64, new_tokens=2, batch_size=1)
-    figures = {"prefill_tokens_per_s": 6400.0, "decode_tokens_per_s": 100.0}
+    figures = _latency(prefill_tokens_per_s=6400.0, decode_tokens_per_s=100.0)
     cost = ModelCost(model.config, 10**6, torch.bfloat16, "NVIDIA H200")
     result = utilization_figures(figures, workload, cost)
     prompt = torch.randint(300, (1, 64))
@@ -193,33 +205,33 @@ def test_utilization_by_hand_on_a_known_device_and_empty_on_another(model: Any) 
     eager = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         eager(prompt, logits_to_keep=1)
-    assert result["prefill_flops"] == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert result.prefill_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     cache = DynamicCache()
     model(torch.randint(300, (1, 65)), past_key_values=cache)
     elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     # The input table is not the head's, and a step reads one row of it.
     tied = AutoConfig.for_model(**model.config.to_dict() | {"tie_word_embeddings": True})
-    assert result["decode_bytes_per_step"] == 10**6 + 2 * elements - 2 * model.get_input_embeddings().weight.numel()
+    assert result.decode_bytes_per_step == 10**6 + 2 * elements - 2 * model.get_input_embeddings().weight.numel()
     shared = utilization_figures(figures, workload, ModelCost(tied, 10**6, torch.bfloat16, "NVIDIA H200"))
-    assert shared["decode_bytes_per_step"] == 10**6 + 2 * elements
-    assert result["prefill_mfu"] == pytest.approx(result["prefill_flops"] / 0.01 / 989e12, rel=1e-6)
-    assert result["reasons"] == {}
+    assert shared.decode_bytes_per_step == 10**6 + 2 * elements
+    assert result.prefill_mfu == pytest.approx(result.prefill_flops / 0.01 / 989e12, rel=1e-6)
+    assert result.reasons == {}
     unknown = utilization_figures(figures, workload, ModelCost(model.config, 10**6, torch.bfloat16, "a CPU"))
-    assert unknown["prefill_mfu"] is None
-    assert unknown["decode_mbu"] is None
-    assert "'a CPU'" in unknown["reasons"]["prefill_mfu"]
+    assert unknown.prefill_mfu is None
+    assert unknown.decode_mbu is None
+    assert "'a CPU'" in unknown.reasons["prefill_mfu"]
 
 
 def test_a_wide_interval_is_an_error_and_short_windows_a_warning() -> None:
     measured = Measured({}, {("a", "generate"): Warmup([1.0] * 6, False)})
-    figures = {"latency_ms": 100.0, "latency_ms_ci95": [90.0, 110.0]}
+    figures = _latency(latency_ms=100.0, latency_ms_ci95=[90.0, 110.0])
     findings = check_protocol("a", figures, _protocol(minimum_window_s=1.0), measured)
     assert [(finding.rule, finding.severity) for finding in findings] == [
         ("interval", "error"),
         ("warmup", "warning"),
         ("short_windows", "warning"),
     ]
-    narrow = {"latency_ms": 100.0, "latency_ms_ci95": [99.0, 101.0]}
+    narrow = _latency(latency_ms=100.0, latency_ms_ci95=[99.0, 101.0])
     assert check_protocol("a", narrow, _protocol(), Measured({}, {})) == []
 
 

@@ -18,6 +18,7 @@ from effllm.quantization.calibration import calibration_sequences, text_sequence
 from effllm.quantization.cast import cast
 from effllm.quantization.gptq import check_group_size, check_losses
 from effllm.quantization.weights import packed_shapes, weight_bytes
+from effllm.results.quantization import WeightBytes
 from effllm.study.models import Calibration, CastPrecision
 
 
@@ -135,12 +136,9 @@ def test_bytes_are_those_of_the_tensors_on_disk(builder: Any) -> None:
 def test_bytes_are_counted_over_shards(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(3, 5, dtype=torch.bfloat16)}, tmp_path / "model-1.safetensors")
     save_file({"b.weight": torch.zeros(7, dtype=torch.float32)}, tmp_path / "model-2.safetensors")
-    assert weight_bytes(tmp_path) == {
-        "bytes": 30 + 28,
-        "quantized_layers": 0,
-        "quantized_layers_bytes": None,
-        "quantized_layers_bytes_16_bit": None,
-    }
+    assert weight_bytes(tmp_path) == WeightBytes(
+        bytes=30 + 28, quantized_layers=0, quantized_layers_bytes=None, quantized_layers_bytes_16_bit=None
+    )
 
 
 def test_float16_overflow_is_a_cell_with_status_nan(builder: Any, tmp_path: Path) -> None:

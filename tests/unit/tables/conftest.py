@@ -29,35 +29,54 @@ TELEMETRY = {
     "windows": 2,
 }
 ENERGY = ("energy_j_per_token", "energy_above_idle_j_per_token", "decode_energy_j_per_token")
-UTILIZATION = ("prefill_mfu", "decode_mbu")
+UTILIZATION = ("prefill_flops", "prefill_mfu", "decode_flops_per_step", "decode_bytes_per_step", "decode_mbu")
+DEVICE = {"device": "cpu", "kind": "cpu", "name": "a CPU", "memory_total_gb": 25.0}
 SHORT = {"rule": "short_windows", "severity": "warning", "message": "windows of 1 s"}
 FIGURES = {
     "decode_tokens_per_s": 100.0,
     "first_token_ms_p50": 5.0,
     "first_token_ms_p95": 6.0,
+    "first_token_ms_p99": 7.0,
     "generated_tokens": 200,
     "generations": 25,
     "latency_ms": 12.3456789,
     "latency_ms_ci95": [12.0, 13.0],
+    "latency_ms_by_window": [12.3456789],
     "prefill_tokens_per_s": 1000.0,
     "throughput_tokens_per_s": 90.0,
     "throughput_tokens_per_s_ci95": [88.0, 92.0],
     "token_ms_p50": 1.0,
     "token_ms_p95": 2.0,
+    "token_ms_p99": 3.0,
 }
 
+COST = {
+    **dict.fromkeys(("truncated_requests", "scored_tokens", "generated_tokens", "model_calls"), 0),
+    "batch_size": 16,
+    "by_kind": {},
+    "device": "cpu",
+    "latency_definition": "1000 * model_seconds / requests",
+    "latency_mean_ms": 3.0,
+    "model_seconds": 0.06,
+    "requests": 20,
+    "threads": 2,
+    "wall_seconds": 0.1,
+}
 # Ten steps of a quarter of a second; the cut-down study's steps are of 4 sequences of 64 tokens.
 EFFICIENCY = {
-    "device": {"kind": "cpu", "name": "a CPU"},
+    "device": DEVICE,
+    "flops": None,
     "kernels": {},
     "latency_s_per_iteration": 0.25,
     "latency_s_per_iteration_ci95": [0.24, 0.26],
     "mfu": None,
-    "reasons": {"mfu": "no peak of 'a CPU' is known"},
+    "reasons": {"flops": "no FLOP formula", "mfu": "no peak of 'a CPU' is known"},
     "resumed_at_step": 0,
     "steps": 10,
+    "strategy": "single",
     "telemetry": TELEMETRY,
     "threads": 2,
+    "tokens": 2560,
     "tokens_per_s": 1024.0,
     "world_size": 1,
 }
@@ -76,6 +95,31 @@ QUALITY = {
     "seed": 0,
     "tokens_seen": 3072,
     "train_sequences": 100,
+}
+# 40 steps of 8 samples in all, of which 10 were measured.
+COUNTS = dict.fromkeys(("samples", "sequences", "tokens", "answer_tokens", "truncated", "other_prompts"), 8)
+LEARNED = {
+    "adapter_bytes": 4096,
+    "data": {"train": COUNTS | {"dropped": {}, "not_learned": {}}, "held_out": None},
+    "held_out_loss": 1.5,
+    "held_out_loss_before": 3.0,
+    "held_out_loss_before_stderr": 0.1,
+    "held_out_loss_stderr": 0.05,
+    "held_out_samples": 90,
+    "held_out_tokens": 900,
+    "learning_rate": 1e-3,
+    "micro_batch_size": 4,
+    "packing": False,
+    "parameters": 1000,
+    "parameters_trainable": 64,
+    "reasons": {},
+    "sample_order_sha256": "a" * 64,
+    "samples_per_step": 8,
+    "samples_seen": 320,
+    "seed": 0,
+    "steps": 40,
+    "train_loss": 2.0,
+    "train_loss_last": 1.25,
 }
 
 
@@ -108,7 +152,7 @@ class Study:
             (staging / "records" / record).write_text(text)
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
-        provenance = {"packages": PACKAGES}
+        provenance = {"wall_s": 20.0, "packages": PACKAGES}
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance=provenance, failure=failure)
 
     def train(
@@ -147,7 +191,8 @@ class Study:
                     "quantized_layers_bytes": packed[0],
                     "quantized_layers_bytes_16_bit": packed[1],
                 }
-                self.write("quantize", variant, "quantization.json", {"weights": weights})
+                quantization = {"nominal_bits": 16, "precision": {}, "weights": weights}
+                self.write("quantize", variant, "quantization.json", quantization)
                 workload = {
                     "energy": {**dict.fromkeys(ENERGY), "reasons": dict.fromkeys(ENERGY, "no sensor; none")},
                     "figures": FIGURES,
@@ -158,7 +203,9 @@ class Study:
                     "utilization": {**dict.fromkeys(UTILIZATION), "reasons": dict.fromkeys(UTILIZATION, "a CPU")},
                 }
                 profile = {
-                    "device": {"name": "a CPU"},
+                    "cpus_usable": 2,
+                    "device": DEVICE,
+                    "idle": TELEMETRY,
                     "protocol": self.graph.study.inference.plain(),
                     "threads": 2,
                     "workloads": {"single": workload, "batch": workload},
@@ -181,16 +228,30 @@ class Study:
     ) -> None:
         content = {
             "chance_level": 0.5,
+            "chance_meaning": "a coin",
             "ci95": ci95 or [score - 0.1, score + 0.1],
-            "cost": {"latency_mean_ms": 3.0},
+            "ci95_method": "normal",
+            "cost": COST,
             "higher_is_better": role == "accuracy",
             "ignored_generation_settings": {},
-            "telemetry": {"status": "ok", "reason": None},
+            "telemetry": TELEMETRY,
             "items": 20,
+            "kind": "held_out",
+            "limit": None,
+            "lm_eval_version": "0.4.11",
+            "log_probability_dtype": "float32",
+            "max_length": 256,
             "metric": "acc",
+            "metrics": {},
+            "reasons": {},
             "role": role,
             "score": score,
+            "seed": 0,
             "stderr": 0.05,
+            "stderr_source": "lm-eval",
+            "task": benchmark,
+            "tasks": {},
+            "transformers_version": "5.23.0",
             "clusters": clusters and len(clusters),
         } | changes
         more = {"clusters": clusters} if clusters else {}

@@ -9,25 +9,8 @@ from effllm.errors import CellFailure, UserError
 from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.show import print_table
-from tests.unit.tables.conftest import EFFICIENCY, TELEMETRY, Study
+from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, TELEMETRY, Study
 
-# 40 steps of 8 samples in all, of which 10 were measured.
-LEARNED = {
-    "adapter_bytes": 4096,
-    "held_out_loss": 1.5,
-    "held_out_loss_before": 3.0,
-    "held_out_loss_stderr": 0.05,
-    "held_out_tokens": 900,
-    "parameters": 1000,
-    "parameters_trainable": 64,
-    "reasons": {},
-    "sample_order_sha256": "a" * 64,
-    "samples_per_step": 8,
-    "samples_seen": 320,
-    "steps": 40,
-    "train_loss": 2.0,
-    "train_loss_last": 1.25,
-}
 WHOLE_MODEL = LEARNED | {
     "adapter_bytes": None,
     "parameters_trainable": 1000,
@@ -132,7 +115,7 @@ def test_what_an_energy_meter_says_is_per_sample(study: Study) -> None:
         "reasons": {},
         "util_nvml": 0.75,
     }
-    on_gpu = {"device": {"kind": "cuda", "name": "a GPU"}, "telemetry": metered, "world_size": 2}
+    on_gpu = {"device": DEVICE | {"kind": "cuda", "name": "a GPU"}, "telemetry": metered, "world_size": 2}
     _tune(study, "qwen2-1m.names.lora", efficiency=EFFICIENCY | on_gpu)
     row = study.rows("table7")[0]
     assert row["PCU"] == 0.75

@@ -11,7 +11,7 @@ import scipy.stats
 
 from effllm.errors import CellFailure, UserError
 from effllm.tables.assemble import assemble
-from tests.unit.tables.conftest import EFFICIENCY, QUALITY, Study
+from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, QUALITY, TELEMETRY, Study
 
 DOCUMENTS = {"document": [0, 1, 2, 3], "tokens": [10, 20, 30, 40]}
 
@@ -114,8 +114,8 @@ def test_costs_are_ratios_with_the_interval_of_both_sides(study: Study) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "ratio"),
     [
-        ({"device": {"name": "a CPU", "uuid": "GPU-1"}}, "other_card", 1),
-        ({"device": {"name": "another"}}, "other_conditions", None),
+        ({"device": DEVICE | {"uuid": "GPU-1"}}, "other_card", 1),
+        ({"device": DEVICE | {"name": "another"}}, "other_conditions", None),
         ({"threads": 4}, "other_conditions", None),
     ],
 )
@@ -131,7 +131,7 @@ def test_costs_of_other_conditions_are_not_compared(
 def test_a_failed_or_disturbed_row_has_no_costs_and_keeps_its_scores(study: Study) -> None:
     for variant in ("llama-1m.bfloat16", "llama-1m.int4"):
         score(study, variant, 1, 0)
-    telemetry = {"status": "ok", "reason": None, "other_cpu_fraction": 0.4}
+    telemetry = TELEMETRY | {"other_cpu_fraction": 0.4}
     score(study, "llama-1m.int4", 1, 0, telemetry=telemetry)
     latency = pair(study, "table9", "Llama-1M int4", "latency_ms")
     assert (latency["change"], latency["reason_code"]) == (None, "invalid")
@@ -206,13 +206,9 @@ def test_methods_are_compared_with_the_suites_first_on_one_model(tiny: dict[str,
     )
     study = Study(tiny, tmp_path)
     samples = {"sample": ["a", "a#2", "b"], "tokens": [4, 4, 2], "nll_before": [9.0] * 3}
-    learned = dict.fromkeys(
-        ("adapter_bytes", "held_out_loss_before", "held_out_loss_stderr", "parameters_trainable", "train_loss_last"),
-        1.0,
-    )
     for model in ("llama-1m", "qwen2-1m"):
         for method, loss in (("lora", 2.0), ("full", 1.0)):
-            content = QUALITY | learned | {"held_out_loss": loss, "train_loss": loss, "steps": 4, "samples_seen": 8}
+            content = LEARNED | {"held_out_loss": loss, "train_loss": loss, "steps": 4, "samples_seen": 8}
             nll = [loss * tokens for tokens in samples["tokens"]]
             held_out = {**samples, "nll": [nll[0] + 1, nll[1] - 1, nll[2]]}
             study.train(f"{model}.describe.{method}", EFFICIENCY, content, stage="finetune", held_out=held_out)

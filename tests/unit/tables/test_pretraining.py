@@ -11,7 +11,7 @@ from effllm.errors import CellFailure, UserError
 from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.show import print_table
-from tests.unit.tables.conftest import EFFICIENCY, QUALITY, TELEMETRY, Study
+from tests.unit.tables.conftest import DEVICE, EFFICIENCY, QUALITY, TELEMETRY, Study
 
 # Two GPUs, of which the first is metered: 10 steps of 0.25 s at 200 W.
 ON_GPU = {
@@ -28,7 +28,7 @@ ON_GPU = {
     "util_nvml": 0.9,
 }
 GPU_EFFICIENCY = EFFICIENCY | {
-    "device": {"kind": "cuda", "name": "a GPU"},
+    "device": DEVICE | {"device": "cuda:0", "kind": "cuda", "name": "a GPU"},
     "mfu": 0.4,
     "reasons": {},
     "telemetry": ON_GPU,
@@ -317,7 +317,7 @@ def test_every_column_is_documented_and_described(study: Study, repository: Path
 def test_a_row_names_its_card_without_giving_it_away_and_its_libraries(study: Study) -> None:
     cards = [f"GPU-{digit * 8}-0000-0000-0000-000000000001" for digit in "aba"]
     for run, card in zip(("llama-1m", "llama-1m-again", "qwen2-1m"), cards, strict=True):
-        study.train(run, GPU_EFFICIENCY | {"device": {"kind": "cuda", "name": "a GPU", "uuid": card}})
+        study.train(run, GPU_EFFICIENCY | {"device": GPU_EFFICIENCY["device"] | {"uuid": card}})
     two, one = study.rows("table3")
     first, second = two["device_id"].split("; ")
     assert first == one["device_id"] != second

@@ -67,7 +67,7 @@ def test_power_that_was_not_measured_is_empty_with_its_reason(study: Study) -> N
 
 
 def test_an_evaluation_that_others_disturbed_makes_its_row_invalid(study: Study) -> None:
-    telemetry = {"status": "ok", "reason": None, "other_cpu_fraction": 0.481, "steal_fraction": 0.0}
+    telemetry = TELEMETRY | {"other_cpu_fraction": 0.481, "steal_fraction": 0.0}
     study.score("llama-1m.int4", "perplexity", 2.0, "perplexity", telemetry=telemetry)
     first, second = study.rows("table9")[:2]
     assert first["status"] == "ok"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fake_nvml import FakeClock
 
+from effllm.results.telemetry import TelemetrySummary
 from effllm.telemetry.judge import judge
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sampler import SamplingLoop
@@ -89,7 +90,7 @@ class Replay:
         judge(self.book.closed, self.sources, self.readings, self.events, self._period_s)
         return self.readings
 
-    def summary(self, name: str) -> dict:
+    def summary(self, name: str) -> TelemetrySummary:
         windows = [window for window in self.book.closed if window.name == name]
         sources = {source.name: source for source in self.sources}
-        return Summary(windows, sources, self.readings, self.device).to_dict()
+        return Summary(windows, sources, self.readings, self.device).figures()

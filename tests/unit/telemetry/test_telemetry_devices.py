@@ -6,6 +6,7 @@ import os
 import pytest
 from fake_nvml import FakeClock, FakeGpu, FakeNvml, NVMLError_NotSupported, Trace
 
+from effllm.results.telemetry import DeviceInfo
 from effllm.telemetry import available_sources, describe_devices, describe_devices_json, device_info, devices
 from effllm.telemetry.sources.base import SourceUnavailable
 
@@ -37,18 +38,18 @@ def no_driver(monkeypatch) -> None:
 
 def test_the_processor_is_described():
     info = device_info("cpu")
-    assert info["kind"] == "cpu" and info["name"]
-    assert 0 < info["cores_usable"] <= info["cores_total"]
-    assert info["memory_total_gb"] > 0.1
-    assert json.loads(json.dumps(info)) == info
+    assert info.kind == "cpu" and info.name
+    assert 0 < info.cores_usable <= info.cores_total
+    assert info.memory_total_gb > 0.1
+    assert DeviceInfo.model_validate_json(info.model_dump_json()) == info
 
 
 def test_a_cuda_device_is_described_with_limits_and_strangers(fake_nvml):
     info = device_info("cuda")
-    assert (info["name"], info["uuid"], info["driver"]) == ("NVIDIA H200", UUID, "580.00")
-    assert (info["power_limit_w"], info["mig"], info["ecc"]) == (700.0, False, True)
-    assert info["processes"] == [2**22 + 1]
-    assert info["reasons"] == {}
+    assert (info.name, info.uuid, info.driver) == ("NVIDIA H200", UUID, "580.00")
+    assert (info.power_limit_w, info.mig, info.ecc) == (700.0, False, True)
+    assert info.processes == [2**22 + 1]
+    assert info.reasons == {}
 
 
 def test_what_a_device_refuses_to_tell_is_none_with_its_answer(fake_nvml, monkeypatch):
@@ -57,8 +58,8 @@ def test_what_a_device_refuses_to_tell_is_none_with_its_answer(fake_nvml, monkey
 
     monkeypatch.setattr(fake_nvml, "nvmlDeviceGetMigMode", refuse)
     info = device_info("cuda")
-    assert info["mig"] is None
-    assert info["reasons"] == {"mig": "NVML answers: Not Supported"}
+    assert info.mig is None
+    assert info.reasons == {"mig": "NVML answers: Not Supported"}
 
 
 def test_a_cuda_device_on_a_machine_without_driver_is_an_error_with_the_reason(no_driver):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from effllm.results.telemetry import TelemetrySummary
 from effllm.telemetry import busy, validity
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sources.base import SourceUnavailable
@@ -128,7 +129,7 @@ def _summary(machine: Machine, duration_s: float, own_s: float, **ticks: int) ->
         source = machine.source(used)
         counters = {f"load.{name}": (time_ns, value) for name, value in source.read().items()}
         edges.append(Edge(kind, time_ns, time_ns, time_ns, time_ns, counters))
-    return Summary([WindowRecord("w", 0, edges)], {"load": source}, Readings(lambda *_: ([], [])), "cpu").to_dict()
+    return Summary([WindowRecord("w", 0, edges)], {"load": source}, Readings(lambda *_: ([], [])), "cpu").figures()
 
 
 def _cores(other: float | None, steal: float, idle: float) -> dict:
@@ -137,20 +138,24 @@ def _cores(other: float | None, steal: float, idle: float) -> dict:
 
 def test_figures_are_shares_of_the_usable_cores_time(machine: Machine) -> None:
     summary = _summary(machine, 2.0, 1.0, busy=140, idle=40, steal=20)
-    assert summary["other_cpu_fraction"] == pytest.approx((2.8 - 1.0) / 4)
-    assert summary["steal_fraction"] == pytest.approx(0.4 / 4)
-    assert summary["idle_cpu_fraction"] == pytest.approx(0.8 / 4)
-    assert summary["throttled_periods"] == 0
+    assert summary.other_cpu_fraction == pytest.approx((2.8 - 1.0) / 4)
+    assert summary.steal_fraction == pytest.approx(0.4 / 4)
+    assert summary.idle_cpu_fraction == pytest.approx(0.8 / 4)
+    assert summary.throttled_periods == 0
 
 
 def test_what_ticks_cannot_tell_is_not_measured(machine: Machine) -> None:
     summary = _summary(machine, 0.1, 0.1, busy=10)
-    assert summary["other_cpu_fraction"] is None
-    assert "shorter than 0.2 s" in summary["reasons"]["other_cpu_fraction"]
+    assert summary.other_cpu_fraction is None
+    assert "shorter than 0.2 s" in summary.reasons["other_cpu_fraction"]
     # A container that shows an idle machine.
     summary = _summary(machine, 2.0, 3.0, idle=200)
-    assert summary["other_cpu_fraction"] is None
-    assert "0 s of CPU time where the job alone used 3 s" in summary["reasons"]["other_cpu_fraction"]
+    assert summary.other_cpu_fraction is None
+    assert "0 s of CPU time where the job alone used 3 s" in summary.reasons["other_cpu_fraction"]
+
+
+def _told(**figures: float | None) -> TelemetrySummary:
+    return TelemetrySummary(status="ok", reason=None, windows=1, duration_s=10.0, reasons={}, **figures)
 
 
 @pytest.mark.parametrize(
@@ -169,21 +174,21 @@ def test_what_ticks_cannot_tell_is_not_measured(machine: Machine) -> None:
     ],
 )
 def test_what_others_took_is_a_finding_with_the_figure(figures: dict, severity: str, words: str) -> None:
-    (finding,) = validity.check_disturbance(figures)
+    (finding,) = validity.check_disturbance(_told(**figures))
     assert (finding.rule, finding.severity) == ("disturbed", severity)
     assert finding.message.startswith("disturbed: ") and words in finding.message
 
 
 def test_a_quiet_machine_and_one_that_tells_nothing_are_not_disturbed() -> None:
     quiet = {"other_cpu_fraction": 0.03, "steal_fraction": 0.01, "idle_cpu_fraction": 0.1, "throttled_fraction": 0.0}
-    assert validity.check_disturbance(quiet) == []
-    assert validity.check_disturbance(dict.fromkeys(quiet)) == []
+    assert validity.check_disturbance(_told(**quiet)) == []
+    assert validity.check_disturbance(_told(**dict.fromkeys(quiet))) == []
 
 
 def test_the_reason_of_a_row_begins_with_what_others_did() -> None:
     findings = [
         validity.Finding("interval", "error", "the interval is wide"),
-        *validity.check_disturbance({"other_cpu_fraction": 0.5}),
+        *validity.check_disturbance(_told(other_cpu_fraction=0.5)),
     ]
     status, reason = validity.status_of(findings)
     assert status == "invalid"

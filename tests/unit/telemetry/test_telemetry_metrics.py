@@ -27,19 +27,15 @@ counts = st.lists(st.integers(1, 10**9), min_size=1, max_size=20)
 durations = st.lists(st.floats(1e-3, 1e4), min_size=20, max_size=20)
 
 
-def test_amu_weighs_by_time_as_equation_1_does():
+def average(times, values):
+    """Over all the time of the readings: what AMU (Eq 1), PCU and AEC are of memory, utilisation and power."""
+    return time_average(times, values, times[0], times[-1])
+
+
+def test_averages_weigh_by_time_as_equation_1_does():
     # 10 GB for 9 s, then a ramp to 30 GB within 1 s.
-    assert metrics.average_memory_utilization([0, 9, 10], [10, 10, 30]) == pytest.approx(11.0)
-    assert metrics.average_memory_utilization([0, 9, 10], [10, 10, 30], 110) == pytest.approx(0.1)
-
-
-def test_pcu_is_a_mean_share_of_the_peak():
-    assert metrics.peak_compute_utilization([0, 1, 3], [0.5, 0.5, 0.5], 0.8) == pytest.approx(0.625)
-
-
-def test_al_adds_compute_and_communication_per_iteration():
-    assert metrics.average_latency_s([1.0, 2.0], [0.5, 0.5]) == pytest.approx(2.0)
-    assert metrics.average_latency_s([1.0, 2.0]) == pytest.approx(1.5)
+    assert average([0, 9, 10], [10, 10, 30]) == pytest.approx(11.0)
+    assert average([0, 1, 4], [100, 300, 300]) == pytest.approx(275.0)
 
 
 def test_tt_st_and_it_divide_sums_not_means():
@@ -48,10 +44,6 @@ def test_tt_st_and_it_divide_sums_not_means():
     # The mean of the two rates would be 55.
     assert metrics.inference_throughput([100, 10], [1, 1]) == pytest.approx(55.0)
     assert metrics.inference_throughput([100, 10], [1, 10]) == pytest.approx(10.0)
-
-
-def test_aec_is_an_average_power():
-    assert metrics.average_energy_consumption_w([0, 1, 4], [100, 300, 300]) == pytest.approx(275.0)
 
 
 def test_mcr_multiplies_size_ratio_and_kept_performance():
@@ -75,7 +67,6 @@ def test_peaks_agree_with_the_dense_figures_of_the_data_sheets():
 def test_energy_that_was_not_measured_stays_unmeasured():
     assert metrics.energy_per_token_j(None, 10) is None
     assert metrics.energy_per_token_j(50.0, 10) == pytest.approx(5.0)
-    assert metrics.energy_per_sample_j(50.0, 4) == pytest.approx(12.5)
     assert metrics.energy_above_idle_j(1000.0, 10.0, 60.0) == pytest.approx(400.0)
     assert metrics.energy_above_idle_j(1000.0, 10.0, None) is None
 
@@ -94,12 +85,6 @@ def test_percentiles_of_latency():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: metrics.average_memory_utilization([1], [1]),
-        lambda: metrics.average_memory_utilization([0, 2, 1], [1, 1, 1]),
-        lambda: metrics.average_memory_utilization([0, 1], [1, 1], 0),
-        lambda: metrics.average_latency_s([]),
-        lambda: metrics.average_latency_s([1.0], [1.0, 2.0]),
-        lambda: metrics.average_latency_s([2.0, -1.0]),
         lambda: metrics.token_throughput([1], 0, [1]),
         lambda: metrics.token_throughput([1, 2], 1, [1]),
         lambda: metrics.inference_throughput([5], [0.0]),
@@ -116,8 +101,8 @@ def test_arguments_that_make_no_sense_are_refused(call):
 @given(series())
 def test_an_average_lies_between_the_extremes(readings):
     times, values = readings
-    average = metrics.average_memory_utilization(times, values)
-    assert values.min() * (1 - 1e-9) - 1e-9 <= average <= values.max() * (1 + 1e-9) + 1e-9
+    mean = average(times, values)
+    assert values.min() * (1 - 1e-9) - 1e-9 <= mean <= values.max() * (1 + 1e-9) + 1e-9
 
 
 @given(series(), st.floats(0.01, 0.99))
@@ -127,20 +112,18 @@ def test_an_average_does_not_change_when_a_stretch_is_sampled_more_densely(readi
     assume(np.abs(times - extra_t).min() > 1e-9)
     extra_v = np.interp(extra_t, times, values)
     at = np.searchsorted(times, extra_t)
-    denser = metrics.average_energy_consumption_w(np.insert(times, at, extra_t), np.insert(values, at, extra_v))
-    assert denser == pytest.approx(metrics.average_energy_consumption_w(times, values), rel=1e-9, abs=1e-9)
+    denser = average(np.insert(times, at, extra_t), np.insert(values, at, extra_v))
+    assert denser == pytest.approx(average(times, values), rel=1e-9, abs=1e-9)
 
 
 @given(series(), st.floats(1e-3, 1e3), st.floats(-1e4, 1e4))
 def test_an_average_scales_with_units_and_ignores_the_origin_of_time(readings, scale, shift):
     times, values = readings
-    expected = scale * metrics.average_energy_consumption_w(times, values)
-    moved = metrics.average_energy_consumption_w(times + shift, scale * values)
+    expected = scale * average(times, values)
+    moved = average(times + shift, scale * values)
     assert moved == pytest.approx(expected, rel=1e-6, abs=1e-6)
     # W over ms, with time in ms too, is the same average.
-    assert metrics.average_energy_consumption_w(times * 1e3, values) * scale == pytest.approx(
-        expected, rel=1e-6, abs=1e-9
-    )
+    assert average(times * 1e3, values) * scale == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @given(series(), st.floats(0, 1))
@@ -166,11 +149,6 @@ def test_throughput_is_unchanged_when_the_run_is_repeated(tokens, times):
     times = times[: len(tokens)]
     once = metrics.inference_throughput(tokens, times)
     assert metrics.inference_throughput(tokens * 3, times * 3) == pytest.approx(once, rel=1e-9)
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=10))
-def test_latency_is_a_mean_of_iterations(times):
-    assert min(times) * (1 - 1e-9) <= metrics.average_latency_s(times) <= max(times) * (1 + 1e-9)
 
 
 @given(st.floats(1, 1e12), st.floats(1, 1e12), st.floats(0.01, 1), st.floats(0.01, 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from effllm.results.telemetry import TelemetrySummary
 from effllm.telemetry import Telemetry
 from effllm.telemetry.sampler_process import SamplerProcess
 
@@ -72,10 +73,10 @@ def test_memory_and_cpu_use_of_a_known_workload_are_measured_within_5_percent(tm
     summary = telemetry.summary("burn")
     usable = json.loads((tmp_path / "windows.json").read_text())["sources"]["host"]["facts"]["cores_usable"]
     assert resident_gb > 0.4
-    assert summary["memory_host_avg_gb"] == pytest.approx(resident_gb, rel=0.05)
-    assert summary["memory_host_peak_gb"] == pytest.approx(resident_gb, rel=0.05)
-    assert summary["util_cpu"] * usable * summary["duration_s"] == pytest.approx(burnt_s, rel=0.05)
-    assert summary["duration_s"] == pytest.approx(lasted_s, rel=0.05)
+    assert summary.memory_host_avg_gb == pytest.approx(resident_gb, rel=0.05)
+    assert summary.memory_host_peak_gb == pytest.approx(resident_gb, rel=0.05)
+    assert summary.util_cpu * usable * summary.duration_s == pytest.approx(burnt_s, rel=0.05)
+    assert summary.duration_s == pytest.approx(lasted_s, rel=0.05)
 
 
 def test_memory_is_averaged_over_time_and_not_over_the_whole_session(tmp_path):
@@ -87,7 +88,7 @@ def test_memory_is_averaged_over_time_and_not_over_the_whole_session(tmp_path):
             time.sleep(0.2)
         del block
     before, after = telemetry.summary("before"), telemetry.summary("after")
-    assert after["memory_host_avg_gb"] - before["memory_host_avg_gb"] == pytest.approx(0.2, rel=0.05)
+    assert after.memory_host_avg_gb - before.memory_host_avg_gb == pytest.approx(0.2, rel=0.05)
 
 
 def test_the_sampler_is_no_part_of_what_is_measured(tmp_path):
@@ -107,21 +108,21 @@ def test_figures_that_a_cpu_machine_cannot_give_are_none_with_a_reason(tmp_path)
     with Telemetry(tmp_path, sources=["host"]) as telemetry, telemetry.window("run"):
         pass
     summary = telemetry.summary("run")
-    assert summary["memory_device_avg_gb"] is None and summary["energy_j"] is None
-    assert "device is the CPU" in summary["reasons"]["memory_device_avg_gb"]
-    assert "source rapl was not asked for" in summary["reasons"]["energy_j"]
-    unmeasured = {key for key, value in summary.items() if value is None and key not in ("reason",)}
-    assert unmeasured == set(summary["reasons"])
-    assert json.loads(json.dumps(summary)) == summary
+    assert summary.memory_device_avg_gb is None and summary.energy_j is None
+    assert "device is the CPU" in summary.reasons["memory_device_avg_gb"]
+    assert "source rapl was not asked for" in summary.reasons["energy_j"]
+    unmeasured = {key for key, value in summary if value is None and key not in ("reason",)}
+    assert unmeasured == set(summary.reasons)
+    assert TelemetrySummary.model_validate_json(summary.model_dump_json()) == summary
 
 
 def test_a_window_shorter_than_the_period_has_memory_from_its_edges(tmp_path):
     with Telemetry(tmp_path, period_s=5.0, sources=["host"]) as telemetry, telemetry.window("blink"):
         pass
     summary = telemetry.summary("blink")
-    assert summary["samples"] == 0 and summary["status"] == "ok"
-    assert summary["memory_host_avg_gb"] > 0.01
-    assert summary["util_cpu"] is None and "too coarse" in summary["reasons"]["util_cpu"]
+    assert summary.samples == 0 and summary.status == "ok"
+    assert summary.memory_host_avg_gb > 0.01
+    assert summary.util_cpu is None and "too coarse" in summary.reasons["util_cpu"]
 
 
 def test_samples_and_windows_are_written_and_the_spools_removed(tmp_path):
@@ -154,9 +155,9 @@ def test_a_sampler_killed_half_way_invalidates_the_window_with_the_reason(tmp_pa
         wait_until(lambda: not alive(telemetry.sampler_pid))
         record = telemetry.end_window("during")
     assert (record.status, record.reason) == ("invalid", "the sampler process was killed by signal 9")
-    assert telemetry.summary("during")["status"] == "invalid"
-    assert telemetry.summary("during")["memory_host_avg_gb"] > 0.01
-    assert telemetry.summary("before")["status"] == "ok"
+    assert telemetry.summary("during").status == "invalid"
+    assert telemetry.summary("during").memory_host_avg_gb > 0.01
+    assert telemetry.summary("before").status == "ok"
 
 
 def test_a_sampler_that_is_held_up_starves_the_window(tmp_path):

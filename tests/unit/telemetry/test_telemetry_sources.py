@@ -65,9 +65,9 @@ def test_energy_across_several_rapl_wraps_within_one_window(tmp_path):
     replay.window("run", 3, 35)
     replay.finish()
     summary = replay.summary("run")
-    assert summary["energy_j"] == pytest.approx(200 * 32, rel=0.001)
-    assert (summary["energy_source"], summary["energy_scope"]) == ("rapl: counter package0_energy_j", "package")
-    assert summary["power_avg_w"] == pytest.approx(200, rel=0.001)
+    assert summary.energy_j == pytest.approx(200 * 32, rel=0.001)
+    assert (summary.energy_source, summary.energy_scope) == ("rapl: counter package0_energy_j", "package")
+    assert summary.power_avg_w == pytest.approx(200, rel=0.001)
 
 
 def test_rapl_that_only_root_may_read_says_so(tmp_path, monkeypatch):
@@ -146,10 +146,10 @@ def test_grace_power_is_summed_over_sockets_and_integrated(tmp_path):
     replay.window("blink", 23, 23.5)
     replay.finish()
     summary = replay.summary("run")
-    assert summary["energy_j"] == pytest.approx(200 * 20)
-    assert summary["energy_scope"] == "grace"
-    assert "no joint peak" in summary["reasons"]["power_peak_w"]
-    assert replay.summary("blink")["energy_j"] is None
+    assert summary.energy_j == pytest.approx(200 * 20)
+    assert summary.energy_scope == "grace"
+    assert "no joint peak" in summary.reasons["power_peak_w"]
+    assert replay.summary("blink").energy_j is None
 
 
 def test_a_meter_that_is_not_graces_is_not_taken_for_one(tmp_path):
@@ -255,7 +255,7 @@ def test_of_two_devices_the_visible_one_is_measured(tmp_path):
     replay = Replay(tmp_path, clock, [NvmlSource(uuid=uuid, nvml=nvml, monotonic_ns=clock.monotonic_ns)])
     replay.window("run", 5, 35)
     replay.finish()
-    assert replay.summary("run")["energy_j"] == pytest.approx(100 * 30, rel=0.01)
+    assert replay.summary("run").energy_j == pytest.approx(100 * 30, rel=0.01)
 
 
 def test_an_unknown_uuid_is_unavailable_with_nvmls_answer():
@@ -306,9 +306,9 @@ def test_nested_windows_each_have_the_exact_allocator_peak(tmp_path):
     replay.advance_to(3.01)
     replay.book.end("outer")
     replay.finish()
-    assert replay.summary("inner")["allocator_peak_gb"] == pytest.approx(5)
-    assert replay.summary("outer")["allocator_peak_gb"] == pytest.approx(8)
-    assert replay.summary("outer")["allocator_retries"] == 0
+    assert replay.summary("inner").allocator_peak_gb == pytest.approx(5)
+    assert replay.summary("outer").allocator_peak_gb == pytest.approx(8)
+    assert replay.summary("outer").allocator_retries == 0
 
 
 def test_absent_sources_say_why_and_unknown_names_are_refused():

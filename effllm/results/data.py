@@ -1,0 +1,78 @@
+"""corpus.json, tokens.json and instructions.json: what data holds, and what was left out."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from effllm.results.base import Part, ResultFile
+
+
+class DocumentCounts(Part):
+    """One side of a split."""
+
+    documents: int = Field(description="Its documents.")
+    tokens: int = Field(description="Their tokens.")
+    utf8_bytes: int | None = Field(description="Bytes of their text in UTF-8; null for random tokens.")
+
+
+class Overlap(Part):
+    """What training and held-out documents still have in common, by grams of words."""
+
+    words_per_gram: int = Field(description="Words in a gram.")
+    gram_share_compared: float = Field(description="Share of the grams that were compared, to bound memory.")
+    near_duplicate_jaccard: float = Field(description="Above it a training document was left out.")
+    contained_share: float = Field(description="Above it a held-out document was left out.")
+    maximum_jaccard: float | None = Field(description="The highest between one document of each side.")
+    held_out_gram_share_in_training: float | None = Field(description="Share of held-out grams in training text.")
+    held_out_byte_share_covered: dict[str, float | None] = Field(
+        description="By a share of its grams: held-out bytes of documents of whose grams as many are in training."
+    )
+    held_out_documents_covered: dict[str, int] = Field(description="The number of these documents.")
+
+
+class CorpusSummary(Part, ResultFile):
+    """What a corpus holds."""
+
+    FILE: ClassVar[str] = "corpus.json"
+
+    seen: int = Field(description="Documents read from the source, up to the token budget.")
+    dropped: dict[str, int] = Field(description="Of those, by reason.")
+    splits: dict[str, DocumentCounts] = Field(description="`train` and `held_out`; tokens as the source counts them.")
+    budget_met: bool | None = Field(description="Whether maximum_tokens was reached; null without a budget.")
+    overlap: Overlap = Field(description="What both sides have in common.")
+
+
+class TokensIndex(Part, ResultFile):
+    """What packed token files hold."""
+
+    FILE: ClassVar[str] = "tokens.json"
+
+    dtype: str = Field(description="Type of the ids, numpy's name.")
+    eos_token_id: int | None = Field(description="What ends a document; null for random tokens.")
+    vocab_size: int = Field(description="A bound of the ids.")
+    splits: dict[str, DocumentCounts] = Field(description="`train` and `held_out`, or `train` alone.")
+    unscored: str | None = Field(
+        default=None, description="Why no loss on them means anything; left out where one does."
+    )
+
+
+class SampleCounts(Part):
+    """One side of a split of instruction data."""
+
+    samples: int = Field(description="Conversations.")
+    answers: int = Field(description="Turns of the assistant.")
+    answer_utf8_bytes: int = Field(description="Bytes of these in UTF-8.")
+
+
+class InstructionsSummary(Part, ResultFile):
+    """What instruction data hold: conversations, or random tokens in their place (the last three keys alone)."""
+
+    FILE: ClassVar[str] = "instructions.json"
+
+    seen: int | None = Field(default=None, description="Rows read from the source, up to the budget.")
+    dropped: dict[str, int] | None = Field(default=None, description="Of those, by reason.")
+    splits: dict[str, SampleCounts] | None = Field(default=None, description="`train` and `held_out`.")
+    budget_met: bool | None = Field(default=None, description="Whether maximum_samples was reached; null without one.")
+    prompt_tokens: int | None = Field(default=None, description="Tokens of a random prompt.")
+    vocab_size: int | None = Field(default=None, description="A bound of the random ids.")
+    unscored: str | None = Field(default=None, description="Why no loss on random tokens means anything.")

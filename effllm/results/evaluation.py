@@ -1,0 +1,96 @@
+"""evaluation.json and clusters.json: the scores of a model on a benchmark, and what they cost."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, RootModel
+
+from effllm.results.base import Figures, Interval, Number, Part, ResultFile
+from effllm.results.telemetry import TelemetrySummary
+
+Role = Literal["accuracy", "perplexity"]
+Kind = Literal["held_out", "harness", "human_eval"]
+
+
+class MetricScore(Part):
+    """One metric of lm-eval."""
+
+    value: float | None = Field(description="In the metric's own unit.")
+    stderr: float | None = Field(description="lm-eval's standard error.")
+
+
+class TaskScore(Part):
+    """The score of one task of the benchmark."""
+
+    score: float | None = Field(description="The benchmark's metric over this task.")
+    stderr: float | None = Field(description="lm-eval's standard error.")
+    items: int = Field(description="Items that were scored.")
+    n_shot: int | None = Field(description="Examples in the prompt.")
+    version: Number | str | None = Field(description="The task's version in lm-eval.")
+
+
+class Scores(Figures):
+    """What lm-eval's results say."""
+
+    score: float = Field(description="The benchmark's metric: a share of right answers, or a perplexity.")
+    stderr: float | None = Field(description="Its standard error.")
+    stderr_source: str | None = Field(description="Where that is from.")
+    ci95: Interval | None = Field(description="The score's 95 % interval.")
+    ci95_method: str | None = Field(description="How that was made.")
+    metric: str = Field(description="lm-eval's key: metric and filter.")
+    items: int = Field(description="Items that were scored.")
+    metrics: dict[str, MetricScore] = Field(description="All metrics that lm-eval computed, by key.")
+    tasks: dict[str, TaskScore] = Field(description="The benchmark's tasks, by name.")
+
+
+class RequestCost(Part):
+    """What requests to the model cost."""
+
+    requests: int = Field(description="How many there were.")
+    truncated_requests: int = Field(description="Of those, longer than the context: their prompts were cut.")
+    scored_tokens: int = Field(description="Tokens that were given and scored.")
+    generated_tokens: int = Field(description="Tokens that were decoded, up to and with an end-of-text token.")
+    model_calls: int = Field(description="Calls of forward and generate.")
+    model_seconds: float = Field(description="Time within them in s, device work included.")
+
+
+class EvaluationCost(RequestCost):
+    """What the whole evaluation cost."""
+
+    latency_mean_ms: float = Field(description="AL: model time per request in ms, at this batch size.")
+    latency_definition: str = Field(description="The same as a formula.")
+    wall_seconds: float = Field(description="With making of prompts, tokenization and scoring, in s.")
+    by_kind: dict[str, RequestCost] = Field(description="By lm-eval's kind of request.")
+    batch_size: int = Field(description="Requests per call.")
+    threads: int = Field(description="Threads of torch.")
+    device: str = Field(description="cpu, or cuda and its index.")
+
+
+class Evaluation(Scores, ResultFile):
+    """The scores of one model in one precision on one benchmark."""
+
+    FILE: ClassVar[str] = "evaluation.json"
+
+    task: str = Field(description="The benchmark's task or group.")
+    kind: Kind = Field(description="As the study calls the benchmark's kind.")
+    higher_is_better: bool = Field(description="Of the score.")
+    role: Role = Field(description="Whether the score counts in means.")
+    chance_level: float = Field(description="The score of guessing.")
+    chance_meaning: str = Field(description="What guessing is.")
+    limit: int | None = Field(description="Items per task; null for all.")
+    clusters: int | None = Field(default=None, description="Texts that items were made from, if they name them.")
+    lm_eval_version: str = Field(description="The harness.")
+    transformers_version: str = Field(description="The library that ran the model.")
+    seed: int = Field(description="Of few-shot examples and of what tasks draw.")
+    max_length: int = Field(description="The longest input in tokens.")
+    log_probability_dtype: str = Field(description="The type in which log-probabilities were computed.")
+    ignored_generation_settings: dict[str, Any] = Field(
+        default_factory=dict, description="What the model's files ask of generation, which was not followed."
+    )
+    cost: EvaluationCost = Field(description="What the requests cost.")
+    telemetry: TelemetrySummary = Field(description="Of the whole evaluation.")
+
+
+class Clusters(ResultFile, RootModel[dict[str, list[Number]]]):
+    """[sum of the metric, items] by the text that items were made from."""
+
+    FILE: ClassVar[str] = "clusters.json"
