@@ -99,7 +99,7 @@ def run_sampler(paths: list[Path]) -> tuple[float, int]:
     with tempfile.TemporaryDirectory(dir=paths[0].parent) as output:
         started = time.perf_counter()
         summary = sample(FilesSource(paths), Corpus.model_validate(CONFIG), Path(output), Path(output))
-        return time.perf_counter() - started, summary["seen"]
+        return time.perf_counter() - started, summary.seen
 
 
 def run_stage(paths: list[Path]) -> tuple[float, int]:

@@ -254,6 +254,19 @@ def measured_cores(stage):
     )
 
 
+def text_cores(stage):
+    """A threads function: every core of the run for text of files or of the hub. What Python carries takes seconds."""
+
+    def cores(wildcards):
+        corpora = GRAPH.study.corpora
+        stream = None if stage == "corpus" else GRAPH.study.tokens[wildcards.id]
+        id = wildcards.id if stream is None else getattr(stream, "corpus", None)
+        is_large = id is not None and corpora[id].source.kind != "embedded"
+        return workflow.cores or 1 if is_large else 1
+
+    return cores
+
+
 def measured_alone(stage):
     """A resource function: 1 for a measured node; a profile admits one of them at a time."""
     return lambda wildcards: int(GRAPH.is_measured(stage, wildcards.id))

@@ -16,7 +16,7 @@ rule corpus:
         id=only("corpus"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: text_cores("corpus")
     params:
         spec=spec("corpus"),
     message:
@@ -56,7 +56,7 @@ rule tokens:
         id=only("tokens"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: text_cores("tokens")
     resources:
         **requests("tokens"),
     params:

@@ -13,112 +13,203 @@ Payload: `train-00000.parquet`, ... and `held_out-00000.parquet`, ... in FineWeb
 """
 
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from effllm.data import arrays
+from effllm.data.corpus_parts import Part, compare, compared, index, shards, write
+from effllm.data.drawing import Drawing, draw
+from effllm.data.exact_duplicates import merge, merges, rows_of
 from effllm.data.near_duplicates import HeldOutGrams
-from effllm.data.sampling import Fate, SeenTexts, fates, until_budget
-from effllm.data.shards import ShardWriter
+from effllm.data.sampling import Fate
 from effllm.data.sources import Source, open_source
+from effllm.data.workers import Workers, job_threads
 from effllm.errors import UserError
 from effllm.results.data import CorpusSummary, DocumentCounts, Overlap
-from effllm.runtime.progress import Progress
+from effllm.runtime.progress import Progress, progress
 from effllm.runtime.stage import Job, main
 from effllm.study.data import Corpus
 
+_PARALLEL_FETCHES = 2
 SPLITS = {"train": Fate.TRAIN, "held_out": Fate.HELD_OUT}
 _DROPPED = tuple(fate for fate in Fate if fate not in SPLITS.values())
-# Shards between drawing and comparing, deleted as they are read: the disk holds the corpus once, and one of them.
-_DRAWN_DOCUMENTS = 50_000
-_BATCH_DOCUMENTS = 1000
 
 
 def build(job: Job) -> None:
-    """Sample the corpus that `job.spec` describes."""
+    """Sample the corpus that `job.spec` describes, on the cores of the job."""
     config = job.config(Corpus)
     source = open_source(config.source, job.files, job.scratch / "hub")
-    job.write(sample(source, config, job.output, job.scratch))
+    job.write(sample(source, config, job.output, job.scratch, job_threads()))
 
 
-def sample(source: Source, config: Corpus, output: Path, scratch: Path) -> CorpusSummary:
+def sample(source: Source, config: Corpus, output: Path, scratch: Path, processes: int = 1) -> CorpusSummary:
     """Write the shards of the sample to `output` and return what they hold.
 
-    Documents are read once and in order, and wait in `scratch` until it is known what is held out; memory holds a few
-    batches of them and the index of the held-out ones. `UserError` if either split ends up empty.
+    Every unit of the source is read by itself, and what it needs to know of the others is merged between; the result is
+    the same for any number of `processes`. Each holds a few batches of documents and an index of the held-out ones;
+    `scratch` holds 41 bytes for each document (of those that passed), what was fetched or, of a source that cannot be
+    read again, a copy of what was drawn, and the finished shards. `UserError` if either split ends up empty.
     """
     if config.minimum_int_score > 0 and not source.scored:
         raise UserError(
             f"minimum_int_score is {config.minimum_int_score}, but {source.label} carries no educational scores: "
             "set minimum_int_score to 0 or take a scored source."
         )
+    units = source.units()
+    drawings = [Drawing(unit, n, scratch / "drawn" / f"{n:05d}", config) for n, unit in enumerate(units)]
     tally = _Tally()
-    drawn = scratch / "drawn"
-    shutil.rmtree(drawn, ignore_errors=True)
-    drawn.mkdir(parents=True)
-    try:
-        held_out = _draw(source, config, tally, drawn, scratch)
-        _separate(held_out, config, tally, drawn, output, source.label)
-    finally:
-        shutil.rmtree(drawn)
-    _require_documents(tally, source, config)
+    with Workers(min(processes, len(units))) as workers:
+        parts = _draw(drawings, source, config, tally, scratch, workers)
+        held_out = _index(parts, scratch, workers)
+        stays = _separate(parts, held_out, tally, scratch, source.label, workers)
+        _require_documents(tally, source, config)
+        _write(parts, stays, config, output, scratch, source.label, workers)
     return tally.summary(config.maximum_tokens, held_out.overlap())
 
 
-def _draw(source: Source, config: Corpus, tally: "_Tally", drawn: Path, scratch: Path) -> HeldOutGrams:
-    """Write both sides as filters, draws and exact texts decide them to `drawn`, and index the held-out one."""
-    held_out = HeldOutGrams()
-    with ExitStack() as stack:
-        seen = stack.enter_context(closing(SeenTexts(scratch / "seen.sqlite3")))
-        writers = {split: stack.enter_context(closing(ShardWriter(drawn, split, _DRAWN_DOCUMENTS))) for split in SPLITS}
-        bar = stack.enter_context(Progress(source.total, unit="documents", label=f"sampling {source.label}"))
-        for batch in _read_ahead(source.batches()):
-            fate = fates(batch, config, seen)
-            if config.maximum_tokens is not None:
-                taken = until_budget(batch, fate, config.maximum_tokens - tally.drawn_tokens)
-                batch, fate = batch.slice(0, taken), fate[:taken]
-            tally.draw(batch, fate)
-            for split, writer in writers.items():
-                part = batch.filter(pa.array(fate == SPLITS[split]))
-                writer.write(part)
-                if split == "held_out":
-                    held_out.add(part.column("text"))
-            bar.update(len(fate))
-            if config.maximum_tokens is not None and tally.drawn_tokens >= config.maximum_tokens:
-                break
-    return held_out
+def _draw(
+    drawings: Sequence[Drawing], source: Source, config: Corpus, tally: "_Tally", scratch: Path, workers: Workers
+) -> list[Part]:
+    """Read the units, as many as the token budget needs, and decide what filters, draws and exact texts decide."""
+    budget, taken = config.maximum_tokens, 0
+    with Progress(source.total, unit="documents", label=f"sampling {source.label}") as bar:
+        while True:
+            wave = drawings[taken : taken + (len(drawings) if budget is None else workers.count)]
+            taken += len(wave)
+            for documents in workers.map(draw, _fetched_ahead(wave, workers.count)):
+                bar.update(documents)
+            # Of the same units, whatever their waves were: a result of others does not count.
+            merged = scratch / "duplicates" / f"of-{taken}"
+            merged.mkdir(parents=True, exist_ok=True)
+            files = list(workers.map(merge, merges(drawings[:taken], merged)))
+            cut = _cut(drawings[:taken], files, budget)
+            if cut is not None or taken == len(drawings):
+                return list(_decide(drawings[:taken], files, cut, tally, scratch))
 
 
-def _separate(held_out: HeldOutGrams, config: Corpus, tally: "_Tally", drawn: Path, output: Path, label: str) -> None:
-    """Move what was drawn from `drawn` to the shards of `output`, without documents that are near to the other side."""
-    decide = {"train": held_out.leaves, "held_out": held_out.which_contained}
-    # Training first: what stays there decides which held-out documents lie within it.
-    for split, fate in (("train", Fate.NEAR_DUPLICATE), ("held_out", Fate.CONTAINED)):
-        total = tally.documents(SPLITS[split])
-        with ExitStack() as stack:
-            writer = stack.enter_context(closing(ShardWriter(output, split, config.shard_documents)))
-            bar = stack.enter_context(Progress(total, unit="documents", label=f"comparing {split} of {label}"))
-            for batch in _consume(drawn, split):
-                leaving = decide[split](batch.column("text"))
-                kept = batch.filter(pa.array(~leaving))
-                tally.leave(SPLITS[split], fate, int(leaving.sum()))
-                tally.keep(split, kept)
-                writer.write(kept)
-                bar.update(len(leaving))
+def _fetched_ahead(drawings: Iterable[Drawing], processes: int) -> Iterator[Drawing]:
+    """Yield what is to be read, fetched: units after it are on their way meanwhile."""
+
+    def fetched(drawing: Drawing) -> Drawing:
+        if not drawing.is_done:
+            drawing.unit.fetch()
+        return drawing
+
+    with ThreadPoolExecutor(_PARALLEL_FETCHES) as pool:
+        pending: deque[Future[Drawing]] = deque()
+        try:
+            for drawing in drawings:
+                pending.append(pool.submit(fetched, drawing))
+                if len(pending) > processes + _PARALLEL_FETCHES:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-def _consume(directory: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """Yield the documents of one split of `directory` in order, and delete each shard once it was read."""
-    for shard in sorted(directory.glob(f"{split}-*.parquet")):
-        with pq.ParquetFile(shard) as file:
-            yield from file.iter_batches(batch_size=_BATCH_DOCUMENTS)
-        shard.unlink()
+def _fates(drawing: Drawing, merged: Sequence[Path]) -> np.ndarray:
+    """What becomes of a unit's documents before near duplicates are known: uint8 (documents,)."""
+    fates = np.array(drawing.fates())
+    for rows in rows_of(drawing, merged):
+        fates[rows] = Fate.DUPLICATE
+    return fates
+
+
+def _cut(drawings: Sequence[Drawing], merged: Sequence[Path], budget: int | None) -> tuple[int, int] | None:
+    """The unit in which the budget of training tokens is met, and how many of its documents that takes."""
+    before = 0
+    for drawing in drawings if budget is not None else ():
+        counts = np.cumsum(np.where(_fates(drawing, merged) == Fate.TRAIN, drawing.tokens(), 0))
+        if len(counts) and before + counts[-1] >= budget:
+            return drawing.number, int(np.searchsorted(counts, budget - before)) + 1
+        before += int(counts[-1]) if len(counts) else 0
+    return None
+
+
+def _decide(
+    drawings: Sequence[Drawing], merged: Sequence[Path], cut: tuple[int, int] | None, tally: "_Tally", scratch: Path
+) -> Iterator[Part]:
+    for drawing in drawings:
+        if cut is not None and drawing.number > cut[0]:
+            return
+        fates = _fates(drawing, merged)
+        if cut is not None and drawing.number == cut[0]:
+            fates = fates[: cut[1]]
+        tally.draw(fates, drawing.tokens())
+        directory = scratch / "parts" / f"{drawing.number:05d}"
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays.save(directory / "fates.npy", fates)
+        yield Part(drawing, directory / "fates.npy")
+
+
+def _index(parts: Sequence[Part], scratch: Path, workers: Workers) -> HeldOutGrams:
+    """One index of all held-out documents, in `scratch/held_out`."""
+    directory = scratch / "held_out"
+    if not (directory / "entries.npy").exists():
+        directory.mkdir(exist_ok=True)
+        whole = HeldOutGrams()
+        for part in workers.map(index, parts):
+            whole.join(HeldOutGrams.open(part))
+        whole.save(directory)
+    return HeldOutGrams.open(directory)
+
+
+def _separate(
+    parts: Sequence[Part], held_out: HeldOutGrams, tally: "_Tally", scratch: Path, label: str, workers: Workers
+) -> dict[str, list[Path]]:
+    """Find the documents that are near to the other side's; returns by split, for each part, a mask of what stays."""
+    total = tally.documents(Fate.TRAIN)
+    with Progress(total, unit="documents", label=f"comparing train of {label}") as bar:
+        for part, _ in zip(parts, workers.map(compare, ((p, scratch / "held_out") for p in parts)), strict=True):
+            bar.update(int(np.count_nonzero(part.rows(Fate.TRAIN))))
+    stays: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for part in parts:
+        leaving, observed = compared(part)
+        held_out.note(observed)
+        stays["train"].append(_stay(part, "train", leaving, Fate.NEAR_DUPLICATE, tally))
+    # What stays in training decides which held-out documents lie within it.
+    for part in parts:
+        contained = held_out.which_contained(int(np.count_nonzero(part.rows(Fate.HELD_OUT))))
+        stays["held_out"].append(_stay(part, "held_out", contained, Fate.CONTAINED, tally))
+    return stays
+
+
+def _stay(part: Part, split: str, leaving: np.ndarray, fate: Fate, tally: "_Tally") -> Path:
+    mask = part.rows(SPLITS[split])
+    rows = np.flatnonzero(mask)
+    mask[rows[leaving]] = False
+    tally.leave(SPLITS[split], fate, int(leaving.sum()))
+    tally.keep(split, part.drawing.tokens()[mask], part.drawing.utf8_bytes()[mask])
+    arrays.save(part.directory / f"{split}.npy", mask)
+    return part.directory / f"{split}.npy"
+
+
+def _write(
+    parts: Sequence[Part],
+    stays: dict[str, list[Path]],
+    config: Corpus,
+    output: Path,
+    scratch: Path,
+    label: str,
+    workers: Workers,
+) -> None:
+    writing, written = scratch / "writing", scratch / "written"
+    for directory in (writing, written):
+        directory.mkdir(exist_ok=True)
+    tasks = [
+        shard
+        for split in SPLITS
+        for shard in shards(parts, split, stays[split], config.shard_documents, writing, written)
+    ]
+    files = list(progress(workers.map(write, tasks), len(tasks), unit="files", label=f"writing {label}"))
+    for file in files:
+        shutil.move(file, output / file.name)
 
 
 class _Tally:
@@ -130,18 +221,17 @@ class _Tally:
         self.tokens = dict.fromkeys(SPLITS, 0)
         self.utf8_bytes = dict.fromkeys(SPLITS, 0)
 
-    def draw(self, batch: pa.RecordBatch, fate: np.ndarray) -> None:
-        self.fates += np.bincount(fate, minlength=len(Fate))
-        self.drawn_tokens += int(batch.column("token_count").to_numpy()[fate == Fate.TRAIN].sum())
+    def draw(self, fates: np.ndarray, tokens: np.ndarray) -> None:
+        self.fates += np.bincount(fates, minlength=len(Fate))
+        self.drawn_tokens += int(tokens[: len(fates)][fates == Fate.TRAIN].sum())
 
     def leave(self, before: Fate, after: Fate, documents: int) -> None:
         self.fates[before] -= documents
         self.fates[after] += documents
 
-    def keep(self, split: str, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self.tokens[split] += pc.sum(batch.column("token_count")).as_py()
-            self.utf8_bytes[split] += pc.sum(pc.binary_length(batch.column("text"))).as_py()
+    def keep(self, split: str, tokens: np.ndarray, utf8_bytes: np.ndarray) -> None:
+        self.tokens[split] += int(tokens.sum())
+        self.utf8_bytes[split] += int(utf8_bytes.sum())
 
     def documents(self, fate: Fate) -> int:
         return int(self.fates[fate])
@@ -162,15 +252,6 @@ class _Tally:
             budget_met=None if maximum_tokens is None else self.drawn_tokens >= maximum_tokens,
             overlap=overlap,
         )
-
-
-def _read_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield from `batches`, the next one being read and decoded by a thread meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = pool.submit(next, batches, None)
-            yield batch
 
 
 def _require_documents(tally: _Tally, source: Source, config: Corpus) -> None:

@@ -10,10 +10,13 @@ document that stays. What remains has no near duplicate on the other side, so no
 """
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from effllm.data import arrays
 from effllm.data.word_grams import WORDS, word_grams
 from effllm.errors import UserError
 from effllm.results.data import Overlap
@@ -32,8 +35,26 @@ _SHARERS = 1000
 _FILTER_BITS = 24
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What some training documents have in common with held-out ones: what `HeldOutGrams.observed` took down.
+
+    `documents`, int64, are the held-out ones that share a gram with one that stayed, `jaccard` the highest of each;
+    `within`, int64, those within one of them; `in_training`, packed bits, the entries that occur in one.
+    """
+
+    documents: np.ndarray
+    jaccard: np.ndarray
+    within: np.ndarray
+    in_training: np.ndarray
+
+
 class HeldOutGrams:
-    """Add all held-out documents, pass all training documents through `leaves`, then ask for the rest."""
+    """Add all held-out documents, pass all training documents through `leaves`, then ask for the rest.
+
+    Held-out documents may be added to several indexes, which `join` makes one of, and training documents pass several
+    copies of it, whose `observed` are noted in one: the result is the same.
+    """
 
     def __init__(self, maximum_grams: int = MAXIMUM_GRAMS):
         # Pages that are never written to take no memory.
@@ -50,22 +71,69 @@ class HeldOutGrams:
         self._utf8_bytes.append(_utf8_bytes(texts))
         for grams in word_grams(texts):
             if self._documents > int(_DOCUMENT_MASK):
-                raise UserError(
-                    f"more than {self._documents} documents are held out; lower held_out_fraction: a loss needs far "
-                    "fewer."
-                )
+                raise _too_many(self._documents)
             part = self._sampled(grams)
             while self._count + len(part) > len(self._entries):
-                self._halvings += 1
+                self._halve()
                 part = self._sampled(part)
-                kept = self._entries[: self._count]
-                kept = kept[kept <= self._highest()]
-                self._count = len(kept)
-                self._entries[: self._count] = kept
             part = (part & ~_DOCUMENT_MASK) | np.uint64(self._documents)
             self._entries[self._count : self._count + len(part)] = part
             self._count += len(part)
             self._documents += 1
+
+    def join(self, other: "HeldOutGrams") -> None:
+        """Add the documents of another index, after those of this one; `UserError` as for `add`."""
+        if self._documents + other._documents > int(_DOCUMENT_MASK) + 1:
+            raise _too_many(self._documents + other._documents)
+        while self._halvings < other._halvings:
+            self._halve()
+        entries = other._entries[: other._count]
+        part = entries[entries <= self._highest()] + np.uint64(self._documents)
+        while self._count + len(part) > len(self._entries):
+            self._halve()
+            part = part[part <= self._highest()]
+        self._entries[self._count : self._count + len(part)] = part
+        self._count += len(part)
+        self._documents += other._documents
+        self._utf8_bytes += other._utf8_bytes
+
+    def save(self, directory: Path) -> None:
+        """Write the index to files of `directory`, for `open`; only once, when all documents were added."""
+        self._complete()
+        arrays.save(directory / "documents.npy", np.concatenate([np.zeros(0, np.int32), *self._utf8_bytes]))
+        arrays.save(directory / "halvings.npy", np.array([self._halvings]))
+        arrays.save(directory / "entries.npy", self._entries)
+
+    @classmethod
+    def open(cls, directory: Path) -> "HeldOutGrams":
+        """The index that was saved in `directory`, its entries mapped into memory and shared by processes."""
+        index = cls(0)
+        index._entries = arrays.load(directory / "entries.npy")
+        index._utf8_bytes = [np.array(arrays.load(directory / "documents.npy"))]
+        index._count, index._documents = len(index._entries), len(index._utf8_bytes[0])
+        index._halvings = int(arrays.load(directory / "halvings.npy")[0])
+        return index
+
+    def observed(self) -> Observed:
+        """What was taken down since the last call, which begins anew."""
+        self._complete()
+        documents = np.flatnonzero(self._highest_jaccard)
+        found = Observed(
+            documents,
+            self._highest_jaccard[documents],
+            np.flatnonzero(self._within_one),
+            np.packbits(self._in_training),
+        )
+        self._forget()
+        return found
+
+    def note(self, observed: Observed) -> None:
+        """Take down what another copy of this index observed."""
+        self._complete()
+        found = self._highest_jaccard[observed.documents]
+        self._highest_jaccard[observed.documents] = np.maximum(found, observed.jaccard)
+        self._within_one[observed.within] = True
+        self._in_training |= np.unpackbits(observed.in_training, count=self._count).astype(bool)
 
     def leaves(self, texts: pa.StringArray) -> np.ndarray:
         """Whether each training document has to leave: bool (texts,). What stays counts as training from then on."""
@@ -81,13 +149,13 @@ class HeldOutGrams:
                 leaving[number] = self._compare(first[found], end[found], len(sampled))
         return leaving
 
-    def which_contained(self, texts: pa.StringArray) -> np.ndarray:
-        """Whether each of the next held-out documents lies within a training document that stayed: bool (texts,).
+    def which_contained(self, documents: int) -> np.ndarray:
+        """Whether each of the next held-out documents lies within a training document that stayed: bool (documents,).
 
         For the documents that were added, in the same order, after all training documents.
         """
         self._complete()
-        first, self._asked = self._asked, self._asked + len(texts)
+        first, self._asked = self._asked, self._asked + documents
         return self._within_one[first : self._asked]
 
     def overlap(self) -> Overlap:
@@ -116,6 +184,13 @@ class HeldOutGrams:
             held_out_documents_covered={str(share): int(which.sum()) for share, which in covered.items()},
         )
 
+    def _halve(self) -> None:
+        self._halvings += 1
+        kept = self._entries[: self._count]
+        kept = kept[kept <= self._highest()]
+        self._count = len(kept)
+        self._entries[: self._count] = kept
+
     def _highest(self) -> np.uint64:
         """The highest gram that is compared: each halving leaves the lower half of all numbers."""
         return np.uint64((1 << (64 - self._halvings)) - 1)
@@ -130,13 +205,18 @@ class HeldOutGrams:
             return
         self._is_complete = True
         self._entries = self._entries[: self._count]
-        self._entries.sort()
+        # One that was opened is sorted, and not to be written to.
+        if self._entries.flags.writeable:
+            self._entries.sort()
         # By the leading bits of a gram, whether some held-out gram has them: what spares most searches.
         bits = min(_FILTER_BITS, math.ceil(math.log2(self._count + 1)) + 4)
         self._shift = np.uint64(64 - self._halvings - bits)
         self._is_possible = np.zeros(1 << bits, dtype=bool)
         self._is_possible[self._entries >> self._shift] = True
         self._sizes = np.bincount(self._document_of(self._entries), minlength=self._documents)
+        self._forget()
+
+    def _forget(self) -> None:
         self._in_training = np.zeros(self._count, dtype=bool)
         self._within_one = np.zeros(self._documents, dtype=bool)
         self._highest_jaccard = np.zeros(self._documents)
@@ -160,6 +240,10 @@ class HeldOutGrams:
     @staticmethod
     def _document_of(entries: np.ndarray) -> np.ndarray:
         return (entries & _DOCUMENT_MASK).astype(np.int64)
+
+
+def _too_many(documents: int) -> UserError:
+    return UserError(f"more than {documents} documents are held out; lower held_out_fraction: a loss needs far fewer.")
 
 
 def _joined(first: np.ndarray, end: np.ndarray) -> np.ndarray:

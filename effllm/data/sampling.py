@@ -5,29 +5,25 @@ then its text, of which the first in source order stays. Hashes are xxh3_128 ove
 every process, on every machine and in every version of the library.
 """
 
-import sqlite3
 from collections.abc import Iterator
 from enum import IntEnum
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from effllm.errors import UserError
 from effllm.study.data import Corpus
 
 # Part of the definition of the held-out split: another value would let held-out texts into older training sets.
 SPLIT_SALT = 0x68656C645F6F7574
-_CACHE_KIB = 65_536
-_QUERY_DIGESTS = 1000
 
 
 class Fate(IntEnum):
     """What became of a document; the dropped ones by the first reason that applies.
 
-    `fates` knows all but the last two, which `effllm.data.near_duplicates` decides once everything was drawn.
+    A document by itself decides all but the last three; `effllm.data.exact_duplicates` and
+    `effllm.data.near_duplicates` decide those once everything was drawn.
     """
 
     TRAIN = 0
@@ -41,70 +37,8 @@ class Fate(IntEnum):
     CONTAINED = 8
 
 
-class SeenTexts:
-    """The digests of all texts so far, in memory that does not grow with their number.
-
-    The latest `recent_limit` (about 100 bytes each) are kept in memory; when they are full they move, sorted, into
-    a database file whose cache is bounded.
-    """
-
-    def __init__(self, path: Path, recent_limit: int = 1 << 18):
-        self._path = path
-        self._recent: set[bytes] = set()
-        self._recent_limit = recent_limit
-        self._has_stored = False
-        path.unlink(missing_ok=True)
-        self._connection = sqlite3.connect(path, isolation_level=None)
-        # The file dies with this run, so nothing is spent on surviving a crash.
-        for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
-            self._connection.execute(f"PRAGMA {pragma}")
-        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._connection.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._connection.execute("BEGIN")
-
-    def add(self, digests: list[bytes]) -> np.ndarray:
-        """Remember the digests in order; bool (digests,), True for each that was not there before.
-
-        `UserError` if the file cannot be written (a full disk).
-        """
-        try:
-            return self._add(digests)
-        except sqlite3.OperationalError as error:
-            raise UserError(f"{self._path}: {error}; make room or access there, and run again.") from None
-
-    def close(self) -> None:
-        """Delete the file."""
-        self._connection.close()
-        self._path.unlink()
-
-    def _add(self, digests: list[bytes]) -> np.ndarray:
-        stored = self._stored(digests)
-        is_new = np.empty(len(digests), dtype=bool)
-        for index, digest in enumerate(digests):
-            is_new[index] = digest not in self._recent and digest not in stored
-            self._recent.add(digest)
-        if len(self._recent) >= self._recent_limit:
-            rows = ((digest,) for digest in sorted(self._recent))
-            self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
-            self._recent.clear()
-            self._has_stored = True
-        return is_new
-
-    def _stored(self, digests: list[bytes]) -> set[bytes]:
-        """Those of the digests that are in the database."""
-        found: set[bytes] = set()
-        if self._has_stored:
-            # In the order of the tree, neighbours share their pages.
-            ordered = sorted(digests)
-            for start in range(0, len(ordered), _QUERY_DIGESTS):
-                part = ordered[start : start + _QUERY_DIGESTS]
-                query = f"SELECT digest FROM seen WHERE digest IN ({','.join('?' * len(part))})"
-                found.update(digest for (digest,) in self._connection.execute(query, part))
-        return found
-
-
-def fates(batch: pa.RecordBatch, config: Corpus, seen: SeenTexts) -> np.ndarray:
-    """The `Fate` of each document of `batch`, uint8 (documents,); adds the texts that passed the filters to `seen`."""
+def fates(batch: pa.RecordBatch, config: Corpus) -> np.ndarray:
+    """What the documents of `batch` are by themselves, whatever others there are: `Fate`, uint8 (documents,)."""
     fate = np.full(batch.num_rows, Fate.TRAIN, dtype=np.uint8)
     if config.languages is not None:
         fate[~_mask(pc.is_in(batch.column("language"), pa.array(config.languages, pa.string())))] = Fate.LANGUAGE
@@ -117,17 +51,18 @@ def fates(batch: pa.RecordBatch, config: Corpus, seen: SeenTexts) -> np.ndarray:
         rows = np.flatnonzero(fate == Fate.TRAIN)
         draws = _leading_bits(_digests(batch.column("id"), rows, prefix=f"{config.seed}:".encode()))
         fate[rows[draws >= _threshold(config.sample_fraction)]] = Fate.NOT_SAMPLED
-    rows = np.flatnonzero(fate == Fate.TRAIN)
-    digests = _digests(batch.column("text"), rows)
-    fate[rows[_leading_bits(digests) < _threshold(config.held_out_fraction)]] = Fate.HELD_OUT
-    fate[rows[~seen.add(digests)]] = Fate.DUPLICATE
     return fate
 
 
-def until_budget(batch: pa.RecordBatch, fate: np.ndarray, tokens: int) -> int:
-    """Number of leading documents of `batch` that it takes to reach `tokens` more training tokens (all, if fewer)."""
-    counts = np.where(fate == Fate.TRAIN, batch.column("token_count").to_numpy(), 0)
-    return min(int(np.searchsorted(np.cumsum(counts), tokens)) + 1, batch.num_rows)
+def held_out(digests: list[bytes], config: Corpus) -> np.ndarray:
+    """Whether the texts with these digests are held out: bool (texts,)."""
+    chosen: np.ndarray = _leading_bits(digests) < _threshold(config.held_out_fraction)
+    return chosen
+
+
+def digests_of(texts: pa.StringArray, rows: np.ndarray) -> list[bytes]:
+    """xxh3_128 of the texts at `rows`: what decides the split, and tells duplicates."""
+    return _digests(texts, rows)
 
 
 def _digests(column: pa.Array, rows: np.ndarray, prefix: bytes = b"") -> list[bytes]:

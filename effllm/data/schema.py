@@ -1,5 +1,7 @@
 """The ten columns of FineWeb-Edu, in which every source delivers its documents, and the check of what arrives."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -42,21 +44,21 @@ def check_schema(schema: pa.Schema, where: str) -> None:
             )
 
 
-def conform(batch: pa.RecordBatch, where: str) -> pa.RecordBatch:
-    """The batch in exactly `SCHEMA`, other columns left out; `UserError` that begins with `where` if it cannot be."""
-    check_schema(batch.schema, where)
+def conform(batch: pa.RecordBatch, where: str, names: Sequence[str] = SCHEMA.names) -> pa.RecordBatch:
+    """The columns `names` of the batch as `SCHEMA` has them; `UserError` that begins with `where` if they cannot be."""
+    wanted = SCHEMA if len(names) == len(SCHEMA) else pa.schema([SCHEMA.field(name) for name in names])
     try:
-        if batch.schema != SCHEMA:
-            columns = [batch.column(field.name).cast(field.type) for field in SCHEMA]
-            batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        if batch.schema != wanted:
+            columns = [batch.column(field.name).cast(field.type) for field in wanted]
+            batch = pa.RecordBatch.from_arrays(columns, schema=wanted)
         # Parquet readers trust the file; this finds damaged offsets and text that is not UTF-8.
         batch.validate(full=True)
     except pa.ArrowException as error:
         raise UserError(f"{where}: {error}; the data is damaged: fetch or write it again.") from None
     for name in REQUIRED:
-        if batch.column(name).null_count:
+        if name in names and batch.column(name).null_count:
             raise UserError(f"{where}: column {name} holds nulls; remove those documents or fill them in.")
-    counts = pc.min(batch.column("token_count")).as_py()
+    counts = pc.min(batch.column("token_count")).as_py() if "token_count" in names else None
     if counts is not None and counts < 0:
         raise UserError(f"{where}: column token_count holds {counts}; counts of tokens are not negative: correct it.")
     return batch

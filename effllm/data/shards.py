@@ -18,15 +18,16 @@ _GROUP_DOCUMENTS = 2000
 class ShardWriter:
     """Writes documents as `<split>-00000.parquet`, `<split>-00001.parquet`, ..., `shard_documents` in each.
 
-    The bytes depend on the documents and their order alone, not on how they were cut into batches. A thread
-    compresses and writes one row group while the next one is collected; its errors are raised by the call after.
+    The first may have another number. The bytes depend on the documents and their order alone, not on how they were cut
+    into batches. A thread compresses and writes one row group while the next one is collected; its errors are raised by
+    the call after.
     """
 
-    def __init__(self, directory: Path, split: str, shard_documents: int):
+    def __init__(self, directory: Path, split: str, shard_documents: int, first_shard: int = 0):
         self._directory = directory
         self._split = split
         self._shard_documents = shard_documents
-        self._shards = 0
+        self._shards = first_shard
         self._path = directory
         self._room = 0
         self._writer: pq.ParquetWriter | None = None
@@ -92,6 +93,14 @@ class ShardWriter:
             self._writing = None
 
 
+def shards_of(directory: Path, split: str) -> list[Path]:
+    """The shards of one split of a corpus artifact in order; `UserError` if there is none."""
+    shards = sorted(directory.glob(f"{split}-*.parquet"))
+    if not shards:
+        raise UserError(f"{directory} holds no {split}-*.parquet: delete the directory and run again to rebuild it.")
+    return shards
+
+
 def read_batches(
     directory: Path, split: str, columns: Sequence[str] = ("text",), batch_size: int = 1000
 ) -> Iterator[pa.RecordBatch]:
@@ -99,10 +108,7 @@ def read_batches(
 
     `directory` is the artifact's; `UserError` if it holds no shard of that split.
     """
-    shards = sorted(directory.glob(f"{split}-*.parquet"))
-    if not shards:
-        raise UserError(f"{directory} holds no {split}-*.parquet: delete the directory and run again to rebuild it.")
-    for shard in shards:
+    for shard in shards_of(directory, split):
         with pq.ParquetFile(shard) as file:
             yield from file.iter_batches(batch_size=batch_size, columns=list(columns))
 

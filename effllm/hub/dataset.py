@@ -6,13 +6,15 @@ its own requests end at a reset, do not notice altered bytes, and fall back on a
 of the pinned one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from effllm.data.parquet import parquet_rows
 from effllm.errors import UserError
 from effllm.hub.repository import HubFile, Repository
 
@@ -48,19 +50,44 @@ class HubDataset:
 
         `UserError` for what the hub does not give, and for what cannot be read as configured.
         """
-        for part in split.split("+"):
+        files = self.data_files(split)
+        keeps = self.keeps([file for _, file in files])
+        for part, file in files:
+            self.fetch([file])
+            yield from self.read(part, file)
+            if not keeps:
+                self.empty(file)
+
+    def data_files(self, split: str) -> list[tuple[str, str]]:
+        """Split and path of each data file of a split (or of several, `a+b`), in order; errors as for `batches`."""
+        return [(part, file) for part in split.split("+") for file in self._data_files(self._builder(), part)]
+
+    def keeps(self, files: Iterable[str]) -> bool:
+        """Whether these files are few enough bytes to stay until the stage has ended."""
+        return sum(self._files[file].size for file in files) <= KEPT_BYTES
+
+    def parquet(self, file: str, names: Sequence[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+        """Yield the columns `names` of the rows [start, stop) of a data file in parquet that was fetched, as it is."""
+        with self._reading(file), pq.ParquetFile(self._root / file) as parquet:
+            yield from parquet_rows(parquet, names, start, stop, BATCH_ROWS)
+
+    def parquet_schema(self, file: str) -> pa.Schema:
+        """Columns of a data file in parquet that was fetched."""
+        with self._reading(file):
+            return pq.read_schema(self._root / file)
+
+    def read(self, split: str, file: str) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a data file that was fetched, in the columns that the dataset says it has."""
+        with self._reading(file):
             builder = self._builder()
-            files = self._data_files(builder, part)
-            keeps = sum(self._files[file].size for file in files) <= KEPT_BYTES
-            for file in files:
-                self._fetch([file])
-                self._restrict(builder, part, [file])
-                with self._reading(file):
-                    stream = builder.as_streaming_dataset(part).with_format("arrow")
-                    for table in stream.iter(batch_size=BATCH_ROWS):
-                        yield from table.combine_chunks().to_batches()
-                if not keeps:
-                    (self._root / file).write_bytes(b"")
+            self._restrict(builder, split, [file])
+            stream = builder.as_streaming_dataset(split).with_format("arrow")
+            for table in stream.iter(batch_size=BATCH_ROWS):
+                yield from table.combine_chunks().to_batches()
+
+    def empty(self, file: str) -> None:
+        """Give back the room of a data file."""
+        (self._root / file).write_bytes(b"")
 
     def files(self, splits: Iterable[str]) -> list[HubFile]:
         """What reading these splits takes: their data files in order, and the files that say what those are."""
@@ -75,7 +102,7 @@ class HubDataset:
         # Two splits of one configuration would share a folder, which the first would fill for both.
         builder = self._builder(split)
         files = self._data_files(builder, split)
-        self._fetch(files)
+        self.fetch(files)
         self._restrict(builder, split, files)
         with self._reading(", ".join(files[:3])):
             # The README may promise other splits, which are not asked for here.
@@ -118,7 +145,8 @@ class HubDataset:
             raise UserError(f"{self.label} names a data file outside of it, {outside[0]}: use another dataset.")
         return [path.relative_to(root).as_posix() for path in paths]
 
-    def _fetch(self, paths: list[str]) -> None:
+    def fetch(self, paths: Iterable[str]) -> None:
+        """Bring files of the repository to this machine; errors as those of `Repository.fetch`."""
         self.repository.fetch([self._files[path] for path in paths], self._root)
 
     def _restrict(self, builder: "DatasetBuilder", split: str, paths: list[str]) -> None:

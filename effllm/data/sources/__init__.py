@@ -1,6 +1,6 @@
 """Where documents come from: the hub, local files, or the Python installation, behind one interface."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +12,33 @@ from effllm.data.sources.hub import HubSource
 from effllm.study.data import CorpusSource, EmbeddedCorpusSource, FilesCorpusSource, HubCorpusSource
 
 
+class Unit(Protocol):
+    """A part of a source that is read by itself, such as a file, on any process: it can be pickled."""
+
+    label: str
+    """How messages name it."""
+
+    is_seekable: bool
+    """Whether its rows can be read again, from any of them, until the stage has ended."""
+
+    def fetch(self) -> None:
+        """Bring it to this machine, if it is not there; `UserError` where that fails."""
+        ...
+
+    def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the columns `names` of the rows [start, stop), the same ones in the same order each time.
+
+        One that is not seekable yields all of its rows. `UserError` for input at fault.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give back the room of what is not seekable, once it was read."""
+        ...
+
+
 class Source(Protocol):
-    """A stream of documents in a fixed order and in the columns of `effllm.data.schema.SCHEMA`."""
+    """Documents in a fixed order and in the columns of `effllm.data.schema.SCHEMA`: its units, one after the other."""
 
     label: str
     """How messages name the source."""
@@ -24,8 +49,8 @@ class Source(Protocol):
     scored: bool
     """Whether the source fills `int_score`; without it a minimum score is meaningless."""
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all documents, the same ones in the same order each time; `UserError` for input at fault."""
+    def units(self) -> Sequence[Unit]:
+        """Its parts in order; `UserError` for a source that cannot be opened."""
         ...
 
 

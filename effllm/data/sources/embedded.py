@@ -8,7 +8,7 @@ import ast
 import inspect
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pydoc_data.topics import topics
 
 import pyarrow as pa
@@ -32,11 +32,24 @@ class EmbeddedSource:
     label = "the text of the Python installation"
     total = None
     scored = False
+    is_seekable = False
 
     def __init__(self, minimum_characters: int):
         self._minimum_characters = minimum_characters
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def units(self) -> list["EmbeddedSource"]:
+        """Itself: it is small."""
+        return [self]
+
+    def fetch(self) -> None:
+        """It is there."""
+
+    def release(self) -> None:
+        """It is Python's."""
+
+    def batches(
+        self, names: Sequence[str] = SCHEMA.names, start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yield the documents of at least `minimum_characters`: topics, then modules by name, in file order."""
         count_tokens = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
         dump = f"python-{platform.python_version()}"
@@ -53,10 +66,10 @@ class EmbeddedSource:
                 }
             )
             if len(rows) == BATCH_DOCUMENTS:
-                yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+                yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA).select(list(names))
                 rows = []
         if rows:
-            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA).select(list(names))
 
     def _documents(self) -> Iterator[tuple[str, str, str]]:
         uses: Counter[str] = Counter()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from effllm.data.parquet import parquet_rows
 from effllm.data.schema import SCHEMA, check_schema, conform
 from effllm.data.sources.reading import json_lines, open_parquet, require_ending
 from effllm.errors import UserError
@@ -35,10 +36,33 @@ class FilesSource:
         rows = [_parquet_rows(path) for path in paths if path.suffix == ".parquet"]
         self.total = sum(rows) if len(rows) == len(paths) else None
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the documents of all files; `UserError` names the file (and line, for JSON) that is at fault."""
-        for path in self.paths:
-            yield from _parquet_batches(path) if path.suffix == ".parquet" else _json_batches(path)
+    def units(self) -> list["FileUnit"]:
+        """The files."""
+        return [FileUnit(path) for path in self.paths]
+
+
+class FileUnit:
+    """One file; parquet is read from any row on, JSON lines as a whole."""
+
+    def __init__(self, path: Path):
+        self.label = str(path)
+        self.is_seekable = path.suffix == ".parquet"
+        self._path = path
+
+    def fetch(self) -> None:
+        """It is there."""
+
+    def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield its documents; `UserError` names the file (and line, for JSON) that is at fault."""
+        if self.is_seekable:
+            with open_parquet(self._path) as file:
+                for batch in parquet_rows(file, names, start, stop, BATCH_DOCUMENTS):
+                    yield conform(batch, self.label, names)
+        else:
+            yield from _json_batches(self._path, names)
+
+    def release(self) -> None:
+        """It is the user's."""
 
 
 def _parquet_rows(path: Path) -> int:
@@ -47,21 +71,19 @@ def _parquet_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH_DOCUMENTS, columns=SCHEMA.names):
-            yield conform(batch, str(path))
-
-
-def _json_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _json_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     documents: list[dict[str, Any]] = []
     for where, document in json_lines(path):
         documents.append(_checked(document, where))
         if len(documents) == BATCH_DOCUMENTS:
-            yield conform(pa.RecordBatch.from_pylist(documents, schema=SCHEMA), str(path))
+            yield _json_batch(documents, path, names)
             documents = []
     if documents:
-        yield conform(pa.RecordBatch.from_pylist(documents, schema=SCHEMA), str(path))
+        yield _json_batch(documents, path, names)
+
+
+def _json_batch(documents: list[dict[str, Any]], path: Path, names: Sequence[str]) -> pa.RecordBatch:
+    return conform(pa.RecordBatch.from_pylist(documents, schema=SCHEMA), str(path), names)
 
 
 def _checked(document: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Documents out of a dataset of the hub such as FineWeb-Edu."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from effllm.data.schema import conform
+from effllm.data.schema import check_schema, conform
 from effllm.hub.dataset import HubDataset
 
 
@@ -20,7 +20,42 @@ class HubSource:
         self._split = split
         self.label = self._dataset.label
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the dataset in its own order; `UserError` without network, repository, configuration or split."""
-        for batch in self._dataset.batches(self._split):
-            yield conform(batch, self.label)
+    def units(self) -> list["HubUnit"]:
+        """The split's files in the dataset's order; `UserError` without network, repository, configuration or split."""
+        files = self._dataset.data_files(self._split)
+        keeps = self._dataset.keeps([file for _, file in files])
+        return [HubUnit(self._dataset, split, file, keeps) for split, file in files]
+
+
+class HubUnit:
+    """One data file of a dataset; read again only if it is parquet and the whole split stays on the disk."""
+
+    def __init__(self, dataset: HubDataset, split: str, file: str, keeps: bool):
+        self.label = dataset.label
+        self.is_seekable = keeps and file.endswith(".parquet")
+        self._dataset, self._split, self._file, self._keeps = dataset, split, file, keeps
+
+    def fetch(self) -> None:
+        """Download the file, or what is missing of it."""
+        self._dataset.fetch([self._file])
+
+    def batches(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield its documents; `UserError` for a file that cannot be read as configured."""
+        if self._file.endswith(".parquet"):
+            check_schema(self._dataset.parquet_schema(self._file), self.label)
+            rows = self._dataset.parquet(self._file, names, start, stop)
+        else:
+            rows = _checked(self._dataset.read(self._split, self._file), self.label)
+        for batch in rows:
+            yield conform(batch, self.label, names)
+
+    def release(self) -> None:
+        """Empty the file of a split that is too large to stay."""
+        if not self._keeps:
+            self._dataset.empty(self._file)
+
+
+def _checked(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        check_schema(batch.schema, where)
+        yield batch

@@ -16,7 +16,8 @@ from tests.json_lines import write_lines
 
 
 def read(*paths):
-    return [row for batch in FilesSource(paths).batches() for row in batch.to_pylist()]
+    units = FilesSource(paths).units()
+    return [row for unit in units for batch in unit.batches(SCHEMA.names) for row in batch.to_pylist()]
 
 
 def test_parquet_and_json_lines_give_the_same_documents_in_the_order_of_the_files(tmp_path):

@@ -132,18 +132,19 @@ def test_offline_a_dataset_comes_from_the_cache(run_stage, hub, tmp_path, monkey
     assert hub.requests == []
 
 
-def test_a_split_too_large_to_keep_passes_through_the_disk_file_by_file(sample_hub, monkeypatch, tmp_path):
+def test_a_split_too_large_to_keep_passes_through_the_disk(sample_hub, monkeypatch):
     rows, files = shards(600)
     monkeypatch.setattr(dataset, "KEPT_BYTES", 1000)
-    sizes, read = [], dataset.HubDataset._fetch
+    sizes, empty = [], dataset.HubDataset.empty
 
-    def fetch(self, paths):
-        read(self, paths)
-        sizes.append([path.stat().st_size > 0 for path in sorted(self._root.glob("sample/10BT/*"))])
+    def measured(self, file):
+        sizes.append((self._root / file).stat().st_size > 0)
+        empty(self, file)
+        sizes.append((self._root / file).stat().st_size > 0)
 
-    monkeypatch.setattr(dataset.HubDataset, "_fetch", fetch)
+    monkeypatch.setattr(dataset.HubDataset, "empty", measured)
     assert in_order(sample_hub(files), rows)
-    assert sizes == [[True, False, False], [False, True, False], [False, False, True]]
+    assert sizes == [True, False] * 3
 
 
 def test_missing_columns_of_a_dataset_are_named(sample_hub):

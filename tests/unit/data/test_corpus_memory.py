@@ -29,7 +29,7 @@ config = Corpus.model_validate({"source": source, "sample_fraction": 0.99, "held
 summary = sample(FilesSource(paths), config, output, output)
 # Not ru_maxrss, which a process inherits from the one that started it.
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(json.dumps([summary["seen"], int(peak.split()[1]) / 1024]))
+print(json.dumps([summary.seen, int(peak.split()[1]) / 1024]))
 """
 
 

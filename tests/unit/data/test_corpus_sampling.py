@@ -12,7 +12,7 @@ import pytest
 import xxhash
 from corpus_documents import document, documents, kept, kept_ids, write_parquet
 
-from effllm.data.sampling import SPLIT_SALT, SeenTexts
+from effllm.data.sampling import SPLIT_SALT
 from effllm.data.schema import SCHEMA
 from effllm.data.shards import ShardWriter
 from effllm.errors import UserError
@@ -95,17 +95,6 @@ def test_a_filtered_copy_does_not_hide_the_text_from_a_later_one(tmp_path, sampl
     rows = [document(0, language="fr"), document(0, id="second"), *documents(40)[1:]]
     found = kept_ids(sample_files([write_parquet(tmp_path / "a.parquet", rows)], languages=["en"]))
     assert "second" in found["train"] | found["held_out"]
-
-
-def test_duplicates_are_found_after_digests_moved_to_the_database(tmp_path):
-    digests = [xxhash.xxh3_128_digest(str(number).encode()) for number in range(2300)]
-    seen = SeenTexts(tmp_path / "seen", recent_limit=100)
-    assert all(seen.add(digests[start : start + 50]).all() for start in range(0, 2000, 50))
-    # A query longer than one statement holds, with old, new and repeated digests in it.
-    assert seen.add([*digests, digests[2299]]).tolist() == [False] * 2000 + [True] * 300 + [False]
-    assert not seen.add(digests).any()
-    seen.close()
-    assert not (tmp_path / "seen").exists()
 
 
 def test_the_budget_ends_the_stream_at_the_document_that_meets_it(tmp_path, sample_files):

@@ -8,24 +8,10 @@ import pytest
 from corpus_documents import document, write_parquet
 
 from effllm.data.corpus import sample
-from effllm.data.packing import pack
-from effllm.data.sampling import SeenTexts
+from effllm.data.packing import encode, pack, pieces_of
 from effllm.data.sources.files import FilesSource
-from effllm.data.tokenizer import load
-from effllm.errors import UserError
+from effllm.data.workers import Workers
 from effllm.study.data import Corpus
-
-
-@pytest.fixture
-def full_file(tmp_path):
-    """A name below `tmp_path/output` that every write to fails as on a full disk."""
-
-    def make(name):
-        (tmp_path / "output").mkdir(exist_ok=True)
-        (tmp_path / "output" / name).symlink_to("/dev/full")
-        return tmp_path / "output"
-
-    return make
 
 
 def check(error, number, path):
@@ -41,13 +27,13 @@ def sampling_incompressible(tmp_path, output, count):
     return lambda: sample(source, config, output, tmp_path)
 
 
-def test_a_shard_that_cannot_be_begun_is_named(tmp_path, full_file):
-    output = full_file("train-00000.parquet")
-    run = sampling_incompressible(tmp_path, output, 100)
+def test_a_shard_that_cannot_be_begun_is_named(tmp_path):
+    (tmp_path / "writing").mkdir()
+    (tmp_path / "writing" / "train-00000.parquet").symlink_to("/dev/full")
+    run = sampling_incompressible(tmp_path, tmp_path, 100)
     with pytest.raises(OSError, match="No space left") as error:
         run()
-    check(error, errno.ENOSPC, output / "train-00000.parquet")
-    assert not list(tmp_path.glob("seen*"))
+    check(error, errno.ENOSPC, tmp_path / "writing" / "train-00000.parquet")
 
 
 @pytest.mark.parametrize("limit", [3_000_000, 400_000])
@@ -64,25 +50,25 @@ def test_a_shard_that_cannot_grow_is_named(tmp_path, limit):
             run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # Where documents wait until it is known what is held out.
-    check(error, errno.EFBIG, tmp_path / "drawn" / "train-00000.parquet")
-    assert not (tmp_path / "drawn").exists()
+    check(error, errno.EFBIG, tmp_path / "writing" / "train-00000.parquet")
+    assert not list(output.iterdir())
 
 
-def test_a_token_file_that_does_not_fit_is_named(tmp_path, full_file, sample_files, run_stage):
+def test_a_token_file_that_does_not_fit_is_named(tmp_path, sample_files, run_stage):
     corpus = sample_files([write_parquet(tmp_path / "a.parquet", [document(n) for n in range(500)])])
     settings = {"kind": "train", "corpus": "sample", "vocab_size": 258, "minimum_frequency": 2}
-    tokenizer = load(run_stage("tokenizer", "bpe", {"tokenizer": settings}, corpus=corpus).directory)
-    output = full_file("train.bin")
-    with pytest.raises(OSError, match="No space left") as error:
-        pack(corpus.directory, "train", tokenizer, np.dtype("<u2"), output, 400)
-    check(error, errno.ENOSPC, output / "train.bin")
-
-
-def test_a_digest_database_that_cannot_grow_is_named(tmp_path):
-    seen = SeenTexts(tmp_path / "seen", recent_limit=1)
-    seen._connection.execute("PRAGMA max_page_count = 4")
-    with pytest.raises(UserError, match=r"seen: database or disk is full; make room"):
-        for start in range(100):
-            seen.add([f"{start:08d}{index:08d}".encode() for index in range(100)])
-    seen.close()
+    tokenizer = run_stage("tokenizer", "bpe", {"tokenizer": settings}, corpus=corpus)
+    scratch = tmp_path / "output"
+    scratch.mkdir()
+    pieces = pieces_of(corpus.directory, "train", tokenizer.directory, np.dtype("<u2"), scratch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Workers(1) as workers:
+        # What is encoded is there, the file of all ids cannot be.
+        list(workers.map(encode, pieces))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large") as error:
+                pack(pieces, "train", np.dtype("<u2"), tmp_path, scratch, 400, workers)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    check(error, errno.EFBIG, scratch / "train.bin")

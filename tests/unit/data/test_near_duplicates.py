@@ -53,7 +53,7 @@ def compared(held_out, train, size=10**6, maximum=1 << 22):
     for start in range(0, len(held_out), size):
         index.add(pa.array(held_out[start : start + size]))
     leaves = [index.leaves(pa.array(train[start : start + size])) for start in range(0, len(train), size)]
-    return np.concatenate(leaves), index.which_contained(pa.array(held_out)), index.overlap().model_dump()
+    return np.concatenate(leaves), index.which_contained(len(held_out)), index.overlap().model_dump()
 
 
 def test_grams_are_the_distinct_runs_of_five_words_whatever_stands_between_them():

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from effllm.data.packing import pack
 from effllm.data.shards import read_texts
 from effllm.data.tokenizer import END_OF_TEXT, load
 from effllm.data.tokens import PackedTokens
+from effllm.data.workers import Workers
 from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
 from tests.hub.server import Status
@@ -195,13 +197,61 @@ def test_missing_or_cut_token_files_are_named(packed, tmp_path):
         PackedTokens.open(packed, "train")
 
 
+def packed_in(directory, corpus, tokenizer, dtype="<u2", split="train", processes=1):
+    """The files of one split, packed below `directory`, and its counts."""
+    for folder in (directory, directory / "scratch", directory / "output"):
+        folder.mkdir(exist_ok=True)
+    for file in (directory / "output").iterdir():
+        file.unlink()
+    pieces = packing.pieces_of(corpus.directory, split, tokenizer.directory, np.dtype(dtype), directory / "scratch")
+    with Workers(processes) as workers:
+        counts = pack(pieces, split, np.dtype(dtype), directory / "output", directory / "scratch", 0, workers)
+    return counts, {file.name: file.read_bytes() for file in (directory / "output").iterdir()}
+
+
 def test_ids_that_do_not_fit_16_bits_are_kept_whole(tmp_path, corpus, train):
-    tokenizer = load(train().directory)
-    narrow, wide = tmp_path / "narrow", tmp_path / "wide"
-    for directory, dtype in ((narrow, "<u2"), (wide, "<u4")):
-        directory.mkdir()
-        pack(corpus.directory, "train", tokenizer, np.dtype(dtype), directory, 0)
-    assert np.fromfile(narrow / "train.bin", "<u2").tolist() == np.fromfile(wide / "train.bin", "<u4").tolist()
+    tokenizer = train()
+    _, narrow = packed_in(tmp_path / "narrow", corpus, tokenizer)
+    _, wide = packed_in(tmp_path / "wide", corpus, tokenizer, "<u4")
+    assert np.frombuffer(narrow["train.bin"], "<u2").tolist() == np.frombuffer(wide["train.bin"], "<u4").tolist()
+
+
+def test_pieces_and_processes_do_not_show(tmp_path, corpus, train, monkeypatch):
+    tokenizer = train()
+    whole = packed_in(tmp_path / "whole", corpus, tokenizer)
+    monkeypatch.setattr(packing, "_PIECE_DOCUMENTS", 17)
+    assert packed_in(tmp_path / "pieces", corpus, tokenizer) == whole
+    assert packed_in(tmp_path / "processes", corpus, tokenizer, processes=2) == whole
+
+
+def test_encoding_is_taken_up_wherever_it_was_killed(tmp_path, corpus, train, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    tokenizer = train()
+    whole = packed_in(tmp_path / "whole", corpus, tokenizer)
+    monkeypatch.setattr(packing, "_PIECE_DOCUMENTS", 17)
+    finished, left = {name: getattr(Path, name) for name in ("replace", "unlink")}, [0]
+
+    def dying(name):
+        def step(path, *arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return finished[name](path, *arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for at in (1, 3, 4, 5, 6, 7, 8, 20, 41, 60):
+            left[0] = at
+            for name in finished:
+                patch.setattr(Path, name, dying(name))
+            with pytest.raises(Killed):
+                packed_in(tmp_path / "killed", corpus, tokenizer)
+            patch.undo()
+            patch.setattr(packing, "_PIECE_DOCUMENTS", 17)
+    assert packed_in(tmp_path / "killed", corpus, tokenizer) == whole
 
 
 def test_a_large_vocabulary_is_packed_in_32_bits(run_stage, corpus, train):

@@ -1,0 +1,168 @@
+"""The first look at a unit of a source: what becomes of each document by itself, and the digests of the texts.
+
+A unit's directory gets, for each of its documents, `fates.npy` (uint8, before duplicates are known), `tokens.npy`
+(int64), `bytes.npy` (int64, of the text in UTF-8), and the digests of the texts that passed as runs of `DIGEST`, each
+sorted and at most `RUN_DIGESTS` long. Where the unit cannot be read again, the documents that passed are copied to
+parquet. `drawn.json` is written last: without it nothing in the directory counts.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effllm.data import arrays
+from effllm.data.parquet import parquet_rows
+from effllm.data.sampling import Fate, digests_of, fates, held_out
+from effllm.data.schema import SCHEMA
+from effllm.data.shards import ShardWriter
+from effllm.data.sources import Unit
+from effllm.runtime.artifact import write_text
+from effllm.study.data import Corpus
+
+DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
+RUN_DIGESTS = 1 << 20
+"""24 bytes each: what a run takes in memory while it is sorted."""
+_MARK = "drawn.json"
+_COPY = "copy"
+_BATCH_DOCUMENTS = 1000
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A unit of a source, its number, and the directory of what was drawn from it."""
+
+    unit: Unit
+    number: int
+    directory: Path
+    config: Corpus
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the unit was read to its end."""
+        return (self.directory / _MARK).exists()
+
+    def fates(self) -> np.ndarray:
+        """The `Fate` of each document by itself: uint8 (documents,)."""
+        return arrays.load(self.directory / "fates.npy")
+
+    def tokens(self) -> np.ndarray:
+        """Column token_count: int64 (documents,)."""
+        return arrays.load(self.directory / "tokens.npy")
+
+    def utf8_bytes(self) -> np.ndarray:
+        """Length of each text: int64 (documents,)."""
+        return arrays.load(self.directory / "bytes.npy")
+
+    def runs(self) -> list[Path]:
+        """Files of the digests of the texts that passed, in source order."""
+        return [self.directory / f"run-{run:05d}.npy" for run in range(self._mark()["runs"])]
+
+    def documents(self, wanted: np.ndarray, names: Sequence[str] = SCHEMA.names) -> Iterator[pa.RecordBatch]:
+        """Yield the columns `names` of the documents where `wanted`, bool (documents,), is true, in order.
+
+        Only documents that passed can be wanted.
+        """
+        if not self.unit.is_seekable:
+            wanted = wanted[self.fates() <= Fate.HELD_OUT]
+        rows = np.flatnonzero(wanted)
+        if not len(rows):
+            return
+        position = first = int(rows[0])
+        for batch in self._rows(names, first, int(rows[-1]) + 1):
+            mask = wanted[position : position + batch.num_rows]
+            position += batch.num_rows
+            if mask.any():
+                yield batch if mask.all() else batch.filter(pa.array(mask))
+
+    def _rows(self, names: Sequence[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        if self.unit.is_seekable:
+            yield from self.unit.batches(names, start, stop)
+        else:
+            with pq.ParquetFile(self.directory / f"{_COPY}-00000.parquet") as file:
+                yield from parquet_rows(file, names, start, stop, _BATCH_DOCUMENTS)
+
+    def _mark(self) -> dict[str, int]:
+        found: dict[str, int] = json.loads((self.directory / _MARK).read_text())
+        return found
+
+
+def draw(drawing: Drawing) -> int:
+    """Read a unit, if it was not read yet, and return the number of its documents."""
+    if not drawing.is_done:
+        shutil.rmtree(drawing.directory, ignore_errors=True)
+        drawing.directory.mkdir(parents=True)
+        _read(drawing)
+        drawing.unit.release()
+    return len(drawing.fates())
+
+
+def _read(drawing: Drawing) -> None:
+    unit, config, directory = drawing.unit, drawing.config, drawing.directory
+    found: dict[str, list[np.ndarray]] = {"fates": [], "tokens": [], "bytes": []}
+    runs, rows, copied = _Runs(directory), 0, not unit.is_seekable
+    names = SCHEMA.names if copied else _needed(config)
+    with closing(ShardWriter(directory, _COPY, 1 << 62)) as copy:
+        for batch in unit.batches(names):
+            fate = fates(batch, config)
+            passed = np.flatnonzero(fate == Fate.TRAIN)
+            digests = digests_of(batch.column("text"), passed)
+            fate[passed[held_out(digests, config)]] = Fate.HELD_OUT
+            runs.add(digests, rows + passed)
+            if copied:
+                copy.write(batch.take(pa.array(passed)) if len(passed) < len(fate) else batch)
+            found["fates"].append(fate)
+            found["tokens"].append(batch.column("token_count").to_numpy())
+            found["bytes"].append(_lengths(batch.column("text")))
+            rows += batch.num_rows
+    for name, parts in found.items():
+        dtype = np.uint8 if name == "fates" else np.int64
+        arrays.save(directory / f"{name}.npy", np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype))
+    write_text(directory / _MARK, json.dumps({"documents": rows, "runs": runs.close()}))
+
+
+def _needed(config: Corpus) -> list[str]:
+    columns = {"text": True, "token_count": True}
+    columns |= {"id": config.sample_fraction < 1, "language": config.languages is not None}
+    columns |= {"int_score": config.minimum_int_score > 0}
+    return [name for name in SCHEMA.names if columns.get(name)]
+
+
+def _lengths(texts: pa.StringArray) -> np.ndarray:
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.diff(offsets).astype(np.int64)
+
+
+class _Runs:
+    """Sorts digests as they come into files of at most `RUN_DIGESTS`."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._pending: list[np.ndarray] = []
+        self._count = self._runs = 0
+
+    def add(self, digests: list[bytes], rows: np.ndarray) -> None:
+        part = np.empty(len(digests), dtype=DIGEST)
+        numbers = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
+        part["high"], part["low"], part["row"] = numbers[:, 0], numbers[:, 1], rows
+        self._pending.append(part)
+        self._count += len(part)
+        if self._count >= RUN_DIGESTS:
+            self._write()
+
+    def close(self) -> int:
+        if self._count:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        run = np.concatenate(self._pending)
+        # Stable: of equal digests the first in source order comes first.
+        arrays.save(self._directory / f"run-{self._runs:05d}.npy", run[np.argsort(run["high"].copy(), kind="stable")])
+        self._pending, self._count, self._runs = [], 0, self._runs + 1
