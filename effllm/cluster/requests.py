@@ -15,7 +15,6 @@ from pathlib import Path
 from effllm.errors import UserError
 from effllm.models.costs import parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
-from effllm.results.data import InstructionsSummary
 from effllm.runtime.artifact import Artifact
 from effllm.study import Study
 from effllm.study.data import SyntheticStream, TrainedTokenizer
@@ -143,6 +142,9 @@ def _built(manifest: str) -> Artifact:
 
 def _samples(manifest: str) -> int:
     """Training samples of instructions; 0 if they are a failed cell, on which the job does not train."""
+    # Only studies that fine-tune pay for the import.
+    from effllm.results.data import InstructionsSummary
+
     instructions = _built(manifest)
     if instructions.manifest.status != "ok":
         return 0

@@ -27,7 +27,15 @@ from effllm.profiling.figures import (
 from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.kernels import kernel_of
-from effllm.results.profile import Generations, GenerationTimes, Latency, PhaseTelemetry, Profile, WorkloadProfile
+from effllm.results.profile import (
+    Generations,
+    GenerationTimes,
+    Latency,
+    MeasuredProtocol,
+    PhaseTelemetry,
+    Profile,
+    WorkloadProfile,
+)
 from effllm.results.quantization import Quantization
 from effllm.results.telemetry import DeviceInfo, Finding
 from effllm.runtime.stage import Job, main
@@ -84,7 +92,7 @@ def build(job: Job) -> None:
             idle=telemetry.summary(IDLE),
             ignored_generation_settings=ignored,
             kernel=kernel_of(model),
-            protocol=protocol,
+            protocol=MeasuredProtocol(**protocol.plain()),
             threads=torch.get_num_threads(),
             workloads=workloads,
         )

@@ -7,7 +7,33 @@ from pydantic import Field, RootModel
 from effllm.errors import Status
 from effllm.results.base import Figures, Number, Part, ResultFile
 from effllm.results.telemetry import DeviceInfo, Finding, TelemetrySummary
-from effllm.study.measure import InferenceProtocol
+
+
+class MeasuredWorkload(Part):
+    """What a workload asks for, as the study states it."""
+
+    prompt_tokens: int = Field(description="Tokens in the prompt.")
+    new_tokens: int = Field(description="Tokens that are generated.")
+    batch_size: int = Field(description="Sequences that are decoded together.")
+    cuda_graph: bool = Field(default=False, description="Whether prefill and decoding are replayed as CUDA graphs.")
+
+
+class MeasuredProtocol(Part):
+    """How workloads were measured, as the study states it."""
+
+    workloads: dict[str, MeasuredWorkload] = Field(description="Workloads by id.")
+    idle_s: float = Field(description="Rest with the model loaded, in s.")
+    warmup_minimum: int = Field(description="Generations before a measurement, at least.")
+    warmup_maximum: int = Field(description="Generations before a measurement, at most.")
+    warmup_tolerance: float = Field(
+        description="Span of the last three times over their median that counts as settled."
+    )
+    repeats: int = Field(description="Windows per workload and phase.")
+    minimum_window_s: float = Field(description="Shortest window in s.")
+    cooldown_s: float = Field(description="Rest between windows in s.")
+    maximum_relative_interval: float = Field(description="Half the interval of latency over its mean, at most.")
+    sample_period_s: float = Field(description="Time between samples of telemetry in s.")
+    seed: int = Field(description="Of prompts and the order of windows.")
 
 
 class Latency(Part):
@@ -79,7 +105,7 @@ class Profile(Part, ResultFile):
         default_factory=dict, description="What the model's files ask of generation, which was not followed."
     )
     kernel: str | None = Field(default=None, description="What quantized layers ran by; null without any.")
-    protocol: InferenceProtocol = Field(description="As the study states it.")
+    protocol: MeasuredProtocol = Field(description="How it was measured.")
     threads: int = Field(description="Threads of torch.")
     workloads: dict[str, WorkloadProfile] = Field(description="Workloads by id.")
 

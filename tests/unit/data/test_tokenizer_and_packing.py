@@ -187,7 +187,7 @@ def test_a_pickled_reader_carries_its_path_and_not_its_tokens(packed):
 
 
 def test_missing_or_cut_token_files_are_named(packed, tmp_path):
-    with pytest.raises(UserError, match=r"tokens\.json does not exist"):
+    with pytest.raises(UserError, match=r"tokens\.json is missing"):
         PackedTokens.open(tmp_path, "train")
     with pytest.raises(UserError, match=r"no split 'test'; choose one of held_out, train"):
         PackedTokens.open(packed, "test")
