@@ -19,7 +19,8 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Loss:
-    """Quality lost, above 0 where the row is worse: in points for a fraction, else in per cent of the other's figure.
+    """Quality lost, above 0 where the row is worse: in points for a fraction, else in per cent of the
+    other's figure (of 1 where that is 0).
 
     low, high: 95 % interval. paired: whether both sides were compared item by item.
     """
@@ -119,7 +120,7 @@ def loss(row: Row, best: Row, column: Column, better: Better, pairs: Mapping[Key
     if pair is None:
         inverse = pairs.get((best.name, row.name, column.name))
         pair = inverse.reversed() if inverse else None
-    scale = 100.0 if column.points else 100 / abs(other.value) if other.value else math.inf
+    scale = 100.0 if column.points or not other.value else 100 / abs(other.value)
     if pair is None:
         return _unpaired(own, other, better, scale)
     if pair.measure == "ratio":
