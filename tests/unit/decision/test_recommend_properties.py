@@ -17,14 +17,17 @@ from tests.unit.decision.tables import COSTS, QUALITY, tables
 
 settings.register_profile("decisions", deadline=None, max_examples=60)
 settings.load_profile("decisions")
-BOUNDS = st.sampled_from((0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 9.0))
+BOUNDS = st.sampled_from((1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
 
 
 @st.composite
 def queries(draw: st.DrawFn) -> Query:
-    limited = draw(st.lists(st.sampled_from((*COSTS, QUALITY)), unique=True, max_size=3))
+    limited = draw(st.lists(st.sampled_from((*COSTS, QUALITY)), unique=True, max_size=2))
     return Query(
-        limits=tuple(Limit(name, "min" if name == QUALITY else "max", draw(BOUNDS)) for name in limited),
+        limits=tuple(
+            Limit(name, "min" if name == QUALITY else "max", 9 - draw(BOUNDS) if name == QUALITY else draw(BOUNDS))
+            for name in limited
+        ),
         quality_loss=draw(st.sampled_from((0.0, 50.0, 150.0))),
         prefer=tuple(draw(st.lists(st.sampled_from(COSTS), unique=True, max_size=2))),
         margin=draw(st.sampled_from((0.0, 0.05, 0.3))),
