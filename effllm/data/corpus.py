@@ -25,7 +25,7 @@ from effllm.data.corpus_parts import Part, compare, compared, index, shards, wri
 from effllm.data.drawing import Drawing, draw
 from effllm.data.exact_duplicates import merge, merges, rows_of
 from effllm.data.near_duplicates import HeldOutGrams
-from effllm.data.sampling import Fate
+from effllm.data.sampling import Fate, dropped_fates
 from effllm.data.sources import Source, open_source
 from effllm.data.workers import Workers, job_threads
 from effllm.errors import UserError
@@ -36,7 +36,6 @@ from effllm.study.data import Corpus
 
 _PARALLEL_FETCHES = 2
 SPLITS = {"train": Fate.TRAIN, "held_out": Fate.HELD_OUT}
-_DROPPED = tuple(fate for fate in Fate if fate not in SPLITS.values())
 
 
 def build(job: Job) -> None:
@@ -54,14 +53,17 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
     `scratch` holds 41 bytes for each document (of those that passed), what was fetched or, of a source that cannot be
     read again, a copy of what was drawn, and the finished shards. `UserError` if either split ends up empty.
     """
-    if config.minimum_int_score > 0 and not source.scored:
-        raise UserError(
-            f"minimum_int_score is {config.minimum_int_score}, but {source.label} carries no educational scores: "
-            "set minimum_int_score to 0 or take a scored source."
-        )
+    asked = {"minimum_int_score": config.minimum_int_score}
+    asked["filters.minimum_score"] = (config.filters and config.filters.minimum_score) or 0
+    for key, value in asked.items():
+        if value > 0 and not source.scored:
+            raise UserError(
+                f"{key} is {value}, but {source.label} carries no educational scores: set {key} to "
+                f"{'0' if key == 'minimum_int_score' else 'null'} or take a scored source."
+            )
     units = source.units()
     drawings = [Drawing(unit, n, scratch / "drawn" / f"{n:05d}", config) for n, unit in enumerate(units)]
-    tally = _Tally()
+    tally = _Tally(dropped_fates(config.filters))
     with Workers(min(processes, len(units))) as workers:
         parts = _draw(drawings, source, config, tally, scratch, workers)
         held_out = _index(parts, scratch, workers)
@@ -215,7 +217,8 @@ def _write(
 class _Tally:
     """Counts of documents by fate, and of tokens and bytes by split."""
 
-    def __init__(self) -> None:
+    def __init__(self, reasons: Sequence[Fate]) -> None:
+        self._reasons = reasons
         self.fates = np.zeros(len(Fate), dtype=np.int64)
         self.drawn_tokens = 0
         self.tokens = dict.fromkeys(SPLITS, 0)
@@ -237,7 +240,7 @@ class _Tally:
         return int(self.fates[fate])
 
     def dropped(self) -> dict[str, int]:
-        return {fate.name.lower(): self.documents(fate) for fate in _DROPPED}
+        return {fate.name.lower(): self.documents(fate) for fate in self._reasons}
 
     def summary(self, maximum_tokens: int | None, overlap: Overlap) -> CorpusSummary:
         return CorpusSummary(
@@ -265,7 +268,7 @@ def _require_documents(tally: _Tally, source: Source, config: Corpus) -> None:
         dropped = ", ".join(f"{reason} {count}" for reason, count in tally.dropped().items())
         raise UserError(
             f"nothing of {source.label} is left: of {int(tally.fates.sum())} documents the filters dropped all "
-            f"({dropped}); loosen languages, minimum_int_score or sample_fraction."
+            f"({dropped}); loosen languages, minimum_int_score, filters or sample_fraction."
         )
     empty, change, alike = ("held-out", "raise", contained) if train else ("training", "lower", near)
     chosen = held_out + contained

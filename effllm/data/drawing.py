@@ -131,6 +131,9 @@ def _needed(config: Corpus) -> list[str]:
     columns = {"text": True, "token_count": True}
     columns |= {"id": config.sample_fraction < 1, "language": config.languages is not None}
     columns |= {"int_score": config.minimum_int_score > 0}
+    if config.filters is not None:
+        columns["language_score"] = config.filters.minimum_language_score is not None
+        columns["score"] = config.filters.minimum_score is not None
     return [name for name in SCHEMA.names if columns.get(name)]
 
 

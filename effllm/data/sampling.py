@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from effllm.study.data import Corpus
+from effllm.study.data import Corpus, Filters
 
 # Part of the definition of the held-out split: another value would let held-out texts into older training sets.
 SPLIT_SALT = 0x68656C645F6F7574
@@ -35,6 +35,24 @@ class Fate(IntEnum):
     DUPLICATE = 6
     NEAR_DUPLICATE = 7
     CONTAINED = 8
+    LANGUAGE_SCORE = 9
+    SCORE = 10
+    LENGTH = 11
+    REPETITION = 12
+
+
+def dropped_fates(filters: Filters | None) -> list[Fate]:
+    """Why documents may be left out of a corpus; of the filters only those that are set."""
+    found = [fate for fate in Fate if Fate.HELD_OUT < fate <= Fate.CONTAINED]
+    if filters is not None:
+        is_set = {
+            Fate.LANGUAGE_SCORE: filters.minimum_language_score,
+            Fate.SCORE: filters.minimum_score,
+            Fate.LENGTH: filters.minimum_document_tokens or filters.maximum_document_tokens,
+            Fate.REPETITION: filters.maximum_repeated_line_share,
+        }
+        found += [fate for fate, value in is_set.items() if value is not None]
+    return found
 
 
 def fates(batch: pa.RecordBatch, config: Corpus) -> np.ndarray:
@@ -47,11 +65,37 @@ def fates(batch: pa.RecordBatch, config: Corpus) -> np.ndarray:
         fate[~passes & (fate == Fate.TRAIN)] = Fate.INT_SCORE
     lengths = pc.binary_length(batch.column("text")).to_numpy()
     fate[(lengths == 0) & (fate == Fate.TRAIN)] = Fate.EMPTY
+    if config.filters is not None:
+        for reason, fails in _failures(batch, config.filters):
+            fate[fails & (fate == Fate.TRAIN)] = reason
     if config.sample_fraction < 1:
         rows = np.flatnonzero(fate == Fate.TRAIN)
         draws = _leading_bits(_digests(batch.column("id"), rows, prefix=f"{config.seed}:".encode()))
         fate[rows[draws >= _threshold(config.sample_fraction)]] = Fate.NOT_SAMPLED
     return fate
+
+
+def _failures(batch: pa.RecordBatch, filters: Filters) -> Iterator[tuple[Fate, np.ndarray]]:
+    """For each filter that is set, why and which documents it removes: bool (documents,)."""
+    if filters.minimum_language_score is not None:
+        passes = pc.greater_equal(batch.column("language_score"), filters.minimum_language_score)
+        yield Fate.LANGUAGE_SCORE, ~_mask(passes)
+    if filters.minimum_score is not None:
+        yield Fate.SCORE, ~_mask(pc.greater_equal(batch.column("score"), filters.minimum_score))
+    tokens = batch.column("token_count").to_numpy()
+    if filters.minimum_document_tokens is not None:
+        yield Fate.LENGTH, tokens < filters.minimum_document_tokens
+    if filters.maximum_document_tokens is not None:
+        yield Fate.LENGTH, tokens > filters.maximum_document_tokens
+    if filters.maximum_repeated_line_share is not None:
+        shares = np.array([repeated_line_share(text) for text in batch.column("text").to_pylist()])
+        yield Fate.REPETITION, shares > filters.maximum_repeated_line_share
+
+
+def repeated_line_share(text: str) -> float:
+    """Share of the lines of `text` that an earlier line was already; blank ones do not count, 0 without any."""
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    return 1 - len(set(lines)) / len(lines) if lines else 0.0
 
 
 def held_out(digests: list[bytes], config: Corpus) -> np.ndarray:

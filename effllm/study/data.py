@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from effllm.fields import (
     Count,
@@ -51,6 +51,37 @@ class EmbeddedCorpusSource(Section):
 CorpusSource = Annotated[HubCorpusSource | FilesCorpusSource | EmbeddedCorpusSource, Field(discriminator="kind")]
 
 
+class Filters(Section):
+    """What a document must be beside its language and its rounded score. Where a column is null, it passes no filter.
+
+    Each that is set counts what it removes in corpus.json, under the first that applies.
+    """
+
+    minimum_language_score: Fraction | None = Field(
+        default=None, description="Least certainty of the language (column `language_score`)."
+    )
+    minimum_score: PositiveFloat | None = Field(
+        default=None, description="Least educational score, not rounded (column `score`)."
+    )
+    minimum_document_tokens: PositiveInt | None = Field(
+        default=None, description="Least length (column `token_count`)."
+    )
+    maximum_document_tokens: PositiveInt | None = Field(
+        default=None, description="Greatest length (column `token_count`)."
+    )
+    maximum_repeated_line_share: Fraction | None = Field(
+        default=None,
+        description="Greatest share of the lines that hold text which an earlier line of the document was already.",
+    )
+
+    @model_validator(mode="after")
+    def _lengths_leave_room(self) -> "Filters":
+        least, most = self.minimum_document_tokens, self.maximum_document_tokens
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"minimum_document_tokens {least} is above maximum_document_tokens {most}: exchange them")
+        return self
+
+
 class Corpus(Section):
     """A sample of documents, split into a training and a held-out part."""
 
@@ -60,6 +91,10 @@ class Corpus(Section):
     )
     minimum_int_score: Count = Field(
         default=0, description="Keep documents whose educational score (column `int_score`) is at least this."
+    )
+    # Left out of the spec where there are none: it came later.
+    filters: Filters | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Filters by score, length and repetition."
     )
     sample_fraction: Annotated[Fraction, Field(gt=0)] = Field(
         default=1.0,

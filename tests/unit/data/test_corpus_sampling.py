@@ -48,6 +48,66 @@ def test_minimum_int_score_keeps_it_and_above_and_drops_null(tmp_path, sample_fi
     assert corpus.json("corpus.json")["dropped"]["int_score"] == 40
 
 
+@pytest.mark.parametrize(
+    ("filters", "reason", "passes"),
+    [
+        ({"minimum_language_score": 0.7}, "language_score", lambda row: (row["language_score"] or 0) >= 0.7),
+        ({"minimum_score": 3.1}, "score", lambda row: (row["score"] or 0) >= 3.1),
+        ({"minimum_document_tokens": 20}, "length", lambda row: row["token_count"] >= 20),
+        (
+            {"minimum_document_tokens": 20, "maximum_document_tokens": 40},
+            "length",
+            lambda row: 20 <= row["token_count"] <= 40,
+        ),
+        ({"maximum_repeated_line_share": 0.5}, "repetition", lambda row: row["text"].count("Document") < 3),
+    ],
+)
+def test_filters_keep_what_passes_and_count_the_rest(tmp_path, sample_files, filters, reason, passes):
+    rows = [
+        document(
+            n,
+            language_score=[0.6, 0.7, 0.9, None][n % 4],
+            score=[3.0, 3.1, None][n % 3],
+            token_count=n % 60,
+            text=document(n)["text"][: None if n % 2 else 90],
+        )
+        for n in range(240)
+    ]
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", rows)], filters=filters)
+    found = kept_ids(corpus)
+    assert found["train"] | found["held_out"] == {row["id"] for row in rows if passes(row)}
+    dropped = corpus.json("corpus.json")["dropped"]
+    assert dropped[reason] == sum(not passes(row) for row in rows) > 0
+    assert set(dropped) & {"language_score", "score", "length", "repetition"} == {reason}
+
+
+def test_filters_that_are_not_set_change_neither_spec_nor_summary(tmp_path, sample_files):
+    from effllm.study.data import Corpus
+
+    settings = {"source": {"kind": "embedded"}, "held_out_fraction": 0.1}
+    assert "filters" not in Corpus.model_validate(settings).plain()
+    assert "filters" in Corpus.model_validate(settings | {"filters": {"minimum_score": 3.0}}).plain()
+    corpus = sample_files([write_parquet(tmp_path / "a.parquet", documents(100))])
+    assert (
+        list(corpus.json("corpus.json")["dropped"])[-1] == "not_sampled"
+        and len(corpus.json("corpus.json")["dropped"]) == 7
+    )
+
+
+def test_lengths_that_leave_nothing_are_refused():
+    from effllm.study.data import Filters
+
+    with pytest.raises(ValueError, match="minimum_document_tokens 9 is above maximum_document_tokens 5"):
+        Filters.model_validate({"minimum_document_tokens": 9, "maximum_document_tokens": 5})
+
+
+def test_repetition_counts_lines_that_were_there_before():
+    from effllm.data.sampling import repeated_line_share
+
+    assert repeated_line_share("a\nb\n\n a \nc") == 0.25
+    assert repeated_line_share("") == repeated_line_share("\n\n") == 0
+
+
 def test_texts_without_characters_are_dropped_and_counted(tmp_path, sample_files):
     rows = [*documents(40), document(40, text="")]
     counts = sample_files([write_parquet(tmp_path / "a.parquet", rows)]).json("corpus.json")
