@@ -3,14 +3,17 @@
 import json
 import os
 import signal
-import time
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from effllm.runtime.lease import holder_of
 from tests.conftest import assert_refused, run_snakemake
+from tests.slowdown import until
 from tests.workflow.conftest import Workdir
 
 
@@ -65,6 +68,16 @@ def test_the_papers_study_dry_runs_without_gpu_network_or_slurm(tmp_path: Path, 
     assert {rule: counts.get(rule) for rule in expected} == expected
 
 
+def _await(process: subprocess.Popen[bytes], condition: Callable[[], Any], what: str) -> None:
+    """Return once the condition holds; the process must not end before."""
+    until(lambda: process.poll() is not None or condition(), what, timeout_s=300)
+    assert process.poll() is None, f"the run has ended before {what}"
+
+
+def _has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     run = workdir.study["pretraining"]["llama-1m"]
     run |= {"max_steps": 3000, "checkpoint_every_steps": 10}
@@ -76,32 +89,23 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     target = "results/pretrain/llama-1m/manifest.json"
     process = workdir.start(target)
     work = workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m"
-    deadline = time.monotonic() + 120
-    while not list((work / "work").glob("checkpoint-*/complete")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    _await(process, lambda: list((work / "work").glob("checkpoint-*/complete")), "a checkpoint")
     corpus = workdir.path / "results" / "corpus" / "python-docs" / "manifest.json"
     finished_at = corpus.stat().st_mtime_ns
     process.kill()
     process.wait()
     # Nothing of the run outlives the kill of Snakemake's main process.
     stage = holder_of(work / "lease").pid
-    while psutil.pid_exists(stage) and psutil.Process(stage).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: _has_ended(stage), "the stage has ended")
     spec = json.loads((work.parent / "llama-1m.spec.json").read_text())
     assert spec["config"]["max_steps"] == 3000
     result = workdir.snakemake(target, options=["-n"])
     assert "corpus" not in [line.split()[0] for line in result.stdout.splitlines() if len(line.split()) == 2]
     process = workdir.start(target)
     log = workdir.path / "logs" / "pretrain" / "llama-1m.log"
-    while "going on from step" not in (log.read_text() if log.exists() else ""):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    _await(process, lambda: log.exists() and "going on from step" in log.read_text(), "training resumes")
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=120) != 0
     assert corpus.stat().st_mtime_ns == finished_at
 
 
@@ -111,16 +115,13 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
     target = "results/pretrain/llama-1m/manifest.json"
     process = workdir.start(target)
     try:
-        deadline = time.monotonic() + 60
-        while not (workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease" / "claim").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        claim = workdir.path / "results" / ".scratch" / "pretrain" / "llama-1m" / "lease" / "claim"
+        _await(process, claim.exists, "training has begun")
         result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)
         assert_refused(result, f"is in use by process {process.pid}")
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
 
 
 def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(workdir: Workdir) -> None:
