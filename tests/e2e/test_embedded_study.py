@@ -1,6 +1,6 @@
 """The embedded study, from nothing to its tables; then what a reader relies on.
 
-Once with one of its three models, and once whole, as `make table9` runs it.
+Once with one of its three models in two precisions on three benchmarks, and once whole, as `make table9` runs it.
 """
 
 import copy
@@ -18,6 +18,11 @@ from effllm.tables.assemble import assemble
 from tests.workflow.conftest import Workdir
 
 TARGETS = ["results/table9.csv", "results/table16.csv"]
+ONE_MODEL = {
+    "models": ["llama-1m"],
+    "precisions": ["bfloat16", "int4"],
+    "benchmarks": ["word-order", "word-substitution", "perplexity"],
+}
 PAPER_COLUMNS = ["model", "precision", "average_performance", "AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "AEC_W", "MCR"]
 
 
@@ -45,7 +50,7 @@ def study(
     study = copy.deepcopy(tiny_text)
     if request.param == "one-model":
         for table in ("table9", "table16"):
-            study["tables"][table]["models"] = study["tables"][table]["models"][:1]
+            study["tables"][table] |= ONE_MODEL
     workdir = Workdir(tmp_path_factory.mktemp("embedded"), study)
     workdir.snakemake(*TARGETS)
     return Embedded(workdir)
@@ -178,9 +183,11 @@ def test_table16_agrees_with_table9(study: Embedded, table9: pl.DataFrame) -> No
 
 def test_every_artifact_is_whole_and_names_its_parents(study: Embedded) -> None:
     manifests = {path: Artifact.open(path) for path in (study.path / "results").glob(f"*/*/{MANIFEST}")}
-    models = len(study.table9.models)
-    # Corpus, tokenizer and tokens; benchmarks; of each model its run, three precisions, their scores and profiles.
-    assert len(manifests) == 3 + 5 + models * (1 + 3 + 3 * 5 + 3)
+    models, precisions, benchmarks = (
+        len(names) for names in (study.table9.models, study.table9.precisions, study.table9.benchmarks)
+    )
+    # Corpus, tokenizer and tokens; benchmarks; of each model its run; of each precision weights, scores and a profile.
+    assert len(manifests) == 3 + benchmarks + models * (1 + precisions * (1 + benchmarks + 1))
     digests = {(a.manifest.stage, a.manifest.id): a.sha256 for a in manifests.values()}
     for artifact in manifests.values():
         artifact.verify()

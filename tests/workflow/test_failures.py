@@ -124,6 +124,7 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
         process.wait(timeout=120)
 
 
+@pytest.mark.slow
 def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(workdir: Workdir) -> None:
     workdir.snakemake("results/tokens/python-docs/manifest.json")
     shard = next((workdir.path / "results" / "corpus" / "python-docs").glob("held_out-*.parquet"))

@@ -60,6 +60,7 @@ def test_nothing_built(built: Workdir, graph: Graph) -> None:
         run_many(lines + [_lines(built, "local", target) for target in first + tables])
 
 
+@pytest.mark.slow
 def test_one_table_built_alone(built: Workdir, graph: Graph) -> None:
     """Then the others: Table 9 builds weights that Table 7 starts from, without its instructions."""
     tables, profiles = list(graph.tables()), list(PROFILES)
@@ -69,6 +70,7 @@ def test_one_table_built_alone(built: Workdir, graph: Graph) -> None:
             run_many([_lines(built, profiles[number % 3], target) for target in ("all", f"results/{other}.csv")])
 
 
+@pytest.mark.slow
 def test_stages_removed(built: Workdir, graph: Graph) -> None:
     """Alone here, without the tables; tests of the requests remove them in pairs."""
     nodes, profiles = nodes_behind(graph, targets_of(graph)), list(PROFILES)

@@ -11,6 +11,8 @@ from effllm.planning.verify import verify
 from tests.workflow.conftest import Workdir
 from tests.workflow.edits import PRECISION_TABLES, TINY_CASES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny_plans(finished: Workdir) -> dict[str, set[str]]:
