@@ -15,6 +15,7 @@ from pathlib import Path
 from effllm.errors import UserError
 from effllm.models.costs import parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
+from effllm.quantization import read_precision
 from effllm.runtime.artifact import Artifact
 from effllm.study import Study
 from effllm.study.data import SyntheticStream, TrainedTokenizer
@@ -109,9 +110,8 @@ def _training(parallel: Parallel, dtype: str, parameters: float, flops: float) -
 def _quantization(study: Study, id: str, weights: "_Weights") -> Request:
     model, precision = id.rsplit(".", 1)
     memory_mb = _PROCESS_MB + 3 * weights.bytes / _MB
-    if study.precision_of(model, precision).kind == "cast":
-        return _rounded(30 + weights.as_16_bit / _GB, memory_mb, gpus=1)
-    return _rounded(60 + 6 * weights.as_16_bit / _GB, memory_mb, gpus=1)
+    minutes, minutes_per_gb = study.precision_of(model, precision).job_minutes
+    return _rounded(minutes + minutes_per_gb * weights.as_16_bit / _GB, memory_mb, gpus=1)
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,11 @@ def _weights(manifest: str) -> _Weights:
     spec = _built(manifest).manifest.spec
     try:
         # What this study trains is saved in float32.
-        bits = 32 if spec["stage"] in ("pretrain", "merge") else spec["config"].get("precision", {}).get("bits", 16)
+        bits: float = 32 if spec["stage"] in ("pretrain", "merge") else 16
+        if "precision" in spec["config"]:
+            bits = read_precision(spec["config"]["precision"]).nominal_bits
         return _Weights(size, size * 16 / bits)
-    except (KeyError, TypeError, AttributeError, ArithmeticError):
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"{manifest} holds a spec that no stage wrote: delete it and run again.") from None
 
 

@@ -112,14 +112,15 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     import torch
 
     from effllm.evaluation.metered import MeteredLM
-    from effllm.models.loading import load_causal_lm, load_tokenizer
+    from effllm.models.loading import load_tokenizer
+    from effllm.quantization.loading import load_quantized
     from effllm.telemetry.busy import warn_if_busy
 
     path = model.directory / "model"
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     warn_if_busy(device, model.manifest.id)
     tokenizer = load_tokenizer(path)
-    loaded = load_causal_lm(path, device_map={"": device})
+    loaded, _ = load_quantized(model, device)
     return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)
 
 

@@ -9,22 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from effllm.models.costs import cache_bytes, describe, forward_flops, parameter_count
 from effllm.models.text import context_length, text_config
 from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.planning.shapes import Unknown
 from effllm.planning.training_costs import TRAINING_COSTS
+from effllm.quantization import read_precision
 from effllm.study.measure import EvaluationProtocol, InferenceProtocol
-from effllm.study.models import GptqPrecision, Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-# The scale of a group of quantized weights; its zero point has the weights' own bits.
-_SCALE_BITS = 16
-_PRECISION = TypeAdapter(Precision)
 
 
 def cost_of(stage: str, subject: Subject) -> Cost:
@@ -51,38 +45,31 @@ def _imported_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str,
 
 
 def _quantize(subject: Subject) -> Cost:
-    settings = _PRECISION.validate_python(subject.config["precision"])
-    if not isinstance(settings, GptqPrecision):
-        return Cost(1, "cast")
-    calibration = settings.calibration
-    return Cost(1, f"gptq {settings.bits} bit, {calibration.samples} x {calibration.sequence_length} tokens")
+    return Cost(1, read_precision(subject.config["precision"]).work)
 
 
 def _quantize_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    is_cast = subject.config["precision"]["kind"] == "cast"
-    reason = ON_THE_CPU if is_cast else "the quantizer moves one layer at a time to the device: no formula has its peak"
+    on_device = read_precision(subject.config["precision"]).works_on_device
+    reason = "the quantizer moves one layer at a time to the device: no formula has its peak"
     return {
         "work": float(parameter_count(shape).total),
         "disk_b": weight_b(shape, subject.config["precision"]),
-        "reasons": {"memory_b": reason, "scratch_b": "not measured"},
+        "reasons": {"memory_b": reason if on_device else ON_THE_CPU, "scratch_b": "not measured"},
     }
 
 
 def weight_b(shape: "PreTrainedConfig", precision: Mapping[str, Any]) -> float:
-    """Bytes of a model's weights in a precision: 16 bits each, or the layers' products packed with their scales."""
-    settings, total = _PRECISION.validate_python(precision), parameter_count(shape).total
-    if not isinstance(settings, GptqPrecision):
-        return 2.0 * total
+    """Bytes of a model's weights in a precision, by its own formula of packed layers and other parameters."""
+    settings, total = read_precision(precision), parameter_count(shape).total
     model = describe(shape)
     packed = model.num_layers * model.layer.matmul_parameters
-    overhead_bits = (_SCALE_BITS + settings.bits) / settings.group_size if settings.group_size > 0 else 0.0
-    return packed * (settings.bits + overhead_bits) / 8 + 2.0 * (total - packed)
+    return settings.weight_bytes(packed, total - packed)
 
 
 def _evaluate(subject: Subject) -> Cost:
     protocol = _evaluation_protocol(subject)
-    precision = (subject.config_of("model") or {}).get("precision", {})
-    name = f"{precision.get('kind', 'a model')} {precision.get('dtype', precision.get('bits', ''))}".strip()
+    precision = (subject.config_of("model") or {}).get("precision")
+    name = read_precision(precision).label if precision else "a model"
     limits = f"batch {protocol.batch_size}, {protocol.max_length} tokens"
     return Cost(1, f"{subject.id_of('benchmark')} in {name}, {limits}")
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
 from effllm.models.greedy import decode_greedily
-from effllm.models.loading import load_causal_lm, load_tokenizer
+from effllm.models.loading import load_tokenizer
 from effllm.models.text import context_length, text_config
 from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
@@ -26,7 +26,7 @@ from effllm.profiling.figures import (
 )
 from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
-from effllm.quantization.kernels import kernel_of
+from effllm.quantization.loading import load_quantized
 from effllm.results.profile import (
     Generations,
     GenerationTimes,
@@ -64,10 +64,9 @@ def build(job: Job) -> None:
     info = device_info(device)
     warn_if_busy(device, job.id)
     try:
-        # Loaded where it will run: the kernel of quantized layers is chosen for the device that is named here.
-        directory = job.inputs["model"].directory / "model"
-        model = load_causal_lm(directory, device_map={"": device}).eval()
-        ignored = decode_greedily(model, load_tokenizer(directory))
+        model, precision = load_quantized(job.inputs["model"], device)
+        model.eval()
+        ignored = decode_greedily(model, load_tokenizer(job.inputs["model"].directory / "model"))
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
             measured, refused = measure(model, protocol, device, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:
@@ -91,7 +90,7 @@ def build(job: Job) -> None:
             device=info,
             idle=telemetry.summary(IDLE),
             ignored_generation_settings=ignored,
-            kernel=kernel_of(model),
+            kernel=precision.running_kernel(model),
             protocol=MeasuredProtocol(**protocol.plain()),
             threads=torch.get_num_threads(),
             workloads=workloads,

@@ -1,1 +1,25 @@
-"""Models in the precisions under test: 16-bit casts and integer weights by GPTQ."""
+"""Precisions by the `kind` that they have in a study.
+
+To add one: a file with a subclass of `Precision`, like `cast.py`, and a line here. Nothing here imports torch.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from effllm.fields import FormOf
+from effllm.quantization.cast import CastPrecision
+from effllm.quantization.gptq import GptqPrecision
+from effllm.quantization.precision import Precision
+
+PRECISIONS: dict[str, type[Precision]] = {"cast": CastPrecision, "gptq": GptqPrecision}
+
+SETTINGS = tuple(dict.fromkeys(column for precision in PRECISIONS.values() for column in precision.columns))
+"""The settings of precisions that tables print, in the order of their columns."""
+
+AnyPrecision = Annotated[Precision, FormOf(PRECISIONS)]
+"""The type of a precision in a configuration."""
+
+
+def read_precision(settings: Mapping[str, Any]) -> Precision:
+    """A precision from its plain settings, as specs hold them; KeyError or ValueError where they are not one's."""
+    return PRECISIONS[settings["kind"]].model_validate(dict(settings))

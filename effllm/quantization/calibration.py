@@ -12,7 +12,7 @@ from effllm.data.tokenizer import begin_of_text
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
 from effllm.models.loading import load_tokenizer
-from effllm.study.models import Calibration
+from effllm.quantization.precision import Calibration
 
 Sequence = dict[str, list[int]]
 """`input_ids` and `attention_mask`, as gptqmodel takes them."""

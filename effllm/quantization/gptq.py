@@ -1,96 +1,119 @@
-"""Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
+"""Weights in integers by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel.
 
-import csv
-import os
-import shutil
+`gptq_quantizer.py` quantizes, `gptq_kernels.py` chooses and checks the kernel, `gptq_fuse.py` puts fused layers back.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from effllm.errors import CellFailure
-from effllm.quantization.calibration import calibration_sequences
-from effllm.quantization.fuse import fuse_layers
-from effllm.quantization.kernels import check_runs, choose_kernel, require_kernel
-from effllm.study.models import GptqPrecision
+from effllm.fields import Fraction
+from effllm.quantization.precision import Calibration, PackedLayer, Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from effllm.models.architecture import ModelShape
+    from effllm.models.checkpoint.headers import TensorHeader
+
+# `model_type`s of the study's own architectures that gptqmodel quantizes (a test compares them with the library).
+GPTQ_MODEL_TYPES = frozenset({"llama", "phi3", "qwen2"})
+# The tensors of a quantized layer, in place of its `weight`.
+_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
+# The scale of a group of weights; its zero point has the weights' own bits.
+_SCALE_BITS = 16
 
 
-def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Path, records: Path) -> None:
-    """Quantize the model in `source` into `target`; the per-layer losses go to `records/gptq.csv`.
+class GptqPrecision(Precision):
+    """Weights of the decoder's linear layers in integers by GPTQ (Frantar et al., arXiv 2210.17323)."""
 
-    `data` is the artifact of the corpus or of the token stream that the calibration names. Raises `CellFailure`
-    (unsupported) for an architecture that gptqmodel does not know or a group size that does not divide a layer, and
-    (nan) where the Hessian of a layer cannot be inverted, `UserError` for a named kernel that does not run here.
-    """
-    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
-    # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
-    from gptqmodel import GPTQModel, QuantizeConfig
-    from gptqmodel.models.auto import SUPPORTED_MODELS
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in SUPPORTED_MODELS:
-        raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
-    check_group_size(config, settings.group_size)
-    require_kernel(settings)
-    calibration = calibration_sequences(data, source, settings.calibration)
-    torch.manual_seed(settings.calibration.seed)
-    model = GPTQModel.load(
-        str(source),
-        QuantizeConfig(
-            bits=settings.bits,
-            group_size=settings.group_size,
-            desc_act=settings.act_order,
-            act_group_aware=False,
-            sym=settings.symmetric,
-            damp_percent=settings.damping,
-            # Without a fallback a layer that saw too little text is an error, not silently rounded to nearest.
-            fallback=None,
-            # With offloading, gptqmodel loses the output head of some families when it saves.
-            offload_to_disk=False,
-        ),
-        dtype=getattr(torch, settings.compute_dtype),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=False,
+    kind: Literal["gptq"]
+    bits: Literal[2, 3, 4, 8] = Field(description="Bits per weight.")
+    group_size: Literal[-1, 32, 64, 128] = Field(
+        description="Weights that share a scale and a zero point; -1 is one group per output channel."
     )
-    model.quantize(calibration, batch_size=8)
-    if not (source / "tokenizer_config.json").exists():
-        # Random weights have none, and Transformers makes gptqmodel an empty one.
-        model.tokenizer = None
-    model.save(str(target))
-    fuse_layers(target, config.model_type)
-    if settings.kernel != "auto":
-        choose_kernel(target, settings.kernel)
-    # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
-    log = target / "quant_log.csv"
-    check_losses(log)
-    shutil.move(log, records / "gptq.csv")
-    check_runs(target)
+    act_order: bool = Field(description="Quantize columns by decreasing activation (desc_act).")
+    symmetric: bool = Field(default=True, description="Symmetric ranges, with no zero point.")
+    damping: Annotated[Fraction, Field(gt=0)] = Field(
+        description="Share of the mean diagonal added to the Hessian's diagonal (damp_percent)."
+    )
+    compute_dtype: Literal["bfloat16", "float16"] = Field(
+        default="bfloat16", description="Type of the layers left unquantized and of the arithmetic."
+    )
+    kernel: Literal["auto", "marlin", "exllama_v2", "triton", "torch"] = Field(
+        default="auto",
+        description="Kernel that runs the weights wherever they are loaded, noted in the checkpoint; auto leaves it to "
+        "gptqmodel, which takes the fastest that the machine has or can compile. profile.json says which one ran.",
+    )
+    calibration: Calibration = Field(description="Calibration set.")
 
+    columns: ClassVar[tuple[str, ...]] = ("bits", "group_size", "act_order", "damping")
 
-def check_group_size(config: object, group_size: int) -> None:
-    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules.
+    @model_serializer(mode="wrap")
+    def _only_a_chosen_kernel(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("kernel", "auto")}
 
-    Of a composite model gptqmodel quantizes the text decoder; a vision tower stays as it is.
-    """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    for name, module in model.get_decoder().named_modules():
-        is_quantized = isinstance(module, torch.nn.Linear) and module is not head
-        if is_quantized and group_size > 0 and module.in_features % group_size:
-            raise CellFailure(
-                "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
+    @property
+    def nominal_bits(self) -> int:
+        return self.bits
+
+    @property
+    def label(self) -> str:
+        return f"gptq {self.bits}"
+
+    @property
+    def work(self) -> str:
+        calibration = self.calibration
+        return f"gptq {self.bits} bit, {calibration.samples} x {calibration.sequence_length} tokens"
+
+    def calibration_set(self) -> Calibration:
+        return self.calibration
+
+    def misfit(self, shape: "ModelShape") -> str | None:
+        if shape.saved_model_type not in GPTQ_MODEL_TYPES:
+            return (
+                f"the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
+                f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
             )
+        for layer, width in shape.linear_in_features().items():
+            if self.group_size > 0 and width % self.group_size:
+                return (
+                    f"group_size {self.group_size} does not divide the {layer} width {width} of "
+                    f"the model; choose a divisor, such as {_divisor(width)}, or -1"
+                )
+        return None
+
+    def weight_bytes(self, packed: int, others: int) -> float:
+        overhead_bits = (_SCALE_BITS + self.bits) / self.group_size if self.group_size > 0 else 0.0
+        return packed * (self.bits + overhead_bits) / 8 + 2.0 * others
+
+    def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
+        from effllm.quantization.gptq_quantizer import quantize_gptq
+
+        assert calibration is not None
+        quantize_gptq(source, target, self, calibration, records)
+
+    def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
+        return packed_layers(tensors)
+
+    def running_kernel(self, model: "PreTrainedModel") -> str | None:
+        from effllm.quantization.gptq_kernels import kernel_of
+
+        return kernel_of(model)
 
 
-def check_losses(log: Path) -> None:
-    """Raise `CellFailure` (nan) if any layer's quantization error is not a number."""
-    with open(log) as stream:
-        for row in csv.DictReader(stream):
-            try:
-                finite = torch.isfinite(torch.tensor(float(row["loss"]))).item()
-            except ValueError:
-                finite = False
-            if not finite:
-                raise CellFailure("nan", f"GPTQ's error in layer {row['layer']} {row['module']} is {row['loss']}")
+def packed_layers(tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
+    """The packed layers among the tensors of a GPTQ checkpoint, by name."""
+    layers = {}
+    for layer in (name.rpartition(".")[0] for name in tensors if name.endswith(".qweight")):
+        (in_features,) = tensors[f"{layer}.g_idx"].shape
+        # Scales are [groups, out_features].
+        _, out_features = tensors[f"{layer}.scales"].shape
+        layers[layer] = PackedLayer(in_features, out_features, tuple(f"{layer}.{kind}" for kind in _TENSORS))
+    return layers
+
+
+def _divisor(width: int) -> int:
+    return next(size for size in (128, 64, 32, -1) if size == -1 or width % size == 0)

@@ -1,32 +1,26 @@
 """Stage `quantize`: a model in one precision.
 
-in:  model; for GPTQ also corpus, the calibration text, or tokens, random ones for random weights
+in:  model; for methods that calibrate also corpus, the text, or tokens, random ones for random weights
 out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantization.json (settings, bytes of weights,
      and `unscored` for random weights)
 """
 
-from pydantic import TypeAdapter
-
 from effllm.models.loading import keep_refused_generation, load_tokenizer
 from effllm.models.random_weights import why_unscored
-from effllm.quantization.cast import cast
-from effllm.quantization.gptq import quantize_gptq
+from effllm.quantization import read_precision
 from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import Quantization
 from effllm.runtime.stage import Job, main
-from effllm.study.models import CastPrecision, Precision
 
 
 def build(job: Job) -> None:
     """Write the model in the asked precision, its tokenizer, and what was done to it."""
-    settings = TypeAdapter(Precision).validate_python(job.spec["config"]["precision"])
+    settings = read_precision(job.spec["config"]["precision"])
     source = job.inputs["model"].directory / "model"
     target = job.output / "model"
-    if isinstance(settings, CastPrecision):
-        cast(source, target, settings)
-    else:
-        data = job.inputs["corpus" if settings.calibration.corpus else "tokens"]
-        quantize_gptq(source, target, settings, data.directory, job.records)
+    calibration = settings.calibration_set()
+    data = None if calibration is None else job.inputs[calibration.stage].directory
+    settings.quantize(source, target, data, job.records)
     if (source / "tokenizer_config.json").exists():
         load_tokenizer(source).save_pretrained(target)
     keep_refused_generation(source, target)
@@ -35,7 +29,7 @@ def build(job: Job) -> None:
         Quantization(
             nominal_bits=settings.nominal_bits,
             precision=settings.plain(),
-            weights=weight_bytes(target),
+            weights=weight_bytes(target, settings),
             **({"unscored": unscored} if unscored else {}),
         )
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from effllm.fields import repeated
 from effllm.study.data import SyntheticStream, TrainedTokenizer
 from effllm.study.instructions import SyntheticInstructionSource
-from effllm.study.models import GptqPrecision, PretrainedSource
+from effllm.study.models import PretrainedSource
 from effllm.study.tables import FinetuningTable, InferenceTable, QuantizationTable
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ def _lengths(study: Study, table: QuantizationTable, model: str) -> Iterable[tup
     if table.benchmarks and study.evaluation.max_length is not None:
         yield "evaluation.max_length", study.evaluation.max_length
     for precision in table.precisions:
-        settings = study.precision_of(model, precision)
-        if isinstance(settings, GptqPrecision):
-            yield f"precisions.{precision}.calibration.sequence_length", settings.calibration.sequence_length
+        calibration = study.precision_of(model, precision).calibration_set()
+        if calibration is not None:
+            yield f"precisions.{precision}.calibration.sequence_length", calibration.sequence_length
 
 
 def _check_labels(where: str, section: str, ids: Iterable[str], entries: Mapping[str, object]) -> None:

@@ -19,7 +19,7 @@ from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokeniz
 from effllm.study.finetuning import run_of, trains_whole_model
 from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
-from effllm.study.models import FinetunedSource, GptqPrecision, LocalModelSource, PretrainedSource
+from effllm.study.models import FinetunedSource, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
 from effllm.study.table_graph import defined_tables, measured_nodes, table_nodes, table_spec
 
@@ -199,12 +199,10 @@ class Graph:
     def _quantize_parents(self, id: str) -> dict[str, str | list[str]]:
         model, precision = id.rsplit(".", 1)
         weights = self.weights(model)
-        settings = self.study.precision_of(model, precision)
-        if not isinstance(settings, GptqPrecision):
+        calibration = self.study.precision_of(model, precision).calibration_set()
+        if calibration is None:
             return {"model": weights}
-        calibration = settings.calibration
-        stage = "corpus" if calibration.corpus else "tokens"
-        return {"model": weights, stage: self.manifest(stage, calibration.source)}
+        return {"model": weights, calibration.stage: self.manifest(calibration.stage, calibration.source)}
 
 
 def expand_paths(where: str, patterns: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened, suggestion
+from effllm.quantization import AnyPrecision, Precision
+from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
 from effllm.study.architectures import Architecture
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
@@ -21,15 +23,11 @@ from effllm.study.measure import (
 )
 from effllm.study.methods import Method
 from effllm.study.models import (
-    Calibration,
     FinetunedSource,
-    GptqPrecision,
     Model,
-    Precision,
     PretrainedSource,
     RandomSource,
 )
-from effllm.study.support import GPTQ_MODEL_TYPES
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
 
@@ -37,7 +35,7 @@ from effllm.study.training import PretrainingRun
 class _PrecisionOf(Section):
     """Wraps the union, so that a merged precision is validated like one read from the file."""
 
-    precision: Precision
+    precision: AnyPrecision
 
 
 class Study(Section):
@@ -57,7 +55,7 @@ class Study(Section):
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     methods: dict[PlainId, Method] = Field(default_factory=dict, description="Fine-tuning methods by id.")
     finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
-    precisions: dict[PlainId, Precision] = Field(default_factory=dict, description="Precisions by id.")
+    precisions: dict[PlainId, AnyPrecision] = Field(default_factory=dict, description="Precisions by id.")
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
     inference: InferenceProtocol = Field(description="The fixed inference workload.")
@@ -176,23 +174,12 @@ class Study(Section):
     def _check_fit(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
         settings = self.precision_of(model, precision)
-        if not isinstance(settings, GptqPrecision):
-            return
-        self._check_calibration(model, precision, settings.calibration)
+        calibration = settings.calibration_set()
+        if calibration is not None:
+            self._check_calibration(model, precision, calibration)
         shape = self.architecture_of(model)
-        if shape is None:
-            return
-        if shape.saved_model_type not in GPTQ_MODEL_TYPES:
-            raise ValueError(
-                f"{where}: the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
-                f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
-            )
-        for layer, width in shape.linear_in_features().items():
-            if settings.group_size > 0 and width % settings.group_size:
-                raise ValueError(
-                    f"{where}: group_size {settings.group_size} does not divide the {layer} width {width} of "
-                    f"the model; choose a divisor, such as {_divisor(width)}, or -1"
-                )
+        if shape is not None and (misfit := settings.misfit(shape)):
+            raise ValueError(f"{where}: {misfit}")
 
     def _check_calibration(self, model: str, precision: str, calibration: Calibration) -> None:
         where = f"precisions.{precision}.calibration"
@@ -263,7 +250,3 @@ class Study(Section):
 def _require(where: str, id: str, known: Collection[str]) -> None:
     if id not in known:
         raise ValueError(f"{where}: {id!r} does not exist; {suggestion(id, known)}")
-
-
-def _divisor(width: int) -> int:
-    return next(size for size in (128, 64, 32, -1) if size == -1 or width % size == 0)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.quantization import SETTINGS, read_precision
+from effllm.quantization.precision import Calibration, Precision
 from effllm.results.evaluation import Evaluation
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
@@ -31,7 +33,6 @@ _ENERGY_COLUMNS = {
     "energy_above_idle_J_per_token": "energy_above_idle_j_per_token",
     "decode_energy_J_per_token": "decode_energy_j_per_token",
 }
-_NOT_QUANTIZED = "weights are cast, not quantized"
 
 
 def table9(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -63,9 +64,8 @@ class _Variant:
         }
 
     @property
-    def nominal_bits(self) -> int:
-        precision = self.quantize.manifest.spec["config"]["precision"]
-        return precision.get("bits", 16)
+    def precision(self) -> Precision:
+        return read_precision(self.quantize.manifest.spec["config"]["precision"])
 
     @property
     def unscored(self) -> str | None:
@@ -207,7 +207,7 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
     if performance.mean is None or not original.mean:
         reason = performance.reason or original.reason or "the baseline's performance is 0"
         return {"nominal": (None, reason), "measured": (None, reason)}
-    bits = baseline.nominal_bits, variant.nominal_bits
+    bits = baseline.precision.nominal_bits, variant.precision.nominal_bits
     sizes = tuple(side.quantize.content.weights.bytes for side in (baseline, variant))
     return {
         "nominal": (model_compression_rate(*bits, original.mean, performance.mean), None),
@@ -217,30 +217,29 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
 
 def _set_weights(row: Row, variant: _Variant) -> None:
     content = variant.quantize.content
+    precision = variant.precision
     reason = f"quantize is {variant.quantize.status}"
     weights = content.weights if content else None
     row.set("weight_bytes", weights.bytes if weights else None, reason)
     packed = weights.quantized_layers_bytes if weights else None
-    row.set("quantized_layers_bytes", packed, _NOT_QUANTIZED if content else reason)
+    row.set("quantized_layers_bytes", packed, precision.why_empty if content else reason)
     ratio = weights.quantized_layers_bytes_16_bit / packed if packed else None
-    row.set("quantized_layers_compression", ratio, _NOT_QUANTIZED if content else reason)
-    precision = variant.quantize.manifest.spec["config"]["precision"]
-    for key in ("bits", "group_size", "act_order", "damping"):
-        row.set(key, precision.get(key), _NOT_QUANTIZED)
-    row.set("calibration", _calibration(precision), _NOT_QUANTIZED)
+    row.set("quantized_layers_compression", ratio, precision.why_empty if content else reason)
+    for key in SETTINGS:
+        row.set(key, getattr(precision, key, None), precision.why_empty)
+    row.set("calibration", _calibration(precision.calibration_set()), precision.why_empty)
 
 
-def _calibration(precision: Mapping[str, Any]) -> str | None:
-    calibration = precision.get("calibration")
+def _calibration(calibration: Calibration | None) -> str | None:
     if calibration is None:
         return None
-    size = "{samples} x {sequence_length}".format(**calibration)
-    return f"{size} tokens of {calibration['corpus']}" if "corpus" in calibration else f"{size} random tokens"
+    size = f"{calibration.samples} x {calibration.sequence_length}"
+    return f"{size} tokens of {calibration.corpus}" if calibration.corpus else f"{size} random tokens"
 
 
 def _kernel(variant: _Variant, main: _Workload) -> tuple[str | None, str]:
-    if "bits" not in variant.quantize.manifest.spec["config"]["precision"]:
-        return None, _NOT_QUANTIZED
+    if not variant.precision.is_quantized:
+        return None, variant.precision.why_empty
     profile = variant.profile.content
     # Profiles of earlier revisions hold no kernel.
     return (profile.kernel, "the profile does not say") if profile else (None, main.absent)

@@ -13,8 +13,7 @@ from effllm.evaluation.metered import MeteredLM
 from effllm.models.greedy import decode_greedily
 from effllm.models.loading import keep_refused_generation, load_causal_lm, load_tokenizer
 from effllm.profiling.decoding import TimedDecoding
-from effllm.quantization.cast import cast
-from effllm.study.models import CastPrecision
+from effllm.quantization.cast import CastPrecision, cast
 from effllm.telemetry.validity import check_generation_settings
 from tests.unit.models.word_tokenizer import word_tokenizer
 

@@ -15,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.calibration import calibration_sequences, text_sequences
-from effllm.quantization.cast import cast
-from effllm.quantization.gptq import check_group_size, check_losses
-from effllm.quantization.weights import packed_shapes, weight_bytes
+from effllm.quantization.cast import CastPrecision, cast
+from effllm.quantization.gptq import GptqPrecision
+from effllm.quantization.gptq_kernels import packed_shapes
+from effllm.quantization.gptq_quantizer import check_group_size, check_losses
+from effllm.quantization.precision import Calibration
+from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import WeightBytes
-from effllm.study.models import Calibration, CastPrecision
 
 
 def test_int4_loads_and_generates_without_this_package(builder: Any) -> None:
@@ -76,7 +78,7 @@ def test_a_checkpoint_with_other_layers_than_the_model_is_refused(builder: Any, 
 
 def test_fused_layers_are_put_together_across_shards(tmp_path: Path) -> None:
     """Each part packed and laid out by the format's definition; the fused layer unpacks to the stacked matrix."""
-    from effllm.quantization.fuse import fuse_layers
+    from effllm.quantization.gptq_fuse import fuse_layers
 
     parts = {part: torch.randint(0, 16, (32, 16), dtype=torch.int32) for part in ("gate_proj", "up_proj")}
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
@@ -136,7 +138,7 @@ def test_bytes_are_those_of_the_tensors_on_disk(builder: Any) -> None:
 def test_bytes_are_counted_over_shards(tmp_path: Path) -> None:
     save_file({"a.weight": torch.zeros(3, 5, dtype=torch.bfloat16)}, tmp_path / "model-1.safetensors")
     save_file({"b.weight": torch.zeros(7, dtype=torch.float32)}, tmp_path / "model-2.safetensors")
-    assert weight_bytes(tmp_path) == WeightBytes(
+    assert weight_bytes(tmp_path, CastPrecision(kind="cast", dtype="bfloat16")) == WeightBytes(
         bytes=30 + 28, quantized_layers=0, quantized_layers_bytes=None, quantized_layers_bytes_16_bit=None
     )
 
@@ -163,8 +165,7 @@ def test_a_group_size_that_does_not_divide_is_unsupported() -> None:
 
 
 def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) -> None:
-    from effllm.quantization.gptq import quantize_gptq
-    from effllm.study.models import GptqPrecision
+    from effllm.quantization.gptq_quantizer import quantize_gptq
 
     settings = builder.graph.study.precision_of("llama-1m", "int4")
     assert isinstance(settings, GptqPrecision)
@@ -177,7 +178,7 @@ def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) 
 def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path: Path) -> None:
     import shutil
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     checkpoint = tmp_path / "model"
     shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
@@ -202,7 +203,7 @@ def test_a_checkpoint_that_no_kernel_runs_is_unsupported(builder: Any, tmp_path:
 def test_a_checkpoint_that_is_not_whole_is_no_verdict_on_the_technique(builder: Any, tmp_path: Path) -> None:
     import shutil
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     checkpoint = tmp_path / "model"
     shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
@@ -236,7 +237,7 @@ def test_the_widths_a_kernel_is_asked_for_are_those_of_the_layers_it_gets(builde
 def test_a_layer_that_the_kernel_does_not_make_is_unsupported(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     # What a kernel states of itself, and gptqmodel checks when a layer is made.
     monkeypatch.setattr(TorchAtenLinear, "SUPPORTS_OUT_FEATURES_DIVISIBLE_BY", [7])
@@ -249,7 +250,7 @@ def test_an_error_that_the_plain_kernel_has_too_is_no_refusal(builder: Any, monk
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a mistake of ours")
@@ -264,7 +265,7 @@ def test_an_error_that_the_plain_kernel_has_too_is_no_refusal(builder: Any, monk
 def test_an_error_outside_the_packed_layers_is_no_refusal(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     def fail(*_: Any) -> None:
         raise ValueError("a mistake of ours")
@@ -276,7 +277,7 @@ def test_an_error_outside_the_packed_layers_is_no_refusal(builder: Any, monkeypa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Marlin runs here")
 def test_a_named_kernel_that_does_not_run_here_is_refused_before_quantizing(builder: Any, tmp_path: Path) -> None:
-    from effllm.quantization.gptq import quantize_gptq
+    from effllm.quantization.gptq_quantizer import quantize_gptq
 
     settings = builder.graph.study.precision_of("llama-1m", "int4").model_copy(update={"kernel": "marlin"})
     model = builder.build("pretrain", "llama-1m").directory / "model"
@@ -289,7 +290,7 @@ def test_a_named_kernel_that_does_not_run_here_is_refused_before_quantizing(buil
 def test_the_chosen_kernel_runs_wherever_the_checkpoint_is_loaded(builder: Any, tmp_path: Path) -> None:
     import shutil
 
-    from effllm.quantization.kernels import choose_kernel
+    from effllm.quantization.gptq_kernels import choose_kernel
 
     checkpoint = tmp_path / "model"
     shutil.copytree(builder.build("quantize", "llama-1m.int4").directory / "model", checkpoint)
@@ -306,7 +307,7 @@ def test_the_kernel_is_chosen_for_the_device_that_runs_it(builder: Any, monkeypa
     """A model that is loaded first and moved then has the CPU's kernel, which no GPU runs."""
     from optimum.gptq import GPTQQuantizer
 
-    from effllm.quantization.kernels import check_runs
+    from effllm.quantization.gptq_kernels import check_runs
 
     def select(self: Any, device_map: Any, pack: bool = False) -> None:
         raise NotImplementedError(f"a kernel for {device_map}")

@@ -13,9 +13,9 @@ from transformers import GPTQConfig, PreTrainedModel
 
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
-from effllm.quantization.weights import packed_shapes
+from effllm.quantization.gptq import GptqPrecision, packed_layers
+from effllm.quantization.weights import tensor_headers
 from effllm.runtime.artifact import write_text
-from effllm.study.models import GptqPrecision
 
 _PLAIN = "gptq_torch"
 """gptqmodel's kernel in plain PyTorch, which takes every shape on every device."""
@@ -118,6 +118,12 @@ def _require_shapes(checkpoint: Path) -> None:
         )
         if not runs:
             raise _unsupported(refusal)
+
+
+def packed_shapes(checkpoint: Path) -> set[tuple[int, int]]:
+    """Input and output widths of the packed layers of a GPTQ checkpoint."""
+    layers = packed_layers(tensor_headers(checkpoint)).values()
+    return {(layer.in_features, layer.out_features) for layer in layers}
 
 
 def _unsupported(refusal: Exception) -> CellFailure:

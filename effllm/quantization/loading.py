@@ -1,0 +1,20 @@
+"""The model of a `quantize` artifact, loaded where it runs."""
+
+from transformers import PreTrainedModel
+
+from effllm.models.loading import load_causal_lm
+from effllm.quantization import read_precision
+from effllm.quantization.precision import Precision
+from effllm.results.quantization import Quantization
+from effllm.runtime.artifact import Artifact
+
+
+def load_quantized(artifact: Artifact, device: str) -> tuple[PreTrainedModel, Precision]:
+    """The model on `device`, and its precision.
+
+    The kernel of quantized layers is chosen for the device that is named here: a model that is moved there later would
+    keep the CPU's.
+    """
+    precision = read_precision(Quantization.read(artifact.directory).precision)
+    model = load_causal_lm(artifact.directory / "model", device_map={"": device}, **precision.load_options())
+    return model, precision

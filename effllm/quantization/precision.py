@@ -1,0 +1,128 @@
+"""What a precision says of itself: settings, bits, support, work and bytes. Nothing here imports torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from effllm.fields import Dimension, Id, PositiveInt, Section, Seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from effllm.models.architecture import ModelShape
+    from effllm.models.checkpoint.headers import TensorHeader
+
+
+class Calibration(Section):
+    """What a post-training quantizer measures activations on: a corpus's training text, or random tokens.
+
+    Random tokens are for random weights, which have no tokenizer: what they take to quantize and to run is that of
+    text, what they answer is as little worth as before.
+    """
+
+    corpus: Id | None = Field(default=None, description="Id of the corpus whose training text is taken.")
+    tokens: Id | None = Field(
+        default=None, description="Id of a synthetic token stream, in place of a corpus, for models of kind random."
+    )
+    samples: PositiveInt = Field(description="Number of sequences.")
+    sequence_length: Dimension = Field(description="Tokens per sequence.")
+    seed: Seed = Field(default=0, description="Seed of the choice of documents, or of a stream's sequences.")
+
+    @property
+    def source(self) -> str:
+        """Id of the corpus or of the token stream."""
+        return str(self.corpus or self.tokens)
+
+    @property
+    def stage(self) -> str:
+        """The stage that makes it, which is also the name of the input."""
+        return "corpus" if self.corpus else "tokens"
+
+    @model_validator(mode="after")
+    def _names_one_source(self) -> "Calibration":
+        if (self.corpus is None) == (self.tokens is None):
+            raise ValueError(
+                "name either corpus, for text, or tokens, a synthetic stream for models of random weights, not "
+                + ("neither" if self.corpus is None else f"both ({self.corpus!r} and {self.tokens!r})")
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_the_named_source(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A key that a study does not use has no place in its specs.
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A linear layer as a quantized checkpoint stores it: its widths, and the names of the tensors it is made of."""
+
+    in_features: int
+    out_features: int
+    tensors: tuple[str, ...]
+
+
+class Precision(Section):
+    """Base of the precisions. A subclass has `kind`, a literal, and its own settings as fields.
+
+    columns: settings that Table 9 prints; a precision without them leaves the cells empty with `why_empty`.
+    works_on_device: whether quantizing uses the accelerator; its peak of memory there has no formula.
+    job_minutes: what a quantization job asks for: minutes, and minutes for each GB of the weights in 16 bits.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    why_empty: ClassVar[str] = "the precision has no such setting"
+    is_quantized: ClassVar[bool] = True
+    works_on_device: ClassVar[bool] = True
+    job_minutes: ClassVar[tuple[float, float]] = (60, 6)
+
+    @property
+    def nominal_bits(self) -> int:
+        """Bits per quantized weight, the overhead of scales left out."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What tells precisions apart whose evaluation takes another time."""
+        raise NotImplementedError
+
+    @property
+    def work(self) -> str:
+        """What tells quantizations apart that take another time per parameter."""
+        return self.label
+
+    def calibration_set(self) -> Calibration | None:
+        """What activations are measured on; None for a method that measures none."""
+        return None
+
+    def misfit(self, shape: "ModelShape") -> str | None:
+        """Why a model of this shape cannot be brought into the precision, with the remedy; None if nothing is known."""
+        return None
+
+    def weight_bytes(self, packed: int, others: int) -> float:
+        """Bytes of a checkpoint, scales included; parameters of the layers' matrices, and all others."""
+        raise NotImplementedError
+
+    def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
+        """Write the model in `source` to `target`, in a form that `load_causal_lm` loads.
+
+        `calibration` is the artifact that `calibration_set` names. What was observed goes to `records`. Raises
+        `CellFailure` where the technique, or this machine's device, cannot have the model, and `UserError` for a
+        setting that names what the machine lacks; both before time is spent where that can be known.
+        """
+        raise NotImplementedError
+
+    def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
+        """The quantized layers among a checkpoint's tensors, by name."""
+        return {}
+
+    def load_options(self) -> dict[str, Any]:
+        """What `load_causal_lm` must be told beside the checkpoint, by formats that quantize while they load."""
+        return {}
+
+    def running_kernel(self, model: "PreTrainedModel") -> str | None:
+        """What runs the quantized layers of a loaded model; None where none is quantized."""
+        return None
