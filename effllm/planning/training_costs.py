@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from effllm.models.costs import activation_bytes, describe, forward_flops, parameter_count, training_flops
+from effllm.models.costs import activation_bytes, forward_flops, parameter_count, training_flops
 from effllm.planning.cost import ON_THE_CPU, Cost, StageCost, Subject, number_type, stored_b
 from effllm.study.finetuning import FinetuningRun
-from effllm.study.methods import FreezeMethod, FullMethod
 from effllm.study.training import Parallel, PretrainingRun
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _finetune(subject: Subject) -> Cost:
 
 def _finetune_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str, Any]:
     run, total = _finetuning_run(subject), parameter_count(shape).total
-    trained = trained_parameters(shape, run)
+    trained = run.method.trained_parameters(shape)
     length = run.encoding.sequence_length
     known: dict[str, Any] = {"work": float(forward_flops(shape, length))}
     if trained is None:
@@ -97,38 +96,6 @@ def _finetune_model(subject: Subject, shape: "PreTrainedConfig") -> Mapping[str,
         "disk_b": published_b,
         "scratch_b": float(_CHECKPOINTS * _CHECKPOINT_B_PER_PARAMETER * trained),
     }
-
-
-def trained_parameters(shape: "PreTrainedConfig", run: FinetuningRun) -> int | None:
-    """Parameters that a method trains; None for an adapter that has no count here.
-
-    An adapter of rank r beside a layer of n inputs and m outputs has r (n + m), with DoRA m more; "all-linear" adapts
-    the projections of attention and feed-forward.
-    """
-    method, count = run.method, parameter_count(shape)
-    if isinstance(method, FullMethod):
-        return count.total
-    if isinstance(method, FreezeMethod):
-        return count.total - count.embedding - method.frozen_layers * describe(shape).layer.parameters
-    layers = _linear_layers(shape)
-    if layers is None or method.target_modules != "all-linear":
-        return None
-    magnitudes = sum(outputs for _, outputs in layers) if method.kind == "dora" else 0
-    per_layer = method.rank * sum(inputs + outputs for inputs, outputs in layers) + magnitudes
-    return shape.num_hidden_layers * per_layer
-
-
-def _linear_layers(shape: "PreTrainedConfig") -> list[tuple[int, int]] | None:
-    """(inputs, outputs) of a decoder layer's linear modules, as Transformers builds them."""
-    hidden, inner = shape.hidden_size, getattr(shape, "intermediate_size", None)
-    if shape.model_type not in ("llama", "mistral", "qwen2", "phi3"):
-        return None
-    head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    width, shared = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
-    rest = [(width, hidden), (inner, hidden)]
-    if shape.model_type == "phi3":
-        return [(hidden, width + 2 * shared), (hidden, 2 * inner), *rest]
-    return [(hidden, width), (hidden, shared), (hidden, shared), (hidden, inner), (hidden, inner), *rest]
 
 
 def _finetuning_run(subject: Subject) -> FinetuningRun:

@@ -26,9 +26,8 @@ from effllm.fields import (
 )
 from effllm.study.architectures import Architecture
 from effllm.study.instructions import Encoding
-from effllm.study.methods import FreezeMethod, FullMethod, LowRankMethod, Method
-from effllm.study.support import PARTLY_ADAPTED_MODEL_TYPES
 from effllm.study.training import AdamW, Parallel, Recipe
+from effllm.training.methods import AnyMethod, Method
 
 
 class FinetuningOptimizer(Section):
@@ -96,7 +95,7 @@ class _Protocol(Section):
 class FinetuningRun(_Protocol):
     """One method on one model: a node's slice of the study."""
 
-    method: Method = Field(description="What is trained.")
+    method: AnyMethod = Field(description="What is trained.")
     learning_rate: LearningRate = Field(description="Peak learning rate.")
     micro_batch_size: Dimension = Field(description="Samples per forward pass on one device.")
     parallel: Parallel = Field(description="Devices, and what is sharded over them.")
@@ -104,7 +103,7 @@ class FinetuningRun(_Protocol):
     @property
     def trains_whole_model(self) -> bool:
         """Whether the model itself is trained, and not an adapter beside it."""
-        return trains_whole_model(self.method)
+        return self.method.trains_whole_model
 
     def steps(self, sequences: int) -> int:
         """Optimizer steps over so many training sequences. Of an epoch's last, partial step nothing is taken."""
@@ -224,25 +223,5 @@ def suite_misfit(suite: FinetuningSuite, methods: Mapping[str, Method], model: s
     length = suite.encoding.sequence_length
     if shape.longest_sequence is not None and length > shape.longest_sequence:
         return f"encoding.sequence_length {length} exceeds the {shape.longest_sequence} positions of {model}: lower it"
-    for id in suite.methods:
-        method = methods[id]
-        if isinstance(method, FreezeMethod):
-            if method.frozen_layers >= shape.num_hidden_layers:
-                return (
-                    f"methods.{id}.frozen_layers {method.frozen_layers} leaves none of the {shape.num_hidden_layers} "
-                    f"layers of {model} to train: lower it"
-                )
-        elif isinstance(method, LowRankMethod):
-            if method.rank > shape.hidden_size:
-                return f"methods.{id}.rank {method.rank} exceeds the width {shape.hidden_size} of {model}: lower it"
-            if method.target_modules == "all-linear" and shape.model_type in PARTLY_ADAPTED_MODEL_TYPES:
-                return (
-                    f"methods.{id}.target_modules: peft does not adapt all linear layers of {model} "
-                    f"({shape.model_type}): name those it may, or leave the model out"
-                )
-    return None
-
-
-def trains_whole_model(method: Method) -> bool:
-    """Whether a method trains the model itself, and not an adapter beside it."""
-    return isinstance(method, FreezeMethod | FullMethod)
+    misfits = (methods[id].misfit(id, model, shape) for id in suite.methods)
+    return next((misfit for misfit in misfits if misfit), None)

@@ -16,7 +16,7 @@ from effllm.models.checkpoint.files import model_files
 from effllm.stages import STAGES
 from effllm.study.code_tasks import HumanEvalBenchmark, ProblemFiles
 from effllm.study.data import FilesCorpusSource, SyntheticStream, TrainedTokenizer
-from effllm.study.finetuning import run_of, trains_whole_model
+from effllm.study.finetuning import run_of
 from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import FinetunedSource, LocalModelSource, PretrainedSource
@@ -194,7 +194,7 @@ class Graph:
         return study.inference if stage == "profile" else sections[stage][id]
 
     def _is_adapter(self, source: FinetunedSource) -> bool:
-        return not trains_whole_model(self.study.methods[source.method])
+        return not self.study.methods[source.method].trains_whole_model
 
     def _quantize_parents(self, id: str) -> dict[str, str | list[str]]:
         model, precision = id.rsplit(".", 1)

@@ -21,7 +21,6 @@ from effllm.study.measure import (
     HeldOutBenchmark,
     InferenceProtocol,
 )
-from effllm.study.methods import Method
 from effllm.study.models import (
     FinetunedSource,
     Model,
@@ -30,6 +29,7 @@ from effllm.study.models import (
 )
 from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
 from effllm.study.training import PretrainingRun
+from effllm.training.methods import AnyMethod
 
 
 class _PrecisionOf(Section):
@@ -53,7 +53,7 @@ class Study(Section):
     )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
-    methods: dict[PlainId, Method] = Field(default_factory=dict, description="Fine-tuning methods by id.")
+    methods: dict[PlainId, AnyMethod] = Field(default_factory=dict, description="Fine-tuning methods by id.")
     finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
     precisions: dict[PlainId, AnyPrecision] = Field(default_factory=dict, description="Precisions by id.")
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")

@@ -51,7 +51,7 @@ from effllm.study.training import Recipe
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
-from effllm.training.methods import sequence_flops, tune
+from effllm.training.methods import Method
 from effllm.training.run import Setup, train
 
 _LOSSES = (
@@ -162,15 +162,15 @@ class Finetuning:
         if run.parallel.strategy == "single" and torch.cuda.is_available():
             # Methods that decompose the weights take minutes on a CPU.
             model = model.to("cuda")
-        tuned = tune(run.method, model, f"methods.{self.method}")
-        for parameter in tuned.model.parameters():
+        prepared = run.method.apply(model, f"methods.{self.method}")
+        for parameter in prepared.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
-        if tuned.initial_adapter is not None:
-            write_start(tuned.initial_adapter, self.job.scratch / _START)
-        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(tuned.model)))
+        if prepared.initial_adapter is not None:
+            write_start(prepared.initial_adapter, self.job.scratch / _START)
+        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(run.method, prepared.model)))
         if run.encoding.packing:
-            require_separate_samples(tuned.model)
+            require_separate_samples(prepared.model)
         dataset = SequenceDataset(self.training.sequences)
         order = sample_order(len(dataset), run.samples_per_step, recipe.max_steps, run.seed)
         lengths = np.array([len(sequence) for sequence in dataset.sequences])[order].reshape(recipe.max_steps, -1)
@@ -179,7 +179,7 @@ class Finetuning:
         def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
             settings = recipe.optimizer
             return torch.optim.AdamW(
-                tuned.parameter_groups(model, settings.learning_rate, settings.weight_decay),
+                prepared.parameter_groups(model, settings.learning_rate, settings.weight_decay),
                 lr=settings.learning_rate,
                 betas=(settings.beta1, settings.beta2),
                 eps=settings.epsilon,
@@ -188,11 +188,11 @@ class Finetuning:
 
         return Setup(
             recipe=recipe,
-            model=tuned.model,
+            model=prepared.model,
             dataset=Ordered(dataset, order),
             collate=self.collate(run.encoding.packing),
             tokens_of_step=lambda step: int(lengths[step].sum()),
-            flops_of_step=self._flops_of_step(tuned.model, lengths),
+            flops_of_step=self._flops_of_step(prepared.model, lengths),
             make_optimizer=make_optimizer,
             shuffle=False,
             take=record.take,
@@ -219,7 +219,7 @@ class Finetuning:
         """Model FLOPs; None without formula, and where samples share sequences but do not see each other."""
         if self.run.encoding.packing or not costs.has_formulas(model.config):
             return None
-        of_length = {length: sequence_flops(self.run.method, model, int(length)) for length in np.unique(lengths)}
+        of_length = {length: self.run.method.sequence_flops(model, int(length)) for length in np.unique(lengths)}
         return lambda step: sum(of_length[length] for length in lengths[step])
 
 
@@ -283,11 +283,11 @@ def has_balancing_loss(model: PreTrainedModel) -> bool:
     return asks and getattr(text_config(model.config), "router_aux_loss_coef", 0) > 0
 
 
-def _sizes(model: nn.Module) -> dict[str, int]:
+def _sizes(method: Method, model: nn.Module) -> dict[str, int]:
     """Parameters of the base model and of what is trained; a tensor shared by several modules counts once."""
     named = list(model.named_parameters())
     return {
-        "parameters": sum(p.numel() for name, p in named if ".lora_" not in name),
+        "parameters": sum(p.numel() for name, p in named if not method.is_added(name)),
         "parameters_trainable": sum(p.numel() for _, p in named if p.requires_grad),
     }
 
@@ -323,7 +323,7 @@ def _save(task: Finetuning, model: nn.Module) -> Path | None:
         if task.run.trains_whole_model:
             return None
         # Its size is a figure of the method, its weights are worth nothing.
-        output = task.job.scratch / "unkept"
+        output = task.job.scratch / "discarded"
     if task.run.trains_whole_model:
         text_config(model.config).use_cache = True
         # In the type that the base model was published in, which merged adapters have too.

@@ -95,7 +95,7 @@ def _job(path: Path) -> Job:
     )
 
 
-def _leave() -> None:
+def _hard_exit() -> None:
     """End this process without the interpreter's exit: threads of gloo and DeepSpeed abort it there now and then."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -122,7 +122,7 @@ def main() -> None:
         trainer = run_rank(job, module.setup(job))
         trainer.save_model(str(job.scratch / TRAINED))
         torch.distributed.barrier()
-        _leave()
+        _hard_exit()
     except CellFailure as failure:
         write_failure(job, rank, failure)
         sys.exit(1)

@@ -9,11 +9,10 @@ from transformers import StaticCache
 
 from effllm.planning.cost import Subject
 from effllm.planning.costs import cost_of, weight_b
-from effllm.planning.training_costs import trained_parameters, training_state_b
+from effllm.planning.training_costs import training_state_b
 from effllm.study.finetuning import FinetuningRun
-from effllm.study.methods import Method
 from effllm.study.training import Parallel
-from effllm.training.methods import tune
+from effllm.training.methods import AnyMethod
 
 SINGLE = Parallel()
 RUN = {
@@ -62,15 +61,16 @@ def test_trained_parameters_are_those_that_the_method_trains(
     small_model: torch.nn.Module, method: dict[str, Any]
 ) -> None:
     config = small_model.config
-    tuned = tune(TypeAdapter(Method).validate_python(method), small_model, "methods.x")
-    trained = sum(parameter.numel() for parameter in tuned.model.parameters() if parameter.requires_grad)
-    assert trained_parameters(config, FinetuningRun.model_validate(RUN | {"method": method})) == trained
+    settings = TypeAdapter(AnyMethod).validate_python(method)
+    prepared = settings.apply(small_model, "methods.x")
+    trained = sum(parameter.numel() for parameter in prepared.model.parameters() if parameter.requires_grad)
+    assert settings.trained_parameters(config) == trained
 
 
 def test_an_adapter_on_chosen_layers_has_no_count(small_model: torch.nn.Module) -> None:
     method = {"kind": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj"]}
     run = FinetuningRun.model_validate(RUN | {"method": method})
-    assert trained_parameters(small_model.config, run) is None
+    assert run.method.trained_parameters(small_model.config) is None
 
 
 def test_weights_of_16_bits_are_two_bytes_each(small_model: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import UserError
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.finetuning import FinetuningRun, FinetuningSuite
-from effllm.study.support import PARTLY_ADAPTED_MODEL_TYPES
+from effllm.training.methods.low_rank import PARTLY_ADAPTED_MODEL_TYPES
 
 SUITE = "finetuning/describe"
 CASES = {

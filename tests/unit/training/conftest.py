@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 
 from effllm.runtime.artifact import MANIFEST, Artifact
-from effllm.study.methods import Method
+from effllm.training.methods import AnyMethod
 from tests.unit.training.small_models import VOCABULARY
 
 
@@ -71,7 +71,7 @@ def method() -> Callable[..., Any]:
 
     def make(kind: str, **settings: Any) -> Any:
         low_rank = {"rank": 4, "alpha": 12} if kind not in ("freeze", "full") else {}
-        return TypeAdapter(Method).validate_python({"kind": kind} | low_rank | settings)
+        return TypeAdapter(AnyMethod).validate_python({"kind": kind} | low_rank | settings)
 
     return make
 

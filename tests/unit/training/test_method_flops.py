@@ -1,4 +1,4 @@
-"""Model FLOPs of every method against the products that torch counts in a step of the tuned model."""
+"""Model FLOPs of every method against the products that torch counts in a step of the prepared model."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.study.methods import Method
-from effllm.training.methods import sequence_flops, tune
+from effllm.training.methods import AnyMethod
 
 LENGTH = 96
 LAYERS = 12
@@ -38,12 +37,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def counted_and_stated(method: dict[str, Any], changes: dict[str, Any]) -> tuple[int, int]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE | changes, pad_token_id=0))
-    settings = TypeAdapter(Method).validate_python(method)
-    tuned = tune(settings, model, "methods.x").model.train()
+    settings = TypeAdapter(AnyMethod).validate_python(method)
+    prepared = settings.apply(model, "methods.x").model.train()
     tokens = torch.randint(1, SHAPE["vocab_size"], (1, LENGTH))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        tuned(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
-    return counter.get_total_flops(), sequence_flops(settings, tuned, LENGTH)
+        prepared(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    return counter.get_total_flops(), settings.sequence_flops(prepared, LENGTH)
 
 
 @pytest.mark.parametrize("case", CASES)

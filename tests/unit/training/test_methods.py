@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 from effllm.errors import UserError
 from effllm.models.loading import load_causal_lm
 from effllm.models.saving import save_causal_lm
-from effllm.study.methods import Method
 from effllm.training import methods
 from effllm.training.adapters import adapter_bytes, merge_adapter, save_adapter, write_start
 from effllm.training.finetune import has_balancing_loss
-from effllm.training.methods import Tuned, decoder_layers, trainable_parameters, tune
+from effllm.training.methods import AnyMethod
+from effllm.training.methods.freeze import decoder_layers
+from effllm.training.methods.method import PreparedModel
 from tests.unit.training.small_models import small_model
 
 FAMILIES = ("llama", "qwen2", "phi3", "gpt_neox", "rwkv", "effllm-gqa", "effllm-mla", "effllm-learned", "effllm-moe")
@@ -39,17 +40,22 @@ def _seeded() -> None:
     torch.manual_seed(2)
 
 
+def trainable_parameters(model: nn.Module) -> int:
+    """Numbers that are trained; a tensor shared by several modules counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     model.eval()
     with torch.no_grad():
         return model(input_ids=tokens).logits
 
 
-def _save(tuned: Tuned, directory: Path) -> None:
-    start = directory.parent / f"{directory.name}-start" if tuned.initial_adapter else None
+def _save(prepared: PreparedModel, directory: Path) -> None:
+    start = directory.parent / f"{directory.name}-start" if prepared.initial_adapter else None
     if start:
-        write_start(tuned.initial_adapter, start)
-    save_adapter(tuned.model, directory, "models/base", start=start)
+        write_start(prepared.initial_adapter, start)
+    save_adapter(prepared.model, directory, "models/base", start=start)
 
 
 def _assert_same(actual: Tensor, expected: Tensor) -> None:
@@ -57,19 +63,19 @@ def _assert_same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
-def _train(tuned: Tuned, tokens: Tensor, steps: int = 3, rate: float = 0.01) -> None:
+def _train(prepared: PreparedModel, tokens: Tensor, steps: int = 3, rate: float = 0.01) -> None:
     """A bare loop, so that the methods are tested apart from the Trainer."""
-    optimizer = torch.optim.AdamW(tuned.parameter_groups(tuned.model, rate, weight_decay=0.0))
-    tuned.model.train()
+    optimizer = torch.optim.AdamW(prepared.parameter_groups(prepared.model, rate, weight_decay=0.0))
+    prepared.model.train()
     for _ in range(steps):
-        tuned.model(input_ids=tokens, labels=tokens).loss.backward()
+        prepared.model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def _factors(tuned: Tuned, layer: str = LAYER) -> tuple[Tensor, Tensor]:
+def _factors(prepared: PreparedModel, layer: str = LAYER) -> tuple[Tensor, Tensor]:
     """A [rank, in] and B [out, rank] of one layer."""
-    adapted = tuned.model.get_submodule(f"base_model.model.{layer}")
+    adapted = prepared.model.get_submodule(f"base_model.model.{layer}")
     return adapted.lora_A["default"].weight.detach(), adapted.lora_B["default"].weight.detach()
 
 
@@ -82,22 +88,22 @@ def test_the_update_is_scaled_as_the_method_says(
     method: Callable[..., Any], tokens: Tensor, kind: str, scale: float
 ) -> None:
     base = small_model("llama")
-    tuned = tune(method(kind, target_modules=["k_proj"]), base, "methods.m")
-    _train(tuned, tokens)
+    prepared = method(kind, target_modules=["k_proj"]).apply(base, "methods.m")
+    _train(prepared, tokens)
     reference = small_model("llama")
     for index in range(3):
         layer = f"model.layers.{index}.self_attn.k_proj"
-        down, up = _factors(tuned, layer)
+        down, up = _factors(prepared, layer)
         assert up.abs().max() > 0
         reference.get_submodule(layer).weight.data += scale * up @ down
-    _assert_same(_logits(tuned.model, tokens), _logits(reference, tokens))
+    _assert_same(_logits(prepared.model, tokens), _logits(reference, tokens))
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora_plus", "rslora", "dora", "pissa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_method_starts_at_the_base_model(method: Callable[..., Any], tokens: Tensor, family: str, kind: str) -> None:
-    tuned = tune(method(kind), small_model(family), "methods.m")
-    _assert_same(_logits(tuned.model, tokens), _logits(small_model(family), tokens))
+    prepared = method(kind).apply(small_model(family), "methods.m")
+    _assert_same(_logits(prepared.model, tokens), _logits(small_model(family), tokens))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,19 +111,19 @@ def test_all_linear_is_every_linear_layer_but_the_head(method: Callable[..., Any
     base = small_model(family)
     head = base.get_output_embeddings()
     linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    tuned = tune(method("lora"), base, "methods.m")
+    prepared = method("lora").apply(base, "methods.m")
     adapted = {
         name.removeprefix("base_model.model.")
-        for name, module in tuned.model.named_modules()
+        for name, module in prepared.model.named_modules()
         if hasattr(module, "lora_A") and module.lora_A
     }
     assert adapted == linear
-    assert all(".lora_" in name for name, p in tuned.model.named_parameters() if p.requires_grad)
+    assert all(".lora_" in name for name, p in prepared.model.named_parameters() if p.requires_grad)
 
 
 def test_a_target_with_a_dot_leaves_its_namesakes_alone(method: Callable[..., Any]) -> None:
-    tuned = tune(method("lora", target_modules=["1.self_attn.k_proj"]), small_model("llama"), "methods.m")
-    assert {name for name, p in tuned.model.named_parameters() if p.requires_grad} == {
+    prepared = method("lora", target_modules=["1.self_attn.k_proj"]).apply(small_model("llama"), "methods.m")
+    assert {name for name, p in prepared.model.named_parameters() if p.requires_grad} == {
         f"base_model.model.{LAYER}.lora_A.default.weight",
         f"base_model.model.{LAYER}.lora_B.default.weight",
     }
@@ -127,31 +133,31 @@ def test_dora_trains_magnitudes_and_directions(method: Callable[..., Any], token
     """W' = m (W + s B A) / ||W + s B A||, norms over the input, m starting at the norms of W (eq. 5)."""
     base = small_model("llama")
     weight = base.get_submodule(LAYER).weight.detach().clone()
-    tuned = tune(method("dora", target_modules=["k_proj"]), base, "methods.m")
-    magnitude = tuned.model.get_submodule(f"base_model.model.{LAYER}").lora_magnitude_vector["default"].weight
+    prepared = method("dora", target_modules=["k_proj"]).apply(base, "methods.m")
+    magnitude = prepared.model.get_submodule(f"base_model.model.{LAYER}").lora_magnitude_vector["default"].weight
     torch.testing.assert_close(magnitude.detach(), weight.norm(dim=1))
-    _train(tuned, tokens)
+    _train(prepared, tokens)
     assert (magnitude - weight.norm(dim=1)).abs().min() > 0
     reference = small_model("llama")
     for index in range(3):
         layer = f"model.layers.{index}.self_attn.k_proj"
-        down, up = _factors(tuned, layer)
-        trained = tuned.model.get_submodule(f"base_model.model.{layer}").lora_magnitude_vector["default"].weight
+        down, up = _factors(prepared, layer)
+        trained = prepared.model.get_submodule(f"base_model.model.{layer}").lora_magnitude_vector["default"].weight
         direction = reference.get_submodule(layer).weight.data + 3 * up @ down
         direction /= direction.norm(dim=1, keepdim=True)
         torch.testing.assert_close(direction.norm(dim=1), torch.ones(16))
         reference.get_submodule(layer).weight.data = trained.detach()[:, None] * direction
-    _assert_same(_logits(tuned.model, tokens), _logits(reference, tokens))
+    _assert_same(_logits(prepared.model, tokens), _logits(reference, tokens))
 
 
 def test_pissa_moves_the_principal_singular_part_into_the_adapter(method: Callable[..., Any]) -> None:
     base = small_model("llama")
     weight = base.get_submodule(LAYER).weight.detach().numpy().astype(np.float64)
-    tuned = tune(method("pissa"), base, "methods.m")
-    down, up = (factor.numpy().astype(np.float64) for factor in _factors(tuned))
+    prepared = method("pissa").apply(base, "methods.m")
+    down, up = (factor.numpy().astype(np.float64) for factor in _factors(prepared))
     left, singular, right = np.linalg.svd(weight, full_matrices=False)
     np.testing.assert_allclose(3 * up @ down, (left[:, :4] * singular[:4]) @ right[:4], atol=1e-5)
-    residual = tuned.model.get_submodule(f"base_model.model.{LAYER}").base_layer.weight.detach().numpy()
+    residual = prepared.model.get_submodule(f"base_model.model.{LAYER}").base_layer.weight.detach().numpy()
     np.testing.assert_allclose(residual, (left[:, 4:] * singular[4:]) @ right[4:], atol=1e-5)
     # Each factor has the square root of the singular values, the scale divided out (eq. 2, 3).
     np.testing.assert_allclose(np.linalg.norm(up, axis=0), np.sqrt(singular[:4] / 3), atol=1e-5)
@@ -159,10 +165,10 @@ def test_pissa_moves_the_principal_singular_part_into_the_adapter(method: Callab
 
 
 def test_lora_plus_has_two_learning_rates_in_the_stated_ratio(method: Callable[..., Any]) -> None:
-    tuned = tune(method("lora_plus", learning_rate_ratio=8), small_model("llama"), "methods.m")
-    groups = tuned.parameter_groups(tuned.model, 1e-3, weight_decay=0.1)
+    prepared = method("lora_plus", learning_rate_ratio=8).apply(small_model("llama"), "methods.m")
+    groups = prepared.parameter_groups(prepared.model, 1e-3, weight_decay=0.1)
     reference = create_loraplus_optimizer(
-        tuned.model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.1
+        prepared.model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8, loraplus_weight_decay=0.1
     )
 
     def described(groups: list[dict[str, Any]]) -> set[Any]:
@@ -177,10 +183,10 @@ def test_groups_hold_each_trained_parameter_once_and_vectors_do_not_decay(
     method: Callable[..., Any], kind: str
 ) -> None:
     settings = {"frozen_layers": 1} if kind == "freeze" else {}
-    tuned = tune(method(kind, **settings), small_model("qwen2"), "methods.m")
-    groups = tuned.parameter_groups(tuned.model, 1e-3, weight_decay=0.1)
+    prepared = method(kind, **settings).apply(small_model("qwen2"), "methods.m")
+    groups = prepared.parameter_groups(prepared.model, 1e-3, weight_decay=0.1)
     members = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(members) == sorted(id(p) for p in tuned.model.parameters() if p.requires_grad)
+    assert sorted(members) == sorted(id(p) for p in prepared.model.parameters() if p.requires_grad)
     assert {group["lr"] for group in groups} == {1e-3}
     for group in groups:
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.1}
@@ -196,7 +202,7 @@ def test_freeze_leaves_embeddings_and_first_layers_bit_identical(
     fixed = {id(p) for layer in layers[:2] for p in layer.parameters()}
     fixed |= {id(p) for m in base.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     before = _values(base)
-    _train(tune(method("freeze", frozen_layers=2), base, "methods.m"), tokens)
+    _train(method("freeze", frozen_layers=2).apply(base, "methods.m"), tokens)
     for name, parameter in base.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) in fixed), name
 
@@ -205,9 +211,9 @@ def test_freeze_leaves_embeddings_and_first_layers_bit_identical(
 def test_full_changes_every_parameter(method: Callable[..., Any], tokens: Tensor, family: str) -> None:
     base = small_model(family)
     before = _values(base)
-    tuned = tune(method("full"), base, "methods.m")
-    assert trainable_parameters(tuned.model) == base.num_parameters()
-    _train(tuned, tokens)
+    prepared = method("full").apply(base, "methods.m")
+    assert trainable_parameters(prepared.model) == base.num_parameters()
+    _train(prepared, tokens)
     assert [name for name, parameter in base.named_parameters() if torch.equal(parameter, before[name])] == []
 
 
@@ -216,13 +222,13 @@ def test_full_changes_every_parameter(method: Callable[..., Any], tokens: Tensor
 def test_an_adapter_reloads_and_merges_to_the_same_logits(
     method: Callable[..., Any], tokens: Tensor, tmp_path: Path, family: str, kind: str
 ) -> None:
-    tuned = tune(method(kind), small_model(family), "methods.m")
-    _train(tuned, tokens)
-    expected = _logits(tuned.model, tokens)
+    prepared = method(kind).apply(small_model(family), "methods.m")
+    _train(prepared, tokens)
+    expected = _logits(prepared.model, tokens)
     assert (expected - _logits(small_model(family), tokens)).abs().max() > 1e-2
-    _save(tuned, tmp_path)
+    _save(prepared, tmp_path)
     # Saving must not disturb the model in memory.
-    assert torch.equal(_logits(tuned.model, tokens), expected)
+    assert torch.equal(_logits(prepared.model, tokens), expected)
     reloaded = PeftModel.from_pretrained(small_model(family), str(tmp_path))
     _assert_same(_logits(reloaded, tokens), expected)
     merged = merge_adapter(small_model(family), tmp_path)
@@ -250,10 +256,10 @@ def test_adapters_reload_with_plain_peft_in_a_fresh_process(
     small_model("qwen2").save_pretrained(base)
     expected = {}
     for kind in LOW_RANK:
-        tuned = tune(method(kind, dropout=0.1), small_model("qwen2"), "methods.m")
-        _train(tuned, tokens)
-        expected[kind] = _logits(tuned.model, tokens)
-        _save(tuned, tmp_path / kind)
+        prepared = method(kind, dropout=0.1).apply(small_model("qwen2"), "methods.m")
+        _train(prepared, tokens)
+        expected[kind] = _logits(prepared.model, tokens)
+        _save(prepared, tmp_path / kind)
     adapters = [str(tmp_path / kind) for kind in LOW_RANK]
     # Outside of the checkout, so that nothing of this package can help.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -272,10 +278,10 @@ def test_adapters_reload_with_plain_peft_in_a_fresh_process(
 def test_an_adapters_files_are_the_same_for_the_same_tensors(
     method: Callable[..., Any], tokens: Tensor, tmp_path: Path
 ) -> None:
-    tuned = tune(method("pissa"), small_model("llama"), "methods.m")
-    _train(tuned, tokens)
+    prepared = method("pissa").apply(small_model("llama"), "methods.m")
+    _train(prepared, tokens)
     for name in ("one", "two"):
-        _save(tuned, tmp_path / name)
+        _save(prepared, tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     for name in files:
@@ -284,18 +290,18 @@ def test_an_adapters_files_are_the_same_for_the_same_tensors(
     assert config["base_model_name_or_path"] == "models/base"
     assert config["target_modules"] == sorted(config["target_modules"])
     assert (config["r"], config["lora_alpha"]) == (8, 24), "what PiSSA took out of the base is in the adapter"
-    assert adapter_bytes(tmp_path / "one") > 2 * 4 * trainable_parameters(tuned.model)
+    assert adapter_bytes(tmp_path / "one") > 2 * 4 * trainable_parameters(prepared.model)
 
 
 def test_merging_into_16_bits_rounds_once(method: Callable[..., Any], tokens: Tensor, tmp_path: Path) -> None:
     base = small_model("llama").to(torch.bfloat16)
-    tuned = tune(method("lora", target_modules=["k_proj"]), base, "methods.m")
-    assert {p.dtype for p in tuned.model.parameters() if p.requires_grad} == {torch.float32}
-    for name, parameter in tuned.model.named_parameters():
+    prepared = method("lora", target_modules=["k_proj"]).apply(base, "methods.m")
+    assert {p.dtype for p in prepared.model.parameters() if p.requires_grad} == {torch.float32}
+    for name, parameter in prepared.model.named_parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    _save(tuned, tmp_path)
-    down, up = _factors(tuned)
+    _save(prepared, tmp_path)
+    down, up = _factors(prepared)
     original = small_model("llama").to(torch.bfloat16).get_submodule(LAYER).weight
     merged = merge_adapter(small_model("llama").to(torch.bfloat16), tmp_path).get_submodule(LAYER).weight
     assert merged.dtype == torch.bfloat16
@@ -304,9 +310,9 @@ def test_merging_into_16_bits_rounds_once(method: Callable[..., Any], tokens: Te
 
 def test_cached_decoding_uses_the_adapter(method: Callable[..., Any], tokens: Tensor, tmp_path: Path) -> None:
     """MLA absorbs a projection into the query when it decodes, which an adapter on it must prevent."""
-    tuned = tune(method("lora"), small_model("effllm-mla"), "methods.m")
-    _train(tuned, tokens)
-    _save(tuned, tmp_path)
+    prepared = method("lora").apply(small_model("effllm-mla"), "methods.m")
+    _train(prepared, tokens)
+    _save(prepared, tmp_path)
     merged = merge_adapter(small_model("effllm-mla"), tmp_path)
 
     def decoded(model: PreTrainedModel) -> Tensor:
@@ -315,7 +321,7 @@ def test_cached_decoding_uses_the_adapter(method: Callable[..., Any], tokens: Te
             past = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
             return model(input_ids=tokens[:, -1:], past_key_values=past, use_cache=True).logits
 
-    _assert_same(decoded(tuned.model), decoded(merged))
+    _assert_same(decoded(prepared.model), decoded(merged))
 
 
 def test_adapters_come_without_gptqmodel(method: Callable[..., Any]) -> None:
@@ -323,7 +329,7 @@ def test_adapters_come_without_gptqmodel(method: Callable[..., Any]) -> None:
     loaded = sys.modules.pop("gptqmodel", None)
     before = dict(os.environ)
     try:
-        tune(method("lora"), small_model("llama"), "methods.m")
+        method("lora").apply(small_model("llama"), "methods.m")
         assert "gptqmodel" not in sys.modules
         assert dict(os.environ) == before
     finally:
@@ -349,7 +355,7 @@ MISFITS = {
 def test_a_method_that_does_not_fit_the_model_is_refused_in_a_sentence(method: Callable[..., Any], name: str) -> None:
     family, kind, settings, parts = MISFITS[name]
     with pytest.raises(UserError) as caught:
-        tune(method(kind, **settings), small_model(family), "methods.m")
+        method(kind, **settings).apply(small_model(family), "methods.m")
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -357,7 +363,7 @@ def test_a_method_that_does_not_fit_the_model_is_refused_in_a_sentence(method: C
 
 
 def test_every_kind_of_method_is_registered() -> None:
-    schema = TypeAdapter(Method).json_schema()
+    schema = TypeAdapter(AnyMethod).json_schema()
     assert set(schema["discriminator"]["mapping"]) == set(methods.METHODS)
 
 

@@ -1,0 +1,79 @@
+"""What a fine-tuning method says of itself. Nothing here imports torch before a method is applied."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from effllm.fields import Section, Text
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from effllm.models.architecture import ModelShape
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that a method has made ready for training.
+
+    `model` has gradients where the method trains. `initial_adapter` holds the tensors of an adapter that did not start
+    at zero, on the CPU by the names of peft's files, because what was learned is the difference from them.
+    `learning_rate_ratio` is what a parameter's name multiplies the learning rate by.
+    """
+
+    model: "PreTrainedModel | PeftModel"
+    initial_adapter: "dict[str, Tensor] | None" = None
+    learning_rate_ratio: Callable[[str], float] = lambda name: 1.0
+
+    def parameter_groups(self, model: "nn.Module", learning_rate: float, weight_decay: float) -> "list[dict[str, Any]]":
+        """The optimizer's groups: by learning rate, and by whether weights decay, which vectors do not.
+
+        `model` is this model as it is trained: what shards it may have replaced its parameters. Groups hold trained
+        parameters only, each once, in the model's order; none is empty.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                decay = weight_decay if parameter.ndim > 1 else 0.0
+                key = (learning_rate * self.learning_rate_ratio(name), decay)
+                groups.setdefault(key, []).append(parameter)
+        return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+
+
+class Method(Section):
+    """Base of the methods. A subclass has `kind`, a literal, and its own settings as fields.
+
+    trains_whole_model: whether the model itself is trained and published, and not an adapter beside it.
+    """
+
+    label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
+
+    trains_whole_model: ClassVar[bool] = False
+
+    def misfit(self, id: str, model: str, shape: "ModelShape") -> str | None:
+        """Why the method, `id` in the study, cannot train a `model` of this shape, with the remedy; None if it can."""
+        return None
+
+    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+        """Make a model ready for training; `where` is the method's key in the study, which errors name.
+
+        Adapters are drawn from torch's global generator. Weights are loaded, and methods applied, before anything is
+        sharded over devices. Raises `UserError`, before anything is changed, where the method does not fit the model.
+        """
+        raise NotImplementedError
+
+    def is_added(self, name: str) -> bool:
+        """Whether a parameter of the prepared model is the method's own, and not one of the base model."""
+        return False
+
+    def sequence_flops(self, model: "PreTrainedModel | PeftModel", length: int) -> int:
+        """Model FLOPs of training on one sequence of `length` tokens of a prepared model."""
+        raise NotImplementedError
+
+    def trained_parameters(self, shape: Any) -> int | None:
+        """Parameters that it trains of a model of this configuration; None where no formula counts them."""
+        raise NotImplementedError

@@ -1,0 +1,18 @@
+"""Rank-stabilised LoRA."""
+
+from typing import TYPE_CHECKING, Literal
+
+from effllm.training.methods.low_rank import LowRankMethod
+from effllm.training.methods.method import PreparedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class RsLoraMethod(LowRankMethod):
+    """Rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732): the scale is alpha / sqrt(rank)."""
+
+    kind: Literal["rslora"]
+
+    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+        return PreparedModel(self.with_adapter(model, where, use_rslora=True))
