@@ -13,11 +13,13 @@ from effllm.quantization.precision import Precision
 
 PRECISIONS: dict[str, type[Precision]] = {"cast": CastPrecision, "gptq": GptqPrecision}
 
-SETTINGS = tuple(dict.fromkeys(column for precision in PRECISIONS.values() for column in precision.columns))
-"""The settings of precisions that tables print, in the order of their columns."""
-
 AnyPrecision = Annotated[Precision, FormOf(PRECISIONS)]
 """The type of a precision in a configuration."""
+
+
+def setting_columns() -> list[str]:
+    """The settings of all precisions that Table 9 prints, in its order."""
+    return list(dict.fromkeys(column for precision in PRECISIONS.values() for column in precision.columns))
 
 
 def read_precision(settings: Mapping[str, Any]) -> Precision:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from effllm.quantization import SETTINGS, read_precision
+from effllm.quantization import read_precision, setting_columns
 from effllm.quantization.precision import Calibration, Precision
 from effllm.results.evaluation import Evaluation
 from effllm.results.profile import Profile
@@ -225,7 +225,7 @@ def _set_weights(row: Row, variant: _Variant) -> None:
     row.set("quantized_layers_bytes", packed, precision.why_empty if content else reason)
     ratio = weights.quantized_layers_bytes_16_bit / packed if packed else None
     row.set("quantized_layers_compression", ratio, precision.why_empty if content else reason)
-    for key in SETTINGS:
+    for key in setting_columns():
         row.set(key, getattr(precision, key, None), precision.why_empty)
     row.set("calibration", _calibration(precision.calibration_set()), precision.why_empty)
 

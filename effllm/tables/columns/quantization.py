@@ -1,7 +1,7 @@
 """The columns of Table 9."""
 
 from effllm.decision.description import Column, Description
-from effllm.quantization import SETTINGS
+from effllm.quantization import setting_columns
 from effllm.tables.columns.shared import CONDITIONS, ENERGY_CONDITIONS, MEMORY_CONDITIONS, STATUS, WINDOW
 
 _AVERAGE = ("average_performance_low", "average_performance_high")
@@ -60,7 +60,7 @@ QUANTIZATION = Description(
         Column("weight_bytes", "cost", "bytes", "size of the weights", "lower"),
         Column("quantized_layers_bytes", "cost", "bytes", "size of the quantized layers", "lower"),
         Column("quantized_layers_compression", "cost", label="compression of the quantized layers", better="higher"),
-        *(Column(name, "setting") for name in SETTINGS),
+        *(Column(name, "setting") for name in setting_columns()),
         Column("calibration", "setting"),
         Column("kernel", "setting"),
         *CONDITIONS,

@@ -26,7 +26,9 @@ def _manifest(path: Path, config: dict[str, Any], **payload: int) -> str:
 
 
 def _variant(tmp_path: Path, gigabytes: float, bits: int = 16) -> str:
-    precision = {"kind": "cast"} if bits == 16 else {"kind": "gptq", "bits": bits}
+    calibration = {"corpus": "text", "samples": 8, "sequence_length": 64}
+    gptq = {"bits": bits, "group_size": 128, "act_order": False, "damping": 0.05, "calibration": calibration}
+    precision = {"kind": "cast", "dtype": "bfloat16"} if bits == 16 else {"kind": "gptq", **gptq}
     half = int(gigabytes * 5e8)
     return _manifest(tmp_path / f"{gigabytes}.{bits}.json", {"precision": precision}, one=half, two=half)
 
