@@ -120,7 +120,7 @@ class Precision(Section):
         return {}
 
     def load_options(self) -> dict[str, Any]:
-        """What `load_causal_lm` must be told beside the checkpoint, by formats that quantize while they load."""
+        """Further options of `load_causal_lm`, for formats that quantize while they load."""
         return {}
 
     def running_kernel(self, model: "PreTrainedModel") -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effllm.intervals import Z95
+from effllm.models.decoder.feed_forward import FEED_FORWARD
 from effllm.tables.artifacts import read_results
 from effllm.tables.cells import Cell, Row, mean
 from effllm.tables.runs import (
@@ -37,7 +38,8 @@ class PretrainingResult(Training):
     def experts_per_token(self) -> int | None:
         """Experts that the router chooses; None for a model without a mixture."""
         shape = self.recipe["architecture"]
-        return shape["num_experts_per_tok"] if shape.get("feed_forward") == "moe" else None
+        feed_forward = FEED_FORWARD.get(shape.get("feed_forward"))
+        return feed_forward.experts_per_token(shape) if feed_forward else None
 
     def tokens(self) -> Cell:
         """Tokens of the measured steps, over all ranks."""

@@ -85,7 +85,7 @@ def training_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
 
 
 def adapter_training_flops(config: "PreTrainedConfig", sequence_length: int, adapter_parameters: int) -> int:
-    """The same with fixed weights and low-rank matrices beside them, of `adapter_parameters` together.
+    """The same with fixed weights and trained low-rank matrices of `adapter_parameters` in all.
 
     Fixed weights have the products of the forward pass and those that pass the gradient on: 4 per token and weight, and
     6 per token and weight of the adapter. The gradient is counted down to the first layer's input, though what lies

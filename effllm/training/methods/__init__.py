@@ -2,7 +2,7 @@
 
 | kind        | trained                                | start                   | s in W + s B A     |
 |-------------|----------------------------------------|-------------------------|--------------------|
-| `lora`      | A and B beside each targeted layer     | B = 0                   | alpha / rank       |
+| `lora`      | A and B of each targeted layer         | B = 0                   | alpha / rank       |
 | `lora_plus` | the same, B at a multiple of A's rate  | B = 0                   | alpha / rank       |
 | `rslora`    | the same                               | B = 0                   | alpha / sqrt(rank) |
 | `dora`      | the same, and the norms of W's rows    | B = 0                   | alpha / rank       |

@@ -1,4 +1,4 @@
-"""What the methods of low-rank updates share: W + s B A, of rank r, beside each targeted linear layer."""
+"""What the methods of low-rank updates share: W + s B A of rank r in place of each targeted weight W."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ PARTLY_ADAPTED_MODEL_TYPES = frozenset({"mamba"})
 
 
 class LowRankMethod(Method):
-    """An update B A of rank r beside each targeted linear layer, which itself is fixed."""
+    """An update B A of rank r is added to each targeted linear layer, which itself is fixed."""
 
     rank: Dimension = Field(description="Rank r of the update.")
     alpha: Dimension = Field(description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)).")

@@ -47,7 +47,7 @@ class PreparedModel:
 class Method(Section):
     """Base of the methods. A subclass has `kind`, a literal, and its own settings as fields.
 
-    trains_whole_model: whether the model itself is trained and published, and not an adapter beside it.
+    trains_whole_model: whether the model itself is trained and published, not an adapter.
     """
 
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")

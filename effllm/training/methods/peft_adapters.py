@@ -14,8 +14,8 @@ from effllm.training.methods.low_rank import LowRankMethod
 def target_layers(method: LowRankMethod, model: PreTrainedModel, where: str) -> dict[str, nn.Linear]:
     """The linear layers that the method gives an update, by name.
 
-    `all-linear` is every one but the output head. A name of `target_modules` stands for layers whose name ends in it.
-    Raises UserError for a name that stands for none, for a rank beyond a layer's width, and for layers that peft does
+    `all-linear` is every one but the output head. A name of `target_modules` matches layers whose name ends in it.
+    Raises UserError for a name that matches none, for a rank beyond a layer's width, and for layers that peft does
     not adapt.
     """
     head = model.get_output_embeddings()
@@ -53,7 +53,7 @@ def target_layers(method: LowRankMethod, model: PreTrainedModel, where: str) -> 
 
 
 def with_adapter(method: LowRankMethod, model: PreTrainedModel, where: str, **variant: Any) -> PeftModel:
-    """The model with peft's LoRA layers beside the targets; `variant` are keys of peft's LoraConfig."""
+    """The model with peft's LoRA layers on the targets; `variant` are keys of peft's LoraConfig."""
     targets = target_layers(method, model, where)
     config = LoraConfig(
         r=method.rank,
@@ -74,7 +74,7 @@ def with_adapter(method: LowRankMethod, model: PreTrainedModel, where: str, **va
 
 
 def _excluded(targets: dict[str, nn.Linear], model: PreTrainedModel) -> list[str] | None:
-    """Full names of modules that share the last part of their name with a target and are none."""
+    """Full names of modules that are not targets but share the last part of their name with one."""
     parts = {name.rpartition(".")[2] for name in targets}
     names = [name for name, _ in model.named_modules()]
     return sorted(name for name in names if name.rpartition(".")[2] in parts and name not in targets) or None

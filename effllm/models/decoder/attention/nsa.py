@@ -30,7 +30,7 @@ class SparseKeys(Section):
 
 
 class NativeSparse(Attention):
-    """NSA. The layer is in `nsa_layer.py`, its three branches and its cache beside it."""
+    """NSA. `nsa_layer.py` has the layer, `nsa_branches.py` its three branches, `nsa_cache.py` its cache."""
 
     keys = SparseKeys
     keys_in_every_spec = True

@@ -1,5 +1,6 @@
 """A mixture of SwiGLU experts (Fedus et al. 2021; Jiang et al. 2024)."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -57,6 +58,9 @@ class Mixture(FeedForward):
         # Kept per chosen expert: its input, its four inner tensors, its output before the weighted sum.
         saved = chosen * (2 * hidden + 4 * config.moe_intermediate_size)
         return Weights(router + config.num_experts * expert, active, active, saved)
+
+    def experts_per_token(self, shape: Mapping[str, Any]) -> int:
+        return shape["num_experts_per_tok"]
 
     def transformers_keys(self, config: Any) -> dict[str, Any]:
         return {

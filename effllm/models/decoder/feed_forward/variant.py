@@ -1,5 +1,6 @@
 """What a feed-forward layer says of itself."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.decoder.component import Component
@@ -21,6 +22,10 @@ class FeedForward(Component):
     def cost(self, config: Any) -> Weights:
         """Parameters and saved activations of one layer."""
         raise NotImplementedError
+
+    def experts_per_token(self, shape: Mapping[str, Any]) -> int | None:
+        """Experts that a token is sent to, of a shape's plain keys; None for a layer without experts."""
+        return None
 
     def transformers_keys(self, config: Any) -> dict[str, Any]:
         """Its keys in Transformers' own configuration, where the attention names one for it."""

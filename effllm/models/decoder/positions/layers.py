@@ -1,4 +1,4 @@
-"""Where a token stands: rotary, sinusoidal, learned and relative position encodings."""
+"""Layers of the rotary, sinusoidal, learned and relative position encodings."""
 
 import math
 
