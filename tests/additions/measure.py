@@ -17,7 +17,7 @@ from effllm.quantization.weights import weight_bytes
 from effllm.study import Graph
 from effllm.study.inheritance import read_study
 from effllm.telemetry.sources import open_source
-from tests.unit.tables.conftest import EFFICIENCY, ENERGY, FIGURES, TELEMETRY, UTILIZATION, Study
+from tests.unit.tables.conftest import DEVICE, EFFICIENCY, ENERGY, FIGURES, TELEMETRY, UTILIZATION, Study
 
 LENGTH, VOCABULARY = 96, 300
 STUDY = Path(__file__).with_name("study.yaml")
@@ -71,7 +71,7 @@ def precision(graph: Graph, root: Path) -> dict[str, Any]:
     packed = described.num_layers * described.layer.matmul_parameters
     total = costs.parameter_count(config).total
     return {
-        "bytes": [weight_bytes(target, settings)["bytes"], settings.weight_bytes(packed, total - packed)],
+        "bytes": [weight_bytes(target, settings).bytes, settings.weight_bytes(packed, total - packed)],
         "levels": len(row.unique()),
     }
 
@@ -91,10 +91,17 @@ def tables(root: Path) -> dict[str, Any]:
         "utilization": {**dict.fromkeys(UTILIZATION), "reasons": dict.fromkeys(UTILIZATION, "a CPU")},
     }
     for id in ("bfloat16", "int8-rounded"):
-        weights = {"bytes": 1000, "quantized_layers_bytes": None, "quantized_layers_bytes_16_bit": None}
-        study.write("quantize", f"llama-1m.{id}", "quantization.json", {"weights": weights})
+        packed = dict.fromkeys(("quantized_layers_bytes", "quantized_layers_bytes_16_bit"))
+        quantization = {
+            "nominal_bits": 16,
+            "precision": study.graph.study.precisions[id].plain(),
+            "weights": {"bytes": 1000, "quantized_layers": 0, **packed},
+        }
+        study.write("quantize", f"llama-1m.{id}", "quantization.json", quantization)
         profile = {
-            "device": {"name": "a CPU"},
+            "cpus_usable": 2,
+            "device": DEVICE,
+            "idle": TELEMETRY,
             "protocol": study.graph.study.inference.plain(),
             "threads": 2,
             "workloads": dict.fromkeys(study.graph.study.inference.workloads, workload),

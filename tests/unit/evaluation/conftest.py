@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from effllm.quantization.cast import CastPrecision
 from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import Quantization
 from effllm.runtime.artifact import Artifact
@@ -39,7 +40,8 @@ def make_corpus(root, id, held_out, train):
 
 def quantization_of(model):
     """What the quantize stage would say of a model that it left as it was."""
-    return Quantization(nominal_bits=32, precision={"kind": "bfloat16"}, weights=weight_bytes(model))
+    precision = CastPrecision(kind="cast", dtype="bfloat16")
+    return Quantization(nominal_bits=16, precision=precision.plain(), weights=weight_bytes(model, precision))
 
 
 def make_model(root, id, model, tokenizer, generation=None):

@@ -217,14 +217,14 @@ def test_a_checkpoint_that_is_not_whole_is_no_verdict_on_the_technique(builder: 
 def test_an_operation_that_is_missing_while_weights_load_is_no_refusal(
     builder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from effllm.quantization import kernels
+    from effllm.quantization import gptq_kernels
 
     def fail(*_: Any, **__: Any) -> None:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
 
-    monkeypatch.setattr(kernels, "load_causal_lm", fail)
+    monkeypatch.setattr(gptq_kernels, "load_causal_lm", fail)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        kernels.check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
+        gptq_kernels.check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
 
 
 def test_the_widths_a_kernel_is_asked_for_are_those_of_the_layers_it_gets(builder: Any) -> None:
