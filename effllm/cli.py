@@ -21,6 +21,7 @@ _MODULES = {
         "effllm.decision.recommend_command",
         "which row of a table to take under limits, and why not the others",
     ),
+    "rank": ("effllm.decision.rank_command", "ranks within each model or size, as intervals where rows are tied"),
 }
 
 

@@ -1,12 +1,13 @@
 """What a row changes against another, with the interval that is known of it, and what that says of a statement."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from effllm.decision.loss import Pair, read_pairs
 from effllm.decision.paired import ratio_change, student
-from effllm.decision.rows import Figure
+from effllm.decision.rows import Figure, Table
 from effllm.decision.sheet import Names, Sheet
 
 Verdict = Literal["holds", "does not hold", "cannot be said"]
@@ -55,22 +56,32 @@ NO_EFFECT = Effect(None)
 
 @dataclass(frozen=True)
 class Paired:
-    """Paired changes from results/pairs.csv: difference and interval, by row, baseline and column."""
+    """Paired changes from results/pairs.csv, by table, row, baseline and column."""
 
-    differences: Mapping[tuple[str, str, str], tuple[float, tuple[float, float]]]
+    pairs: Mapping[tuple[str, str, str, str], Pair]
 
-    def find(self, row: Names, base: Names, column: str) -> tuple[float, tuple[float, float]] | None:
+    def find(self, table: str, row: Names, base: Names, column: str) -> Pair | None:
         """Of `row` against `base`, whichever of the two is the baseline there."""
         one, other = " ".join(row), " ".join(base)
-        if (one, other, column) in self.differences:
-            return self.differences[one, other, column]
-        if (other, one, column) in self.differences:
-            value, (low, high) = self.differences[other, one, column]
-            return -value, (-high, -low)
-        return None
+        if (table, one, other, column) in self.pairs:
+            return self.pairs[table, one, other, column]
+        inverse = self.pairs.get((table, other, one, column))
+        return inverse.reversed() if inverse else None
 
 
 NOT_PAIRED = Paired({})
+
+
+def read_paired(tables: Iterable[Table]) -> Paired:
+    """The paired changes of qualities from the pairs.csv next to the tables. UserError as `read_pairs`."""
+    pairs = {
+        (table.path.stem, *key): pair
+        for table in tables
+        for key, pair in read_pairs(table).items()
+        # Costs are judged with the margin that one run a row needs.
+        if key[2] in table.columns and table.columns[key[2]].role == "quality"
+    }
+    return Paired(pairs)
 
 
 def effect(sheet: Sheet, paired: Paired, row: Names, base: Names, column: str, measure: str) -> Effect:
@@ -84,19 +95,23 @@ def effect(sheet: Sheet, paired: Paired, row: Names, base: Names, column: str, m
         return Effect(None, code="other_conditions")
     if measure == "ratio" and (ours.value <= 0 or theirs.value <= 0):
         return Effect(None, code="not_positive")
-    found = paired.find(row, base, column)
+    found = paired.find(sheet.name, row, base, column)
     if found:
-        difference, (low, high) = found
-        if measure == "difference":
-            return Effect(difference, (low, high), "paired interval")
         # The items are the same on both sides: the baseline's figure is taken as it is.
-        return Effect(
-            1 + difference / theirs.value, (1 + low / theirs.value, 1 + high / theirs.value), "paired interval"
+        low, value, high = (
+            _as_measure(end, found, measure, theirs.value) for end in (found.low, found.change, found.high)
         )
+        return Effect(value, (low, high), "paired interval")
     change = _ratio(sheet, ours, theirs) if measure == "ratio" else _difference(sheet, ours, theirs)
     if sheet.is_published or column not in sheet.costs or measure == "difference":
         return Effect(*change, "interval" if change[1] else "point")
     return Effect(*change, "interval and margin" if change[1] else "margin")
+
+
+def _as_measure(change: float, pair: Pair, measure: str, base: float) -> float:
+    if pair.measure == measure:
+        return change
+    return 1 + change / base if measure == "ratio" else (change - 1) * base
 
 
 def _ratio(sheet: Sheet, ours: Figure, theirs: Figure) -> tuple[float, tuple[float, float] | None]:

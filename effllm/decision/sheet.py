@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from effllm.decision.description import Column
-from effllm.decision.published import Published, read_published
-from effllm.decision.rows import Figure, Table, read_table
+from effllm.decision.published import COLUMNS, Published, read_published
+from effllm.decision.rows import Figure, Table
 from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
 
@@ -18,7 +18,8 @@ TECHNIQUES = ("method", "precision")
 """Columns that name what rows of one group differ in; the other column of a row's names is its group."""
 # Which card it was is within the margin that costs of one run each are given; the others concern some columns alone.
 _NOT_IN_SCOPE = {"device_id", *ENERGY_CONDITIONS, *MEMORY_CONDITIONS}
-_UNDECLARED = {"FID": "lower", "implied_samples_per_iter": "higher"}
+_UNDECLARED = {"FID": "lower"}
+_SETTINGS_PUBLISHED = ("implied_samples_per_iter",)
 _NOMINAL = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![a-z])")
 _BILLIONS = {"B": 1.0, "M": 1e-3}
 
@@ -80,12 +81,16 @@ class Sheet:
         return self.figures.get(row, {}).get(column)
 
 
-def sheet_of_table(path: Path) -> Sheet:
-    """A table of this project. UserError as `read_table`."""
-    return _of_table(read_table(path))
+def is_published(path: Path) -> bool:
+    """Whether a CSV has the header of the published tables, config/paper/table<N>.csv."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip("\r\n").endswith("," + ",".join(COLUMNS))
 
 
-def _of_table(table: Table) -> Sheet:
+def sheet_of_table(table: Table) -> Sheet:
+    """A table of this project."""
     measured = {name: column for name, column in table.columns.items() if column.role in ("quality", "cost")}
     directions = {name: table.direction(name) for name in measured}
     figures: dict[Names, Mapping[str, Figure]] = {}

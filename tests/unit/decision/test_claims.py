@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effllm.decision.claims import COLUMNS, audit
-from effllm.decision.effects import Effect, Paired, judge
+from effllm.decision.effects import Effect, Paired, effect, judge
+from effllm.decision.loss import Pair
 from effllm.decision.rows import Figure
 from effllm.decision.sheet import Sheet, nominal_billions, sheet_of_published
 from effllm.decision.statements import Claims, read_claims
@@ -172,11 +173,25 @@ def test_a_score_takes_its_paired_interval_where_there_is_one():
     statement = claim(form="every", column="mean", row="int4", against="bfloat16", direction="lower")
     table = {"table9": sheet(rows, {"mean": "higher"})}
     assert audit(statement, table, "ours")[1]["reason_code"] == "interval"
-    for key, sign in ((("M int4", "M bfloat16", "mean"), 1), (("M bfloat16", "M int4", "mean"), -1)):
-        paired = Paired({key: (sign * -0.02, (-0.03, -0.01) if sign > 0 else (0.01, 0.03))})
+    lower = Pair("difference", -0.02, -0.03, -0.01)
+    for key, pair in ((("M int4", "M bfloat16"), lower), (("M bfloat16", "M int4"), lower.reversed())):
+        paired = Paired({("table9", *key, "mean"): pair})
         direction, pair = audit(statement, table, "ours", paired)[1:]
         assert (direction["verdict"], pair["basis"]) == ("holds", "paired interval")
         assert (pair["low"], pair["high"]) == pytest.approx((1 - 0.03 / 0.6, 1 - 0.01 / 0.6))
+    elsewhere = Paired({("table16", "M int4", "M bfloat16", "mean"): lower})
+    assert audit(statement, table, "ours", elsewhere)[1]["reason_code"] == "interval"
+
+
+def test_a_paired_ratio_is_taken_as_it_is_and_made_a_difference():
+    rows = {("M", "bfloat16"): {"PPL": (8.0, 6.0, 10.0)}, ("M", "int4"): {"PPL": (10.0, 7.0, 13.0)}}
+    table = sheet(rows, {"PPL": "lower"})
+    paired = Paired({("table9", "M int4", "M bfloat16", "PPL"): Pair("ratio", 1.25, 1.2, 1.3)})
+    names = ("M", "int4"), ("M", "bfloat16"), "PPL"
+    assert effect(table, paired, *names, "ratio") == Effect(1.25, (1.2, 1.3), "paired interval")
+    difference = effect(table, paired, *names, "difference")
+    assert difference.interval == pytest.approx((0.2 * 8, 0.3 * 8))
+    assert difference.value == pytest.approx(2.0)
 
 
 def test_an_invalid_row_is_no_evidence():
