@@ -15,6 +15,7 @@ import yaml
 
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.state import states_of
+from effllm.results.data import InstructionsSummary, SampleCounts
 from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.study import Graph, parse_study
 from effllm.study.inheritance import read_study
@@ -143,7 +144,9 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
         file.write_text(manifest.to_json())
         if node.stage == "instructions":
             # How long a fine-tuning job may take depends on the number of samples.
-            file.with_name("instructions.json").write_text(json.dumps({"splits": {"train": {"samples": 1000}}}))
+            counts = SampleCounts(samples=1000, answers=1000, answer_utf8_bytes=100_000)
+            summary = InstructionsSummary(splits={"train": counts})
+            file.with_name(InstructionsSummary.FILE).write_text(summary.to_json())
         digests[name] = digest_file(file).sha256
     run_many(
         [["--directory", str(path), *workdir.arguments("all", options=["--touch", "--forceall", "--quiet", "all"])]]

@@ -221,7 +221,7 @@ def test_every_job_is_sized_or_waits_for_an_input_from_every_partial_state(
     """A file that is no input would end a dry run: Snakemake leaves a resource open only for its inputs."""
     graph = graph_of(tiny_text)
     stages = [*GPU_STAGES, "tokens"]
-    counts = json.dumps({"splits": {"train": {"samples": 1000}}})
+    counts = json.dumps({"splits": {"train": {"samples": 1000, "answers": 1000, "answer_utf8_bytes": 100_000}}})
     for stage in stages:
         for id in graph.ids(stage)[:1]:
             build(graph, f"{stage}/{id}")
