@@ -10,6 +10,7 @@ from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
 from effllm.study.architectures import Architecture
+from effllm.study.budgets import Budget, check_budgets
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.harness_index import harness_suggestions, harness_task_exists
@@ -60,6 +61,9 @@ class Study(Section):
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
     inference: InferenceProtocol = Field(description="The fixed inference workload.")
     tables: Tables = Field(description="The tables, by the paper's numbers.")
+    budgets: dict[PlainId, Budget] = Field(
+        default_factory=dict, description="What a recommendation must respect, by table. They run nothing again."
+    )
 
     @model_validator(mode="after")
     def _references_exist(self) -> "Study":
@@ -103,6 +107,7 @@ class Study(Section):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
+        check_budgets(self.budgets, [name for name, table in self.tables if table])
         check_names(self)
         check_vocabularies(self)
         check_lengths(self)

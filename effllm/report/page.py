@@ -1,0 +1,61 @@
+"""The page of one results directory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effllm.report.blocks import Absent, Answer, Block, Page, Section
+from effllm.report.changes import change_blocks, pairs_of
+from effllm.report.decisions import answer_of, beaten_rows, decide, decision_blocks, limits_of
+from effllm.report.findings import failures_section, sheet_section
+from effllm.report.provenance import facts_of, plan_section, provenance_section
+from effllm.report.rows import View, view_of
+from effllm.report.run import Run
+from effllm.report.tables import TITLES, table_section
+
+_AUDITS = (
+    ("claims", "Claims", "What the published study claims, held against these rows."),
+    ("comparison", "Published values", "Published values beside these, as ratios within a table: machines differ."),
+    (
+        "ranks",
+        "Ranks",
+        "Ranks with their ties, and the scores of equations 10 to 12. No answer on this page rests on them.",
+    ),
+)
+
+
+def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
+    """Answers first, then the tables, what was audited, what failed, and where it comes from.
+
+    budgets: those of the study by table, each as `effllm.study.budgets.Budget` has them.
+    """
+    answers: list[Answer] = []
+    sections: list[Section] = []
+    for name, table in run.tables.items():
+        view = view_of(name, table)
+        path = f"{run.directory.name}/{name}.csv"
+        found = decide(table, budgets.get(name, {}))
+        decision, changes = decision_blocks(found, name), _changes(run, view)
+        section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
+        sections.append(section)
+        answers.append(answer_of(found, TITLES[name], name))
+    sections += [sheet_section(run, name, heading, about, command_of(run, name)) for name, heading, about in _AUDITS]
+    sections += [failures_section(run), plan_section(run), provenance_section(run)]
+    facts = dict(facts_of(run))
+    subtitle = [text for key in ("Devices", "Built") if (text := facts.get(key))]
+    return Page(f"{run.name}: what efficiency costs", subtitle, answers, sections, run.directory.name)
+
+
+def command_of(run: Run, name: str) -> str:
+    """The command that builds a CSV of the results."""
+    return f"snakemake --profile profiles/local {run.directory.name}/{name}.csv"
+
+
+def _changes(run: Run, view: View) -> list[Block]:
+    sheet = run.sheets.get("pairs")
+    if sheet:
+        return change_blocks(view, pairs_of(sheet, view.name))
+    return [
+        Absent(
+            "Changes against the baseline are in pairs.csv, which was not built. To have it:", command_of(run, "pairs")
+        )
+    ]
