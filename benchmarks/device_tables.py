@@ -15,6 +15,7 @@ from typing import Any
 
 from effllm.errors import CellFailure
 from effllm.runtime.publishing import publish
+from effllm.stages import STAGES
 from effllm.study import Graph, load_study
 from effllm.tables.assemble import assemble, write_csv
 
@@ -32,9 +33,12 @@ def write_tables(study: Path, results: list[Path], output: Path) -> None:
             parents = graph.table_parents(name)
             for stage, manifests in parents.items():
                 for path in manifests:
-                    if not Path(path).exists():
+                    if stage in STAGES and not Path(path).exists():
                         _publish_missing(graph, stage, Path(path).parent, outcomes)
-            write_csv(assemble(name, graph.table_spec(name), parents), output / f"{name}.csv")
+            # Tables that are made of others read them where the artifacts are.
+            table = Path(together, f"{name}.csv")
+            write_csv(assemble(name, graph.table_spec(name), parents), table)
+            shutil.copy(table, output)
             print(f"{output / f'{name}.csv'}: {sum(map(len, parents.values()))} artifacts")
 
 

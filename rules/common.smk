@@ -234,7 +234,7 @@ def spec(stage):
 
 
 def table_parents(wildcards):
-    """An input function: the manifests that a table reads, by stage."""
+    """An input function: the manifests that a table reads, by stage, or the tables that it is made of."""
     found = GRAPH.table_parents(wildcards.table)
     refuse_damaged(
         found, f"{RESULTS}/{wildcards.table}.csv", f"logs/{wildcards.table}.log"

@@ -100,16 +100,21 @@ def _node(graph: Graph, name: str) -> Node:
 
 
 def _with_inputs(graph: Graph, stage: str, id: str, path: str, inputs: dict[str, list[str]]) -> Node:
-    named = {key: tuple(_name(graph, item) for item in paths) for key, paths in inputs.items()}
-    parents = _once(item for key, paths in inputs.items() for item in paths if item.endswith(f"/{MANIFEST}"))
-    return Node(stage, id, path, named, tuple(_name(graph, item) for item in parents))
+    named = {key: tuple(_name(graph, stage, item) for item in paths) for key, paths in inputs.items()}
+    parents = _once(item for paths in inputs.values() for item in paths if _is_built(stage, item))
+    return Node(stage, id, path, named, tuple(_name(graph, stage, item) for item in parents))
 
 
-def _name(graph: Graph, path: str) -> str:
-    """The node whose manifest `path` is; the path itself of a plain file."""
-    return (
-        path.removeprefix(f"{graph.results}/").removesuffix(f"/{MANIFEST}") if path.endswith(f"/{MANIFEST}") else path
-    )
+def _is_built(stage: str, path: str) -> bool:
+    """Whether an input is a node's: tables read manifests and other tables, stages manifests and plain files."""
+    return stage == TABLE or path.endswith(f"/{MANIFEST}")
+
+
+def _name(graph: Graph, stage: str, path: str) -> str:
+    """The node whose manifest or table an input is; the path itself of a plain file."""
+    if not _is_built(stage, path):
+        return path
+    return path.removeprefix(f"{graph.results}/").removesuffix(f"/{MANIFEST}")
 
 
 def _once(items: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from effllm.errors import UserError
 from effllm.planning.nodes import TABLE, Node, nodes_behind
-from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, read_object
+from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, digest_file, read_object
 from effllm.runtime.local_files import sha256_of
 from effllm.runtime.provenance import code_fingerprint
 from effllm.runtime.stage import SCRATCH
@@ -282,12 +282,20 @@ def _table_state(graph: Graph, node: Node, states: Mapping[str, State]) -> State
     if record is None:
         return State(node, None, [Change("parent", text="no record tells what it was assembled from")])
     changes = list(_differences(record["spec"], graph.table_spec(node.id)))
-    before, now = record["inputs"], {parent: states[parent].artifact for parent in node.parents}
+    before, now = record["inputs"], {parent: _digest(states[parent]) for parent in node.parents}
     if before.keys() != now.keys():
         added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-        changes.append(Change("parent", text=f"{added} artifacts are new in it, {gone} are not in it any more"))
+        changes.append(Change("parent", text=f"{added} inputs are new in it, {gone} are not in it any more"))
     else:
-        rebuilt = [name for name, artifact in now.items() if artifact and before[name] != artifact.sha256]
+        rebuilt = [name for name, sha256 in now.items() if sha256 and before[name] != sha256]
         if rebuilt:
-            changes.append(Change("parent", text=f"{len(rebuilt)} of its artifacts were rebuilt since"))
+            changes.append(Change("parent", text=f"{len(rebuilt)} of its inputs were rebuilt since"))
     return State(node, None, changes)
+
+
+def _digest(state: State) -> str | None:
+    """Of the manifest, or of the table itself; None where there is none."""
+    if state.node.stage != TABLE:
+        return state.artifact.sha256 if state.artifact else None
+    path = Path(state.node.path)
+    return digest_file(path).sha256 if path.is_file() else None

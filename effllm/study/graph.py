@@ -21,7 +21,7 @@ from effllm.study.instructions import FilesInstructionSource
 from effllm.study.measure import HeldOutBenchmark
 from effllm.study.models import FinetunedSource, LocalModelSource, PretrainedSource
 from effllm.study.study import Study
-from effllm.study.table_graph import defined_tables, measured_nodes, table_nodes, table_spec
+from effllm.study.table_graph import defined_tables, measured_nodes, table_nodes, table_spec, table_tables
 
 
 class Graph:
@@ -155,9 +155,11 @@ class Graph:
         return table_spec(self.study, name)
 
     def table_parents(self, name: str) -> dict[str, list[str]]:
-        """Manifests that a table reads, by stage."""
+        """What a table reads: manifests by stage, or the other tables that it is made of."""
         nodes = table_nodes(self.study, name)
-        return {stage: [self.manifest(stage, id) for id in ids] for stage, ids in nodes.items()}
+        found = {stage: [self.manifest(stage, id) for id in ids] for stage, ids in nodes.items()}
+        tables = table_tables(self.study, name)
+        return found | {key: [f"{self.results}/{table}.csv" for table in names] for key, names in tables.items()}
 
     def tables(self) -> list[str]:
         """Names of the tables that the study defines."""

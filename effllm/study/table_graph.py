@@ -6,11 +6,18 @@ from typing import Any
 from effllm.errors import UserError
 from effllm.fields import Section, sort_keys
 from effllm.study.models import FinetunedSource, PretrainedSource
+from effllm.study.published import CLAIMS as CLAIMS_FILE
+from effllm.study.published import published_digest, published_tables
 from effllm.study.study import Study
 from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTable, QuantizationTable
 
 VALIDITY = "validity"
 PAIRS = "pairs"
+RANKS = "ranks"
+COMPARISON = "comparison"
+CLAIMS = "claims"
+# Made of the other tables, and of the published values.
+DECISIONS = (RANKS, COMPARISON, CLAIMS)
 # Versions: raised by hand when a change of code alters a table.
 TABLES = {
     "table3": 2,
@@ -23,13 +30,16 @@ TABLES = {
     "table16": 3,
     VALIDITY: 2,
     PAIRS: 1,
+    RANKS: 1,
+    COMPARISON: 1,
+    CLAIMS: 1,
 }
 
 
 def defined_tables(study: Study) -> list[str]:
-    """Names of the tables that the study defines; `validity` and `pairs` go with any of them."""
+    """Names of the tables that the study defines; what is made of all of them goes with any."""
     defined = _own_tables(study)
-    return [*defined, VALIDITY, PAIRS] if defined else []
+    return [*defined, VALIDITY, PAIRS, *DECISIONS] if defined else []
 
 
 def table_spec(study: Study, name: str) -> dict[str, Any]:
@@ -39,6 +49,8 @@ def table_spec(study: Study, name: str) -> dict[str, Any]:
 
 def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     """Ids of the nodes that a table reads, by stage, each once."""
+    if name in DECISIONS:
+        return {}
     if name == VALIDITY:
         return _all_nodes(study)
     if name == PAIRS:
@@ -51,6 +63,11 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     variants = [f"{model}.{precision}" for model in table.models for precision in table.precisions]
     nodes = {"evaluate": [f"{variant}.{benchmark}" for variant in variants for benchmark in table.benchmarks]}
     return nodes | {"quantize": variants, "profile": variants} if isinstance(table, InferenceTable) else nodes
+
+
+def table_tables(study: Study, name: str) -> dict[str, list[str]]:
+    """Names of the tables that a table is made of, by the name of the input; none for one that reads artifacts."""
+    return {"tables": _own_tables(study), PAIRS: [PAIRS]} if name in DECISIONS else {}
 
 
 def measured_nodes(study: Study) -> frozenset[tuple[str, str]]:
@@ -69,6 +86,8 @@ def _content(study: Study, name: str) -> dict[str, Any]:
     if name == PAIRS:
         tables = {own: {**_content(study, own), "baseline": _baseline(study, own)} for own in _own_tables(study)}
         return {"config": {"tables": tables}}
+    if name in DECISIONS:
+        return {"config": _decision(study, name)}
     table = _table(study, name)
     if isinstance(table, PretrainingTable):
         # What a row is compared with changes no row.
@@ -85,6 +104,34 @@ def _content(study: Study, name: str) -> dict[str, Any]:
         "model_labels": {id: study.models[id].label or id for id in table.models},
         "benchmark_labels": {id: study.benchmarks[id].label or id for id in table.benchmarks},
     }
+
+
+def _decision(study: Study, name: str) -> dict[str, Any]:
+    """Of what is made of tables: the published files by their content, and what a comparison has to know of each table.
+
+    Ranks take the published tables that the study has; findings and claims concern them all.
+    """
+    own = _own_tables(study)
+    published = [table for table in published_tables() if name != RANKS or table in own]
+    config: dict[str, Any] = {"published": {table: published_digest(f"{table}.csv") for table in published}}
+    if name == CLAIMS:
+        config["claims"] = published_digest(CLAIMS_FILE)
+    if name == COMPARISON:
+        config["tables"] = {
+            table: {"baseline": _baseline_label(study, table), "benchmarks": _benchmarks(study, table)} for table in own
+        }
+    return config
+
+
+def _baseline_label(study: Study, name: str) -> str:
+    """The baseline as the rows of the table name it."""
+    baseline = _baseline(study, name)
+    return (study.methods[baseline].label or baseline) if isinstance(_table(study, name), FinetuningTable) else baseline
+
+
+def _benchmarks(study: Study, name: str) -> list[str]:
+    """Labels of a table's benchmarks."""
+    return [study.benchmarks[id].label or id for id in getattr(_table(study, name), "benchmarks", [])]
 
 
 def _suite(study: Study, table: FinetuningTable) -> dict[str, Any]:

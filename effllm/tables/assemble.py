@@ -1,4 +1,4 @@
-"""Write a table as CSV from the artifacts of its rows.
+"""Write a table as CSV from the artifacts of its rows, or from other tables.
 
 python -m effllm.tables.assemble table9 --spec spec.json --input evaluate=MANIFEST ... --output results/table9.csv
 """
@@ -21,6 +21,7 @@ from effllm.runtime.faults import fault_of_machine
 from effllm.runtime.launch import end_with
 from effllm.runtime.stage import SCRATCH
 from effllm.tables.benchmarks import table16
+from effllm.tables.decisions import claims, compared, ranks
 from effllm.tables.finetuning import finetuning_table
 from effllm.tables.pairs import PAIR_COLUMNS, pairs
 from effllm.tables.pretraining import pretraining_table
@@ -35,6 +36,9 @@ ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], lis
     "table16": table16,
     "validity": validity,
     "pairs": pairs,
+    "ranks": ranks,
+    "comparison": compared,
+    "claims": claims,
 }
 # Of tables that may have no row to take the columns from.
 _COLUMNS_OF_NONE = {"validity": COLUMNS, "pairs": PAIR_COLUMNS}
@@ -79,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m effllm.tables.assemble", description=__doc__)
     parser.add_argument("table", choices=sorted(ASSEMBLERS))
     parser.add_argument("--spec", type=Path, required=True)
-    parser.add_argument("--input", action="append", default=[], metavar="STAGE=MANIFEST")
+    parser.add_argument("--input", action="append", default=[], metavar="STAGE=MANIFEST or tables=CSV")
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     inputs: dict[str, list[str]] = {}

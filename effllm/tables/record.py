@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from effllm.runtime.artifact import digest_file, read_object, write_text
+from effllm.runtime.artifact import MANIFEST, digest_file, read_object, write_text
 
 _DIRECTORY = ".tables"
 
 
 def record_of(spec: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A table's spec, and the sha256 of every manifest that it reads by `<stage>/<id>`."""
-    manifests = [Path(path) for paths in inputs.values() for path in paths]
-    digests = {"/".join(path.parts[-3:-1]): digest_file(path).sha256 for path in manifests}
+    """A table's spec, and the sha256 of what it reads: manifests by `<stage>/<id>`, tables by file name."""
+    files = [Path(path) for paths in inputs.values() for path in paths]
+    names = ["/".join(path.parts[-3:-1]) if path.name == MANIFEST else path.name for path in files]
+    digests = {name: digest_file(path).sha256 for name, path in zip(names, files, strict=True)}
     return {"spec": dict(spec), "inputs": digests}
 
 

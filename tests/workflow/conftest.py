@@ -133,6 +133,7 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
             file.write_text("built\n")
             inputs = {parent: digests[parent] for parent in node.parents}
             write_record(file, {"spec": graph.table_spec(node.id), "inputs": inputs})
+            digests[name] = digest_file(file).sha256
             continue
         parents = {}
         for key, items in node.inputs.items():

@@ -10,7 +10,7 @@ from tests.workflow.conftest import Change
 
 Study = dict[str, Any]
 # What is made from every table of a study.
-FROM_TABLES = {"pairs.csv"}
+FROM_TABLES = {"pairs.csv", "ranks.csv", "comparison.csv", "claims.csv"}
 PRECISION_TABLES = {"table9.csv", "table16.csv", "validity.csv"} | FROM_TABLES
 PAPER = read_study(REPOSITORY / "config" / "paper.yaml")
 MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table9"][key] for key in ("models", "precisions", "benchmarks"))
