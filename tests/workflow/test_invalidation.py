@@ -80,6 +80,19 @@ def test_a_raised_stage_version_reruns_the_stage_and_what_follows(paper: Workdir
     assert _planned_by(checkout, paper) == profiles | {"table9.csv", "validity.csv"} | FROM_TABLES
 
 
+@pytest.mark.parametrize(
+    ("name", "follows"),
+    [("table9.csv", {"ranks.csv", "comparison.csv", "claims.csv"}), ("claims.yaml", {"claims.csv"})],
+)
+def test_a_published_value_or_claim_assembles_again_what_is_made_of_it(
+    paper: Workdir, tmp_path: Path, name: str, follows: set[str]
+) -> None:
+    checkout = _checkout(tmp_path)
+    with (checkout / "config" / "paper" / name).open("a") as file:
+        file.write("\n")
+    assert _planned_by(checkout, paper) == follows
+
+
 def test_file_times_rerun_nothing(paper: Workdir) -> None:
     manifests = sorted((paper.path / "results").glob("*/*/manifest.json"))
     for age, path in enumerate(reversed(manifests)):
