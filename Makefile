@@ -32,8 +32,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproj
 setup: $(VENV)/.installed
 
 table9: setup
-	@snakemake --profile profiles/local results/table9.csv
+	@snakemake --profile profiles/local results/table9.csv results/report.html
 	@effllm show results/table9.csv
+	@echo "results/report.html has the same with charts and answers: one file to open or to forward."
 
 lint: setup
 	ruff check .

@@ -18,6 +18,7 @@ include: "rules/quantize.smk"
 include: "rules/evaluate.smk"
 include: "rules/profile.smk"
 include: "rules/tables.smk"
+include: "rules/report.smk"
 
 
 # What needs the hub runs on the submitting host: compute nodes often have no way out.
@@ -29,6 +30,7 @@ localrules:
     model,
     benchmark,
     table,
+    report,
 
 
 onstart:

@@ -16,10 +16,12 @@ from effllm.planning.state import (
     older_code_line,
     require_readable,
     require_todays_specs,
+    standing_tables,
 )
 from effllm.runtime.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
+from effllm.tables.columns import DESCRIPTIONS
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
@@ -27,6 +29,7 @@ RESULTS = "results"
 DEFAULT_STUDY = "config/tiny.yaml"
 STAGE_SCRIPT = "../workflow_scripts/stage.py"
 TABLE_SCRIPT = "../workflow_scripts/table.py"
+REPORT_SCRIPT = "../workflow_scripts/report.py"
 
 
 def require_plain_path():
@@ -245,6 +248,22 @@ def table_parents(wildcards):
 def table_spec(wildcards):
     """A params function: rows, columns and labels of a table."""
     return GRAPH.table_spec(wildcards.table)
+
+
+def report_tables(wildcards):
+    """An input function: the tables of the report, as its rule says. Stale ones that nobody asked for stay out of it.
+
+    A job of a run reads the state anew: what was asked for is there by then.
+    """
+    enter_run()
+    paths = {table: f"{RESULTS}/{table}.csv" for table in GRAPH.tables()}
+    asked = {str(Path(target)) for target in workflow.dag_settings.targets}
+    refuse_damaged({}, f"{RESULTS}/report.html", "logs/report.log")
+    standing = standing_tables(GRAPH)
+    chosen = [table for table in paths if paths[table] in asked or table in standing]
+    # Findings and differences alone make no report.
+    has_rows = any(table in DESCRIPTIONS for table in chosen)
+    return [paths[table] for table in (chosen if has_rows else paths)]
 
 
 def measured_cores(stage):

@@ -9,7 +9,7 @@ rule table:
     input:
         unpack(table_parents),
     output:
-        csv=f"{RESULTS}/{{table}}.csv",
+        csv=report(f"{RESULTS}/{{table}}.csv", category="Tables"),
     log:
         "logs/{table}.log",
     wildcard_constraints:

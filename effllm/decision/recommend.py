@@ -116,9 +116,12 @@ class Recommendation:
         return EXIT_NOTHING_FITS if outcomes == {"nothing fits"} else EXIT_UNDECIDED
 
 
-def recommend(table: Table, query: Query) -> Recommendation:
-    """Answer a question that `effllm.decision.query` has checked against the table."""
-    pairs = read_pairs(table)
+def recommend(table: Table, query: Query, is_paired: bool = True) -> Recommendation:
+    """Answer a question that `effllm.decision.query` has checked against the table.
+
+    is_paired: whether the pairs.csv next to the table, where it is, gives the losses of quality.
+    """
+    pairs = read_pairs(table) if is_paired else {}
     asked = of_subject(table, query.model) if query.model else list(table.rows)
     table = replace(table, rows=tuple(asked))
     names = dict(short_names(table))

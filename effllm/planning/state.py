@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from effllm.errors import UserError
-from effllm.planning.nodes import TABLE, Node, nodes_behind
+from effllm.planning.nodes import TABLE, Node, nodes_behind, targets_of
 from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact, digest_file, read_object
 from effllm.runtime.local_files import sha256_of
 from effllm.runtime.provenance import code_fingerprint
@@ -75,6 +75,13 @@ def states_of(graph: Graph, nodes: Mapping[str, Node], wanted: Collection[str]) 
         found[name] = _table_state(graph, node, found) if node.stage == TABLE else _state(graph, node, found)
     runs = _running(nodes, found, wanted)
     return {name: _settled(state, runs, found) for name, state in found.items()}
+
+
+def standing_tables(graph: Graph) -> set[str]:
+    """The tables that are there and of which nothing is to do."""
+    there = [name for name in targets_of(graph) if Path(graph.results, name).is_file()]
+    states = states_of(graph, nodes_behind(graph, there), there)
+    return {states[name].node.id for name in there if states[name].stands}
 
 
 def _running(nodes: Mapping[str, Node], found: Mapping[str, State], wanted: Collection[str]) -> set[str]:

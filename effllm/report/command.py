@@ -1,7 +1,7 @@
 """`effllm report`: a results directory as one HTML file."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,11 @@ from effllm.errors import UserError
 from effllm.report.html import html_of
 from effllm.report.page import page_of
 from effllm.report.run import read_run
+from effllm.runtime import lifeline
 from effllm.runtime.artifact import write_text
+from effllm.runtime.faults import fault_of_machine
+from effllm.runtime.launch import end_with
+from effllm.runtime.stage import SCRATCH
 
 NAME = "report.html"
 
@@ -32,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def budgets_of(study: Path) -> dict[str, dict[str, Any]]:
     """The budgets of a study by table."""
-    from effllm.study import load_study
+    from effllm.study import Graph, load_study
 
-    return {name: budget.plain() for name, budget in load_study(study).budgets.items()}
+    return Graph(load_study(study)).budgets()
 
 
 def write_report(directory: Path, output: Path, budgets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -46,3 +50,21 @@ def write_report(directory: Path, output: Path, budgets: Mapping[str, Mapping[st
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no directory; make it, or name another --output.")
     write_text(output, html_of(page))
+
+
+def write_report_of_tables(
+    tables: Sequence[str], *, budgets: Mapping[str, Mapping[str, Any]], output: str, log: str
+) -> None:
+    """Write the page of some CSVs of one directory for the workflow; exits with a sentence on a user's error."""
+    path = Path(output)
+    try:
+        lifeline.attach(path.parent / SCRATCH)
+        run = read_run(path.parent, {Path(table).stem for table in tables})
+        write_text(path, html_of(page_of(run, budgets)))
+        Path(log).write_text(f"{len(run.tables)} tables, {path.stat().st_size} bytes\n")
+    # Panics of libraries in Rust are no Exception.
+    except BaseException as error:
+        sentence = error if isinstance(error, UserError) else fault_of_machine(error, path)
+        if sentence is None:
+            raise
+        end_with(sentence, "report", Path(log))

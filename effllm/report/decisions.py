@@ -14,8 +14,11 @@ from effllm.report.sliders import limits_text
 _MOST_REASONS = 30
 
 
-def decide(table: Table, budget: Mapping[str, Any]) -> Recommendation:
-    """The recommendation under a budget, as `effllm.study.budgets.Budget` has it; `UserError` where it does not fit."""
+def decide(table: Table, budget: Mapping[str, Any], is_paired: bool) -> Recommendation:
+    """The recommendation under a budget, as `effllm.study.budgets.Budget` has it; `UserError` where it does not fit.
+
+    is_paired: whether the report has the pairs.csv next to the table.
+    """
     limits = [
         (kind, f"{column}={bound!r}") for kind in ("max", "min") for column, bound in budget.get(kind, {}).items()
     ]
@@ -31,7 +34,7 @@ def decide(table: Table, budget: Mapping[str, Any]) -> Recommendation:
         prefer=tuple(resolve(table, name, workload, "budgets") for name in budget.get("prefer", ())),
         margin=MARGIN if margin is None else margin,
     )
-    return recommend(table, query)
+    return recommend(table, query, is_paired)
 
 
 def answer_of(found: Recommendation, heading: str, anchor: str) -> Answer:

@@ -33,7 +33,7 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
     for name, table in run.tables.items():
         view = view_of(name, table)
         path = f"{run.directory.name}/{name}.csv"
-        found = decide(table, budgets.get(name, {}))
+        found = decide(table, budgets.get(name, {}), is_paired="pairs" in run.sheets)
         decision, changes = decision_blocks(found, name), _changes(run, view)
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)

@@ -1,6 +1,6 @@
 """What a report is made from: one results directory, or any directory with this project's tables."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ class Run:
         return self.study or self.directory.resolve().name
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path, names: Collection[str] | None = None) -> Run:
     """Read the tables and what lies with them.
+
+    names: those of the CSVs that count; all that are there if left out.
 
     Raises:
         UserError: the directory or every table is missing, or a file in it is damaged.
@@ -65,7 +67,8 @@ def read_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory; give one with tables, such as results.")
     paths = {name: directory / f"{name}.csv" for name in DESCRIPTIONS}
-    paths = {name: path for name, path in paths.items() if path.is_file()}
+    counts = (lambda path: path.stem in names) if names is not None else Path.is_file
+    paths = {name: path for name, path in paths.items() if counts(path)}
     if not paths:
         raise UserError(
             f"{directory} holds none of {', '.join(f'{name}.csv' for name in DESCRIPTIONS)}; build a table first: "
@@ -73,7 +76,7 @@ def read_run(directory: Path) -> Run:
         )
     tables = {name: read_table(path) for name, path in paths.items()}
     records = {name: record for name, path in paths.items() if (record := read_record(path))}
-    sheets = {name: read_sheet(path) for name in SHEETS if (path := directory / f"{name}.csv").is_file()}
+    sheets = {name: read_sheet(path) for name in SHEETS if counts(path := directory / f"{name}.csv")}
     digests = {name: sha256 for record in records.values() for name, sha256 in record["inputs"].items()}
     specs = {name: record["spec"] for name, record in records.items()}
     studies = dict.fromkeys(str(spec["study"]) for spec in specs.values() if spec.get("study"))

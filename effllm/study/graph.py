@@ -165,6 +165,10 @@ class Graph:
         """Names of the tables that the study defines."""
         return defined_tables(self.study)
 
+    def budgets(self) -> dict[str, dict[str, Any]]:
+        """The limits of recommendations by table, which decide no result."""
+        return {name: budget.plain() for name, budget in sorted(self.study.budgets.items())}
+
     def is_measured(self, stage: str, id: str) -> bool:
         """Whether the node's own figures stand in a table, so that nothing may run beside it."""
         return stage == "profile" or (stage, id) in self._measured
