@@ -60,3 +60,16 @@ def test_a_recommendation_imports_no_large_library() -> None:
     loaded = set(done.stderr.split())
     assert "effllm" in loaded
     assert not loaded & {"torch", "transformers", "numpy", "polars", "pydantic", "scipy", "pyarrow", "snakemake"}
+
+
+def test_decisions_need_neither_torch_nor_snakemake() -> None:
+    script = (
+        "import importlib, pkgutil, sys, effllm.decision as package\n"
+        "for module in pkgutil.iter_modules(package.__path__):\n"
+        "    importlib.import_module(f'effllm.decision.{module.name}')\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    loaded = set(done.stdout.split())
+    assert "effllm" in loaded
+    assert not loaded & {"torch", "transformers", "polars", "snakemake"}
