@@ -26,7 +26,8 @@ def absolute_figures(
     if any(quality.name in row.figures for row in scope.rows):
         charts = [_against_quality(view, scope, column, anchor, limits, beaten) for column in view.costs]
         return Figures(charts)
-    return Figures([_alone(view, scope, column, anchor) for column in view.costs])
+    # Names and bars side by side need the width.
+    return Figures([_alone(view, scope, column, anchor) for column in view.costs], is_wide=True)
 
 
 def _against_quality(

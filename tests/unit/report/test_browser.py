@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from effllm.cli import main
 from tests.unit.report.conftest import Pages
 from tests.unit.report.hand_made import row
 from tests.unit.report.test_page import NASTY
@@ -207,6 +208,40 @@ def test_sliders_have_four_answers_and_the_address_keeps_them(page: Path, open_p
     assert _answers(again) == answers
     again.locator(".reset").click()
     assert set(_answers(again).values()) == {"fits", "invalid"} and again.evaluate("location.hash") == ""
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"latency_ms": 240},
+        {"latency_ms": 300, "memory_peak_GB": 0.47},
+        {"average_performance": 0.62, "memory_peak_GB": 0.63},
+        {"memory_peak_GB": 0.46},
+    ],
+    ids=["one", "two costs", "quality and cost", "nothing fits"],
+)
+def test_sliders_say_what_recommend_says(
+    page: Path, open_page, limits: dict[str, float], capsys: pytest.CaptureFixture
+) -> None:
+    opened = open_page(page).page
+    for column, limit in limits.items():
+        _set(opened, column, limit)
+    names = dict(
+        opened.locator("tr[data-fit]").evaluate_all(
+            "(lines) => lines.map((line) => [line.querySelector('th').textContent, line.id])"
+        )
+    )
+    answers = _answers(opened)
+    options = opened.locator(".asked").inner_text().split()[3:]
+    with pytest.raises(SystemExit):
+        main(["recommend", str(page.parent / "table9.csv"), *options, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    rows = [row for scope in found["scopes"] for row in scope["rows"]]
+    assert len(options) == 2 * len(limits) and len(rows) == 5
+    for judged in rows:
+        against = {f"{limit['column']}: {limit['answer']}" for limit in judged["limits"] if limit["answer"] != "fits"}
+        said = answers[names[" ".join(judged["row"].values())]]
+        assert set(said.split("; ")) == (against or {"fits"})
 
 
 def test_a_series_is_hidden_with_its_marks_and_rows_and_the_address_keeps_it(page: Path, open_page) -> None:
