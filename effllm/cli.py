@@ -17,7 +17,7 @@ _MODULES = {
     "fetch": ("effllm.planning.fetch", "download what targets need from the hub, before they run"),
     "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
     "verify": ("effllm.planning.verify", "check every digest of every artifact"),
-    "report": ("effllm.report.command", "results as one HTML file"),
+    "report": ("effllm.report.command", "results as one HTML file, or two of them compared"),
     "recommend": (
         "effllm.decision.recommend_command",
         "which row of a table to take under limits, and why not the others",

@@ -162,9 +162,9 @@ def _forest(view: View, pairs: Pairs, rows: Sequence[Row], column: Column) -> Ch
             note = f"{pair.differing:,} of {count_text(pair.items, 'item')} differ"
         if figure is None:
             note = _why(row, column, pair)
-        verdict = _verdict(figure, axis) if figure else ""
+        said = verdict(figure, axis) if figure else ""
         shown = _shown(figure, column, axis) if figure else None
-        lines.append(Line(view.id(row), row.name, shown, verdict, note, view.colour(row), row.status == "ok"))
+        lines.append(Line(view.id(row), row.name, shown, said, note, view.colour(row), row.status == "ok"))
     if not any(line.figure for line in lines):
         return ChartFigure(id, caption, "", missing=f"Not shown: {lines[0].note}.")
     listing = _listing(view, pairs, f"{id}-figures", caption, rows, (column,))
@@ -179,7 +179,7 @@ def _why(row: Row, column: Column, pair: Pair | None) -> str:
     return pair.reason if pair and pair.reason else f"{column.text} has no baseline"
 
 
-def _verdict(figure: Figure, axis: Axis) -> str:
+def verdict(figure: Figure, axis: Axis) -> str:
     """Better or worse for sure, or not told apart; without an interval, nothing is sure."""
     unchanged = axis.unchanged or 0.0
     if figure.low is None or figure.high is None:
@@ -203,8 +203,8 @@ def _sentence(view: View, pairs: Pairs, rows: Sequence[Row], column: Column) -> 
         ends = list(dict.fromkeys(value_text(figure, axis) for figure in (shown[0], shown[-1])))
         verdicts: dict[str, int] = {}
         for figure in figures:
-            verdict = _verdict(figure, axis)
-            verdicts[verdict] = verdicts.get(verdict, 0) + 1
+            said = verdict(figure, axis)
+            verdicts[said] = verdicts.get(said, 0) + 1
         counted = [
             name if len(figures) == 1 else f"{name} in {number} of {len(figures)}"
             for name, number in verdicts.items()

@@ -1,4 +1,4 @@
-"""`effllm report`: a results directory as one HTML file."""
+"""`effllm report`: a results directory as one HTML file, or two of them compared."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import UserError
+from effllm.report.blocks import Page
 from effllm.report.html import html_of
 from effllm.report.page import page_of
 from effllm.report.run import read_run
+from effllm.report.two_runs import page_of_two
 from effllm.runtime import lifeline
 from effllm.runtime.artifact import write_text
 from effllm.runtime.faults import fault_of_machine
@@ -20,16 +22,26 @@ NAME = "report.html"
 
 def register(command: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
-    command.add_argument("results", nargs="?", type=Path, default=Path("results"), help="a directory with tables")
+    command.add_argument(
+        "results", nargs="*", type=Path, default=[Path("results")], help="a directory with tables, or two to compare"
+    )
     command.add_argument("--study", type=Path, help="the study whose budgets count; none if left out")
-    command.add_argument("--output", type=Path, help=f"file to write; {NAME} in the directory if left out")
+    command.add_argument("--output", type=Path, help=f"file to write; {NAME} in the (last) directory if left out")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and say where it is; always 0."""
-    output = arguments.output or arguments.results / NAME
-    write_report(arguments.results, output, budgets_of(arguments.study) if arguments.study else {})
+    directories = arguments.results
+    output = arguments.output or directories[-1] / NAME
+    if len(directories) > 2:
+        raise UserError(f"{len(directories)} directories were given; give one, or two to compare.")
+    if len(directories) == 2:
+        if arguments.study:
+            raise UserError("--study was given with two directories, which are compared under no budget; leave it out.")
+        _write(page_of_two(*map(read_run, directories)), output)
+    else:
+        write_report(directories[0], output, budgets_of(arguments.study) if arguments.study else {})
     print(f"{output}: {output.stat().st_size / 1000:,.0f} kB, one file to open or to forward.")
     return 0
 
@@ -46,7 +58,10 @@ def write_report(directory: Path, output: Path, budgets: Mapping[str, Mapping[st
 
     budgets: those of the study by table, each as `effllm.study.budgets.Budget` has them.
     """
-    page = page_of(read_run(directory), budgets)
+    _write(page_of(read_run(directory), budgets), output)
+
+
+def _write(page: Page, output: Path) -> None:
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no directory; make it, or name another --output.")
     write_text(output, html_of(page))
