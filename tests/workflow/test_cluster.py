@@ -74,4 +74,4 @@ def test_every_gpu_stage_names_the_type_and_cores(profile: str) -> None:
     settings = yaml.safe_load((REPOSITORY / "profiles" / profile / "config.yaml").read_text())
     assert set(settings["set-resources"]) == set(GPU_STAGES)
     assert all(value == {"gpu_model": profile} for value in settings["set-resources"].values())
-    assert set(settings["set-threads"]) == {*GPU_STAGES, "tokens"}
+    assert set(settings["set-threads"]) == {*GPU_STAGES, "corpus", "tokens"}

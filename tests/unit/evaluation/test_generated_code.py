@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 from itertools import combinations
 from pathlib import Path
@@ -267,7 +266,6 @@ def test_the_rest_goes_on_beside_programs_that_misbehave() -> None:
     bodies = [RIGHT, "    while True: pass\n", "    import os; os._exit(1)\n", RIGHT, "    return 1\n", RIGHT]
     found = outcomes([PROMPT + body for body in bodies], PROMPT, TESTS, "double", BUBBLEWRAP, Limits(seconds=20))
     assert [one == "passed" for one in found] == [True, False, False, True, False, True]
-    assert threading.active_count() < 10
 
 
 @settings(deadline=None, max_examples=300)

@@ -46,8 +46,8 @@ def random_case(seed: int) -> tuple[NativeSparseAttention, torch.Tensor]:
 def run(layer: NativeSparseAttention, hidden: torch.Tensor) -> torch.Tensor:
     position_ids = torch.arange(hidden.shape[1])[None]
     angles = None
-    if layer.rope_theta is not None:
-        angles = rotary_angles(position_ids, layer.head_dim, layer.rope_theta)
+    if layer.config.position == "rope":
+        angles = rotary_angles(position_ids, layer.head_dim, layer.config.rope_theta)
     return layer(hidden, Sequence(0, position_ids, angles), None)
 
 
@@ -59,10 +59,10 @@ def brute_force(layer: NativeSparseAttention, hidden: torch.Tensor) -> torch.Ten
     blocks = range((length - shape.block) // shape.stride + 1 if length >= shape.block else 0)
 
     def turned(x: torch.Tensor, position: int) -> torch.Tensor:
-        if layer.rope_theta is None:
+        if layer.config.position != "rope":
             return x
         pairs = torch.complex(x[: dim // 2], x[dim // 2 :])
-        frequency = layer.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        frequency = layer.config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
         turned_pairs = pairs * torch.polar(torch.ones(dim // 2), position * frequency)
         return torch.cat((turned_pairs.real, turned_pairs.imag))
 
