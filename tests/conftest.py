@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from effllm.stages import STAGES
 from effllm.study.inheritance import read_study
@@ -19,6 +20,10 @@ _LIMIT_S = 1500
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No test rests on the speed of the machine, and every run draws the same examples.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from effllm.decision.budget import Limit
@@ -15,8 +15,6 @@ from effllm.decision.recommend import Recommendation, recommend
 from effllm.decision.rows import Figure, Table
 from tests.unit.decision.tables import COSTS, QUALITY, tables
 
-settings.register_profile("decisions", deadline=None, max_examples=60)
-settings.load_profile("decisions")
 BOUNDS = st.sampled_from((1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
 
 
