@@ -1,5 +1,6 @@
 """What a precision says of itself: settings, bits, support, work and bytes. Nothing here imports torch."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,14 @@ class Precision(Section):
     job_minutes: ClassVar[tuple[float, float]] = (60, 6)
 
     @property
+    @abstractmethod
     def nominal_bits(self) -> int:
         """Bits per quantized weight, the overhead of scales left out."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """What tells precisions apart whose evaluation takes another time."""
-        raise NotImplementedError
 
     @property
     def work(self) -> str:
@@ -102,10 +103,11 @@ class Precision(Section):
         """Why a model of this shape cannot be brought into the precision, with the remedy; None if nothing is known."""
         return None
 
+    @abstractmethod
     def weight_bytes(self, packed: int, others: int) -> float:
         """Bytes of a checkpoint, scales included; parameters of the layers' matrices, and all others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
         """Write the model in `source` to `target`, in a form that `load_causal_lm` loads.
 
@@ -113,7 +115,6 @@ class Precision(Section):
         `CellFailure` where the technique, or this machine's device, cannot have the model, and `UserError` for a
         setting that names what the machine lacks; both before time is spent where that can be known.
         """
-        raise NotImplementedError
 
     def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
         """The quantized layers among a checkpoint's tensors, by name."""

@@ -1,6 +1,7 @@
 """results/pairs.csv: every quality and cost of a row against its baseline's, paired item by item where items exist."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -53,15 +54,15 @@ _OWN_VALUES = "difference of two figures without a record by item"
 
 
 @dataclass(frozen=True)
-class _Member:
+class _Member(ABC):
     """One row of a table: where it is, and where the row that it is compared with is."""
 
     index: int
     against: int
 
+    @abstractmethod
     def change(self, column: str, base: Any) -> Change | None:
         """The paired change of a quality against another member; None where no record by item tells of it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a fine-tuning method says of itself. Nothing here imports torch before a method is applied."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,22 +59,22 @@ class Method(Section):
         """Why the method, `id` in the study, cannot train a `model` of this shape, with the remedy; None if it can."""
         return None
 
+    @abstractmethod
     def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
         """Make a model ready for training; `where` is the method's key in the study, which errors name.
 
         Adapters are drawn from torch's global generator. Weights are loaded, and methods applied, before anything is
         sharded over devices. Raises `UserError`, before anything is changed, where the method does not fit the model.
         """
-        raise NotImplementedError
 
     def is_added(self, name: str) -> bool:
         """Whether a parameter of the prepared model is the method's own, and not one of the base model."""
         return False
 
+    @abstractmethod
     def sequence_flops(self, model: "PreTrainedModel | PeftModel", length: int) -> int:
         """Model FLOPs of training on one sequence of `length` tokens of a prepared model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trained_parameters(self, shape: Any) -> int | None:
         """Parameters that it trains of a model of this configuration; None where no formula counts them."""
-        raise NotImplementedError

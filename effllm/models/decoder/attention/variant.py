@@ -1,5 +1,6 @@
 """What an attention variant says of itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from effllm.models.decoder.config import EffConfig
 
 
-class Attention(Component):
+class Attention(Component, ABC):
     """One attention: its keys, its layer, its cost, and what it is called in Transformers.
 
     transformers_types: `model_type` of the same decoder in Transformers, by feed-forward, where it has one.
@@ -49,16 +50,16 @@ class Attention(Component):
             )
         require_multiple("num_key_value_heads", given, "num_attention_heads", heads)
 
+    @abstractmethod
     def build(self, config: "EffConfig", layer_idx: int) -> "nn.Module":
         """The layer: forward(hidden, sequence, cache) takes and returns [batch, length, hidden]."""
-        raise NotImplementedError
 
     def prepare_cache(self, cache: "Cache", num_hidden_layers: int) -> None:
         """Give an empty cache the layers that this attention needs; idempotent."""
 
+    @abstractmethod
     def cost(self, config: Any) -> Layer:
         """Parameters, saved activations, FLOPs and cache of one layer, positions left out."""
-        raise NotImplementedError
 
     def transformers_keys(self, config: Any) -> dict[str, Any]:
         """Its keys in Transformers' own configuration, where `transformers_types` names one."""

@@ -1,5 +1,6 @@
 """What a feed-forward layer says of itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,16 @@ if TYPE_CHECKING:
     from effllm.models.decoder.config import EffConfig
 
 
-class FeedForward(Component):
+class FeedForward(Component, ABC):
     """One feed-forward layer: its keys, its layer and its cost."""
 
+    @abstractmethod
     def build(self, config: "EffConfig") -> "nn.Module":
         """The layer: forward(hidden) returns [batch, length, hidden], and with a router also the router's logits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cost(self, config: Any) -> Weights:
         """Parameters and saved activations of one layer."""
-        raise NotImplementedError
 
     def experts_per_token(self, shape: Mapping[str, Any]) -> int | None:
         """Experts that a token is sent to, of a shape's plain keys; None for a layer without experts."""
