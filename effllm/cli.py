@@ -3,7 +3,7 @@
 import argparse
 import importlib
 import json
-import signal
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,8 @@ from pathlib import Path
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime.faults import fault_of_machine, require_address_space
 
+# What a shell reports of a command that SIGPIPE ended.
+_EXIT_BROKEN_PIPE = 141
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
     "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
@@ -39,10 +41,15 @@ def main(argv: list[str] | None = None) -> None:
         if name in argv:
             importlib.import_module(module).register(command)
     arguments = parser.parse_args(argv)
-    # `effllm ... | head` ends quietly, as other commands do.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        sys.exit(arguments.run(arguments))
+        code = arguments.run(arguments)
+        # What is still buffered is written here, where a reader that has gone is expected.
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        # `effllm ... | head` ends quietly, as other commands do; the interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_BROKEN_PIPE)
     # Panics of libraries in Rust are no Exception.
     except BaseException as error:
         sentence = error if isinstance(error, UserError) else fault_of_machine(error, Path.cwd())

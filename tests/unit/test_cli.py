@@ -1,0 +1,31 @@
+"""The command line as a shell sees it."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from effllm.cli import main
+from tests.conftest import REPOSITORY
+
+EFFLLM = [sys.executable, "-c", "from effllm.cli import main; main()"]
+
+
+@pytest.mark.parametrize("command", [["schema"], ["check", "config/tiny.yaml"]])
+def test_a_reader_that_goes_away_ends_it_quietly(command: list[str]) -> None:
+    process = subprocess.Popen([*EFFLLM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (141, b"")
+
+
+def test_a_socket_that_breaks_ends_no_process(capsys: pytest.CaptureFixture[str]) -> None:
+    """A hub that hangs up is an error to retry after; with the default of SIGPIPE it would be the end of `fetch`."""
+    before = signal.getsignal(signal.SIGPIPE)
+    with pytest.raises(SystemExit, match="0"):
+        main(["schema", "results"])
+    assert signal.getsignal(signal.SIGPIPE) is before is signal.SIG_IGN
+    assert capsys.readouterr().out.startswith("{")
