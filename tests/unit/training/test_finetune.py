@@ -167,9 +167,16 @@ def test_bfloat16_trains_float32_adapters_over_16_bit_weights(finetunes: Finetun
 @pytest.mark.parametrize(
     ("method", "parallel"),
     [
-        ("full-offload", {"strategy": "zero3", "devices": 1, "nodes": 1, "offload": True}),
-        ("full-offload", {"strategy": "zero3", "devices": 2, "nodes": 1, "offload": True}),
         ("pissa", {"strategy": "zero2", "devices": 2, "nodes": 1, "offload": False}),
+        # The first of these on a machine compiles DeepSpeed's optimizer.
+        *(
+            pytest.param(
+                "full-offload",
+                {"strategy": "zero3", "devices": devices, "nodes": 1, "offload": True},
+                marks=pytest.mark.slow,
+            )
+            for devices in (1, 2)
+        ),
     ],
 )
 def test_ranks_learn_what_one_process_learns(
