@@ -7,6 +7,7 @@ from pathlib import Path
 from effllm.runtime import lifeline
 from effllm.runtime.slurm import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
+from effllm.decision.paired import pairs_of
 from effllm.errors import UserError
 from effllm.runtime.faults import fault_of_machine, require_place, require_writable
 from effllm.runtime.launch import name_interpreter
@@ -260,10 +261,11 @@ def report_tables(wildcards):
     asked = {str(Path(target)) for target in workflow.dag_settings.targets}
     refuse_damaged({}, f"{RESULTS}/report.html", "logs/report.log")
     standing = standing_tables(GRAPH)
-    chosen = [table for table in paths if paths[table] in asked or table in standing]
+    chosen = {table for table in paths if paths[table] in asked or table in standing}
+    with_rows = [table for table in chosen if table in DESCRIPTIONS]
+    chosen.update(map(pairs_of, with_rows))
     # Findings and differences alone make no report.
-    has_rows = any(table in DESCRIPTIONS for table in chosen)
-    return [paths[table] for table in (chosen if has_rows else paths)]
+    return [path for table, path in paths.items() if table in chosen or not with_rows]
 
 
 def measured_cores(stage):

@@ -1,7 +1,7 @@
 """The report: tables, the answers they give and where they come from, as one page.
 
-in:  the tables that are asked for together with it, and those that are there and up to date; all of the study
-     where there is none
+in:  the tables that are asked for together with it, and those that are there and up to date, with their pairs; all of
+     the study where there is none
 out: results/report.html
 """
 

@@ -1,7 +1,7 @@
 """Tables: pure functions of artifacts, or of other tables.
 
-in:  manifests of the artifacts in a table's rows; for ranks, comparison and claims the other tables
-out: results/table<N>.csv, results/validity.csv, pairs.csv, ranks.csv, comparison.csv, claims.csv
+in:  manifests of the artifacts in a table's rows, or the tables that a table is made of
+out: results/table<N>.csv, table<N>-pairs.csv, validity.csv, pairs.csv, ranks.csv, comparison.csv, claims.csv
 """
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from effllm.decision.choice import Choice, Field
 from effllm.decision.dominance import members
 from effllm.decision.numbers import lost, per_cent
+from effllm.decision.paired import pairs_of
 from effllm.decision.query import CARD, Query
 from effllm.decision.rows import Row, Table
 
@@ -104,5 +105,6 @@ def _of_quality(decided: Field, choice: Choice, names: Mapping[str, str]) -> Ite
     if any(not found.paired for found in losses.values()):
         yield Caveat(
             "unpaired",
-            f"{column.text} was compared by the rows' own intervals; paired differences (pairs.csv) are surer.",
+            f"{column.text} was compared by the rows' own intervals; paired differences "
+            f"({pairs_of(decided.table.path.stem)}.csv) are surer.",
         )

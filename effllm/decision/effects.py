@@ -56,7 +56,7 @@ NO_EFFECT = Effect(None)
 
 @dataclass(frozen=True)
 class Paired:
-    """Paired changes from results/pairs.csv, by table, row, baseline and column."""
+    """Paired changes by table, row, baseline and column."""
 
     pairs: Mapping[tuple[str, str, str, str], Pair]
 
@@ -73,7 +73,7 @@ NOT_PAIRED = Paired({})
 
 
 def read_paired(tables: Iterable[Table]) -> Paired:
-    """The paired changes of qualities from the pairs.csv next to the tables. UserError as `read_pairs`."""
+    """The paired changes of qualities from the CSVs of pairs next to the tables. UserError as `read_pairs`."""
     pairs = {
         (table.path.stem, *key): pair
         for table in tables

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effllm.decision.description import Better, Column
+from effllm.decision.paired import pairs_of
 from effllm.decision.rows import Figure, Row, Table
 from effllm.errors import UserError
 
-PAIRS = "pairs.csv"
 _NUMBERS = ("value", "baseline_value", "change", "low", "high", "bound")
-_COLUMNS = {"table", "row", "baseline", "column", "measure", *_NUMBERS}
+_COLUMNS = {"row", "baseline", "column", "measure", *_NUMBERS}
 Key = tuple[str, str, str]
 """Row, baseline and column."""
 
@@ -48,14 +48,14 @@ class Pair:
 
 
 def read_pairs(table: Table) -> dict[Key, Pair]:
-    """The paired changes of a table's rows from the pairs.csv next to it; none where there is no such file.
+    """The paired changes of a table's rows from its pairs, a CSV next to it; none where there is no such file.
 
     Where no item differs the interval is the bound that so many equal items set.
 
     Raises:
         UserError: the file is damaged, or was made of another state of the table.
     """
-    path = table.path.parent / PAIRS
+    path = table.path.with_name(f"{pairs_of(table.path.stem)}.csv")
     if not path.is_file():
         return {}
     found: dict[Key, Pair] = {}
@@ -68,8 +68,6 @@ def read_pairs(table: Table) -> dict[Key, Pair]:
                 f"{path} lacks the columns {absent}; build it again: snakemake --profile profiles/local {path}."
             )
         for line in reader:
-            if line["table"] != table.path.stem:
-                continue
             key = (line["row"], line["baseline"], line["column"])
             *values, change, low, high, bound = _numbers(path, reader.line_num, line)
             if values != [_value(rows.get(name), key[2]) for name in key[:2]] and not {*key[:2]} - rows.keys():

@@ -11,6 +11,9 @@ from typing import Literal
 
 from effllm.intervals import Z95, correlation_of_means, mean_interval, ratio_standard_error, sums_by_cluster
 
+PAIRS = "pairs"
+"""The name of the table of all pairs, and the end of the name of one table's own."""
+
 Code = Literal[
     "failed",
     "invalid",
@@ -48,6 +51,11 @@ RULE = "rule of three over clusters"
 STUDENT = "t over clusters"
 MOVER = "MOVER of the benchmarks' paired intervals"
 LOG_MOVER = "MOVER of both sides' own intervals, as logarithms"
+
+
+def pairs_of(table: str) -> str:
+    """The name of the table with the pairs of one table, whose CSV lies next to it: `table9-pairs` of `table9`."""
+    return f"{table}-{PAIRS}"
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Recommendation:
 def recommend(table: Table, query: Query, is_paired: bool = True) -> Recommendation:
     """Answer a question that `effllm.decision.query` has checked against the table.
 
-    is_paired: whether the pairs.csv next to the table, where it is, gives the losses of quality.
+    is_paired: whether the pairs next to the table, where they are, give the losses of quality.
     """
     pairs = read_pairs(table) if is_paired else {}
     asked = of_subject(table, query.model) if query.model else list(table.rows)

@@ -36,13 +36,12 @@ Pairs = Mapping[str, Mapping[str, Pair]]
 """By row and column."""
 
 
-def pairs_of(sheet: Sheet, table: str) -> Pairs:
-    """The lines of pairs.csv about one table; `UserError` where it is another file."""
+def read_changes(sheet: Sheet) -> Pairs:
+    """The pairs of one table; `UserError` where the CSV is another."""
     sheet.require(_COLUMNS)
     found: dict[str, dict[str, Pair]] = {}
     for line in sheet.lines:
-        if line["table"] == table:
-            found.setdefault(line["row"], {})[line["column"]] = _pair(line)
+        found.setdefault(line["row"], {})[line["column"]] = _pair(line)
     return found
 
 

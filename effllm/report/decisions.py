@@ -17,7 +17,7 @@ _MOST_REASONS = 30
 def decide(table: Table, budget: Mapping[str, Any], is_paired: bool) -> Recommendation:
     """The recommendation under a budget, as `effllm.study.budgets.Budget` has it; `UserError` where it does not fit.
 
-    is_paired: whether the report has the pairs.csv next to the table.
+    is_paired: whether the report has the pairs of the table.
     """
     limits = [
         (kind, f"{column}={bound!r}") for kind in ("max", "min") for column, bound in budget.get(kind, {}).items()

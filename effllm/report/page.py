@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.decision.paired import pairs_of
 from effllm.report.blocks import Absent, Answer, Block, Page, Section
-from effllm.report.changes import change_blocks, pairs_of
+from effllm.report.changes import change_blocks, read_changes
 from effllm.report.decisions import answer_of, beaten_rows, decide, decision_blocks, limits_of
 from effllm.report.findings import failures_section, sheet_section
 from effllm.report.provenance import facts_of, plan_section, provenance_section
@@ -33,7 +34,7 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
     for name, table in run.tables.items():
         view = view_of(name, table)
         path = f"{run.directory.name}/{name}.csv"
-        found = decide(table, budgets.get(name, {}), is_paired="pairs" in run.sheets)
+        found = decide(table, budgets.get(name, {}), is_paired=pairs_of(name) in run.sheets)
         decision, changes = decision_blocks(found, name), _changes(run, view)
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)
@@ -51,11 +52,8 @@ def command_of(run: Run, name: str) -> str:
 
 
 def _changes(run: Run, view: View) -> list[Block]:
-    sheet = run.sheets.get("pairs")
-    if sheet:
-        return change_blocks(view, pairs_of(sheet, view.name))
-    return [
-        Absent(
-            "Changes against the baseline are in pairs.csv, which was not built. To have it:", command_of(run, "pairs")
-        )
-    ]
+    name = pairs_of(view.name)
+    if sheet := run.sheets.get(name):
+        return change_blocks(view, read_changes(sheet))
+    missing = f"Changes against the baseline are in {name}.csv, which was not built. To have it:"
+    return [Absent(missing, command_of(run, name))]

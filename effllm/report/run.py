@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from effllm.decision.paired import pairs_of
 from effllm.decision.rows import Table, read_table
 from effllm.errors import UserError
 from effllm.report.listings import Sheet, read_sheet
@@ -12,7 +13,7 @@ from effllm.runtime.artifact import PROVENANCE, read_object
 from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.record import read_record
 
-SHEETS = ("pairs", "comparison", "ranks", "claims", "validity")
+SHEETS = (*map(pairs_of, DESCRIPTIONS), "comparison", "ranks", "claims", "validity")
 """The other CSVs that a report shows where they exist."""
 PLAN = "plan.json"
 

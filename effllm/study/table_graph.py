@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from effllm.decision.paired import PAIRS, pairs_of
 from effllm.errors import UserError
 from effllm.fields import Section, sort_keys
 from effllm.study.models import FinetunedSource, PretrainedSource
@@ -12,13 +13,12 @@ from effllm.study.study import Study
 from effllm.study.tables import FinetuningTable, InferenceTable, PretrainingTable, QuantizationTable
 
 VALIDITY = "validity"
-PAIRS = "pairs"
 RANKS = "ranks"
 COMPARISON = "comparison"
 CLAIMS = "claims"
 # Made of the other tables, and of the published values.
 DECISIONS = (RANKS, COMPARISON, CLAIMS)
-# Versions: raised by hand when a change of code alters a table.
+# Versions: raised by hand when a change of code alters a table. The pairs of each table are of one version.
 TABLES = {
     "table3": 2,
     "table4": 2,
@@ -39,23 +39,22 @@ TABLES = {
 def defined_tables(study: Study) -> list[str]:
     """Names of the tables that the study defines; what is made of all of them goes with any."""
     defined = _own_tables(study)
-    return [*defined, VALIDITY, PAIRS, *DECISIONS] if defined else []
+    return [*defined, *map(pairs_of, defined), VALIDITY, PAIRS, *DECISIONS] if defined else []
 
 
 def table_spec(study: Study, name: str) -> dict[str, Any]:
     """What decides a table, beside the artifacts it reads: its rows, columns and labels."""
-    return sort_keys({"table": name, "version": TABLES[name], "study": study.name, **_content(study, name)})
+    version = TABLES[PAIRS if _paired_table(name) else name]
+    return sort_keys({"table": name, "version": version, "study": study.name, **_content(study, name)})
 
 
 def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     """Ids of the nodes that a table reads, by stage, each once."""
-    if name in DECISIONS:
+    if name == PAIRS or name in DECISIONS:
         return {}
     if name == VALIDITY:
         return _all_nodes(study)
-    if name == PAIRS:
-        return _nodes_of_tables(study)
-    table = _table(study, name)
+    table = _table(study, _paired_table(name) or name)
     if isinstance(table, PretrainingTable):
         return {"pretrain": [run for row in table.rows for run in row.runs]}
     if isinstance(table, FinetuningTable):
@@ -67,7 +66,11 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
 
 def table_tables(study: Study, name: str) -> dict[str, list[str]]:
     """Names of the tables that a table is made of, by the name of the input; none for one that reads artifacts."""
-    return {"tables": _own_tables(study), PAIRS: [PAIRS]} if name in DECISIONS else {}
+    own = _own_tables(study)
+    paired = {PAIRS: list(map(pairs_of, own))}
+    if name == PAIRS:
+        return paired
+    return {"tables": own, **paired} if name in DECISIONS else {}
 
 
 def measured_nodes(study: Study) -> frozenset[tuple[str, str]]:
@@ -84,8 +87,9 @@ def _content(study: Study, name: str) -> dict[str, Any]:
         suites = {table.suite: _suite(study, table) for _, table in study.tables if isinstance(table, FinetuningTable)}
         return {"config": {"precisions": precisions, "suites": suites}}
     if name == PAIRS:
-        tables = {own: {**_content(study, own), "baseline": _baseline(study, own)} for own in _own_tables(study)}
-        return {"config": {"tables": tables}}
+        return {"config": {}}
+    if paired := _paired_table(name):
+        return {**_content(study, paired), "of": paired, "baseline": _baseline(study, paired)}
     if name in DECISIONS:
         return {"config": _decision(study, name)}
     table = _table(study, name)
@@ -137,6 +141,12 @@ def _benchmarks(study: Study, name: str) -> list[str]:
 def _suite(study: Study, table: FinetuningTable) -> dict[str, Any]:
     suite = study.finetuning[table.suite]
     return {"suite": table.suite, "models": suite.models, "methods": suite.methods}
+
+
+def _paired_table(name: str) -> str | None:
+    """The table whose pairs a table has; None for any other."""
+    table = name.removesuffix(pairs_of(""))
+    return table if table != name else None
 
 
 def _table(study: Study, name: str) -> Section:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from effllm.decision.paired import PAIRS, pairs_of
 from effllm.errors import UserError
 from effllm.runtime import lifeline
 from effllm.runtime.artifact import write_text
@@ -23,25 +24,30 @@ from effllm.runtime.stage import SCRATCH
 from effllm.tables.benchmarks import table16
 from effllm.tables.decisions import claims, compared, ranks
 from effllm.tables.finetuning import finetuning_table
-from effllm.tables.pairs import PAIR_COLUMNS, pairs
+from effllm.tables.pairs import PAIR_COLUMNS, all_pairs, pairs
 from effllm.tables.pretraining import pretraining_table
 from effllm.tables.quantization import table9
 from effllm.tables.record import record_of, write_record
 from effllm.tables.validity import COLUMNS, validity
 
-ASSEMBLERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]] = {
+Assembler = Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]
+_OF_ARTIFACTS: dict[str, Assembler] = {
     **dict.fromkeys(("table3", "table4", "table5", "table6"), pretraining_table),
     **dict.fromkeys(("table7", "table8"), finetuning_table),
     "table9": table9,
     "table16": table16,
+}
+ASSEMBLERS: dict[str, Assembler] = {
+    **_OF_ARTIFACTS,
+    **{pairs_of(table): pairs for table in _OF_ARTIFACTS},
+    PAIRS: all_pairs,
     "validity": validity,
-    "pairs": pairs,
     "ranks": ranks,
     "comparison": compared,
     "claims": claims,
 }
 # Of tables that may have no row to take the columns from.
-_COLUMNS_OF_NONE = {"validity": COLUMNS, "pairs": PAIR_COLUMNS}
+_COLUMNS_OF_NONE = {"validity": COLUMNS, **dict.fromkeys((PAIRS, *map(pairs_of, _OF_ARTIFACTS)), PAIR_COLUMNS)}
 
 
 def write_table(

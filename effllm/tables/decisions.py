@@ -22,7 +22,7 @@ Inputs = Mapping[str, list[str]]
 def ranks(spec: Mapping[str, Any], inputs: Inputs) -> Rows:
     """Ranks of the study's tables, and of their published counterparts.
 
-    `inputs` are the paths of the tables and, next to them, of pairs.csv; `spec` is `Graph.table_spec("ranks")`.
+    `inputs` are the paths of the tables and, next to them, of their pairs; `spec` is `Graph.table_spec("ranks")`.
     """
     sheets, paired = _ours(inputs)
     rows = [row for sheet in sheets.values() for row in rank_rows(sheet, "ours", paired)]

@@ -1,14 +1,19 @@
-"""results/pairs.csv: every quality and cost of a row against its baseline's, paired item by item where items exist."""
+"""Every quality and cost of a row against its baseline's, paired item by item where items exist.
 
+Each table has its own next to it, results/table<N>-pairs.csv; results/pairs.csv is all of them.
+"""
+
+import csv
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from effllm.decision.description import Column, Description
-from effllm.decision.paired import REASONS, Change, Code, ratio_change
+from effllm.decision.paired import PAIRS, REASONS, Change, Code, ratio_change
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.benchmarks import table16
 from effllm.tables.cells import rounded
@@ -93,31 +98,40 @@ class _Scored(_Member):
 
 
 def pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-    """One row per table, row that is no baseline, and quality or cost.
+    """One row per row of a table that is no baseline, and quality or cost.
 
-    `spec` is `Graph.table_spec("pairs")`, `inputs` the manifests of the tables' own artifacts by stage. Qualities are
-    differences (PPL is a ratio), costs ratios. A change or an interval that is unknown is None, with a code.
+    `spec` is the `Graph.table_spec` of a table's pairs, `inputs` the manifests of the table's own artifacts by stage.
+    Qualities are differences (PPL is a ratio), costs ratios. A change or an interval that is unknown is None, with a
+    code.
     """
-    results = {stage: read_results(stage, paths) for stage, paths in inputs.items()}
+    name = spec["of"]
+    assemble_rows, members = _kind(spec, {stage: read_results(stage, paths) for stage, paths in inputs.items()})
+    rows = assemble_rows(spec, inputs)
+    description = DESCRIPTIONS[name]
+    described = description.columns(list(rows[0]))
+    columns = [column for column in described.values() if column.role in ("quality", "cost")]
     found = []
-    for name, table in spec["config"]["tables"].items():
-        assemble_rows, members = _kind(table, results)
-        rows = assemble_rows(table, inputs)
-        description = DESCRIPTIONS[name]
-        described = description.columns(list(rows[0]))
-        columns = [column for column in described.values() if column.role in ("quality", "cost")]
-        for member in members:
-            if member.against == member.index:
-                continue
-            row, base = rows[member.index], rows[member.against]
-            labels = [" ".join(str(side[key]) for key in description.names) for side in (row, base)]
-            for column in columns:
-                change, measure = _change(column, row, base, member, members[member.against])
-                if column.role == "cost" and change.value is not None:
-                    change = _under_conditions(change, _differing(column, description, row, base))
-                cells = (name, *labels, column.name, column.role, _better(column, row), measure)
-                values = (row[column.name], base[column.name], *_cells(change, row, base))
-                found.append(dict(zip(PAIR_COLUMNS, (*cells, *map(rounded, values)), strict=True)))
+    for member in members:
+        if member.against == member.index:
+            continue
+        row, base = rows[member.index], rows[member.against]
+        labels = [" ".join(str(side[key]) for key in description.names) for side in (row, base)]
+        for column in columns:
+            change, measure = _change(column, row, base, member, members[member.against])
+            if column.role == "cost" and change.value is not None:
+                change = _under_conditions(change, _differing(column, description, row, base))
+            cells = (name, *labels, column.name, column.role, _better(column, row), measure)
+            values = (row[column.name], base[column.name], *_cells(change, row, base))
+            found.append(dict(zip(PAIR_COLUMNS, (*cells, *map(rounded, values)), strict=True)))
+    return found
+
+
+def all_pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """The rows of the tables' own pairs, one table after the other, cells as they are written there."""
+    found: list[dict[str, Any]] = []
+    for path in map(Path, inputs[PAIRS]):
+        with path.open(newline="", encoding="utf-8") as file:
+            found += [{name: cell or None for name, cell in line.items()} for line in csv.DictReader(file)]
     return found
 
 

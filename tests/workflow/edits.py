@@ -1,5 +1,6 @@
 """Edits of studies, and what follows from each: the cases of the tests of what reruns."""
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
@@ -11,7 +12,14 @@ from tests.workflow.conftest import Change
 Study = dict[str, Any]
 # What is made from every table of a study.
 FROM_TABLES = {"pairs.csv", "ranks.csv", "comparison.csv", "claims.csv"}
-PRECISION_TABLES = {"table9.csv", "table16.csv", "validity.csv"} | FROM_TABLES
+
+
+def with_pairs(follows: set[str]) -> set[str]:
+    """What follows from an edit, and with each numbered table its pairs."""
+    return follows | {name.replace(".", "-pairs.") for name in follows if re.fullmatch(r"table\d+\.csv", name)}
+
+
+PRECISION_TABLES = with_pairs({"table9.csv", "table16.csv", "validity.csv"}) | FROM_TABLES
 PAPER = read_study(REPOSITORY / "config" / "paper.yaml")
 MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table9"][key] for key in ("models", "precisions", "benchmarks"))
 TINY = ("llama-1m", "qwen2-1m"), ("bfloat16", "int4"), ("adjacent-swap", "perplexity")
@@ -164,6 +172,8 @@ PAPER_CASES: dict[str, tuple[Change, set[str]]] = {
         {"table5.csv"} | FROM_TABLES,
     ),
 }
+
+PAPER_CASES = {name: (change, with_pairs(follows)) for name, (change, follows) in PAPER_CASES.items()}
 
 TINY_CASES: dict[str, tuple[Change, set[str]]] = {
     "nothing": (Change(), set()),

@@ -14,7 +14,7 @@ from tests.json_lines import write_lines
 from tests.unit.data.corpus_documents import documents
 from tests.unit.models.foreign import write_model
 from tests.workflow.conftest import Change, Workdir, stand_in
-from tests.workflow.edits import FROM_TABLES, PRECISION_TABLES, TINY, evaluations, variants
+from tests.workflow.edits import FROM_TABLES, PRECISION_TABLES, TINY, evaluations, variants, with_pairs
 
 PROFILES = [Change(), Change(profile=["--profile", "profiles/gh200"])]
 FINETUNED = {f"finetune/llama-1m.describe.{method}" for method in ("lora", "full")}
@@ -28,8 +28,10 @@ MODELS = (*TINY[0], "mine")
 CALIBRATED = {"quantize/mine.int4", "profile/mine.int4"} | evaluations(["mine"], *TINY[1:])
 # What follows from each local file.
 FOLLOWS = {
-    "corpus.jsonl": TRAINED | FINETUNED | variants(*TINY) | CALIBRATED | PRECISION_TABLES | {"table7.csv"},
-    "instructions.jsonl": {"instructions/stdlib-describe", "table7.csv", "validity.csv"} | FINETUNED | FROM_TABLES,
+    "corpus.jsonl": TRAINED | FINETUNED | variants(*TINY) | CALIBRATED | PRECISION_TABLES | with_pairs({"table7.csv"}),
+    "instructions.jsonl": with_pairs({"instructions/stdlib-describe", "table7.csv", "validity.csv"})
+    | FINETUNED
+    | FROM_TABLES,
     "model/model.safetensors": {"model/mine"} | variants(["mine"], *TINY[1:]) | PRECISION_TABLES,
 }
 # Beyond this Snakemake compares times alone.

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from effllm.tables.pairs import PAIR_COLUMNS
 from effllm.tables.record import read_record, write_record
-from tests.unit.report.hand_made import COLUMNS, table9, write_csv
+from tests.unit.report.hand_made import COLUMNS, pairs, table9, write_csv
 from tests.workflow.conftest import Workdir, stand_in
 
 REPORT = "results/report.html"
@@ -21,7 +22,7 @@ def built(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 def test_it_adds_one_node_to_the_tables_that_it_is_asked_for_with(workdir: Workdir) -> None:
     table = workdir.planned("results/table9.csv")
     assert "table9.csv" in table
-    assert workdir.planned("results/table9.csv", REPORT) == table | {"report.html"}
+    assert workdir.planned("results/table9.csv", REPORT) == table | {"table9-pairs.csv", "report.html"}
 
 
 def test_alone_it_shows_what_is_there_and_up_to_date(built: Workdir) -> None:
@@ -42,13 +43,14 @@ def test_stale_tables_stay_out_of_it(built: Workdir) -> None:
 def test_a_run_writes_it_of_one_table_and_then_has_nothing_to_do(built: Workdir) -> None:
     results = built.path / "results"
     for path in results.glob("*.csv"):
-        if path.name != "table9.csv":
+        if path.stem not in ("table9", "table9-pairs"):
             path.unlink()
-    record = read_record(results / "table9.csv")
-    write_csv(results / "table9.csv", COLUMNS, table9())
-    write_record(results / "table9.csv", {name: record[name] for name in ("spec", "inputs")})
+    for name, columns, rows in (("table9", COLUMNS, table9()), ("table9-pairs", PAIR_COLUMNS, pairs(table9()))):
+        record = read_record(results / f"{name}.csv")
+        write_csv(results / f"{name}.csv", columns, rows)
+        write_record(results / f"{name}.csv", {key: record[key] for key in ("spec", "inputs")})
     built.snakemake(REPORT)
     page = (built.path / REPORT).read_text()
     assert "Table 9: quantization" in page and "Table 3" not in page
-    assert "results/pairs.csv" in page, "what was not built is named"
+    assert "Change against the baseline" in page and "results/claims.csv" in page, "what was not built is named"
     assert built.planned(REPORT) == set()

@@ -92,11 +92,9 @@ def test_pairs_of_other_tables_and_names_are_left_out(tmp_path: Path) -> None:
         "bound",
     ]
     cells = ["M bfloat16", "MCR", "ratio", "4", "1", "4", "3", "5", ""]
-    with open(tmp_path / "pairs.csv", "w", newline="") as stream:
+    with open(tmp_path / "table9-pairs.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerows(
-            [header, ["table9", "M int4", *cells], ["table16", "M int4", *cells], ["table9", "gone", *cells]]
-        )
+        writer.writerows([header, ["table9", "M int4", *cells], ["table9", "gone", *cells]])
     found = read_pairs(table)
     assert found["M int4", "M bfloat16", "MCR"] == Pair("ratio", 4, 3, 5)
-    assert read_pairs(replace(table, path=tmp_path / "table16.csv")).keys() == {("M int4", "M bfloat16", "MCR")}
+    assert read_pairs(replace(table, path=tmp_path / "table16.csv")) == {}

@@ -77,7 +77,7 @@ No result
 
 Mind
   - average performance: int4 is not told apart from bfloat16, and may be worse by up to 6.24 points.
-  - average performance was compared by the rows' own intervals; paired differences (pairs.csv) are surer.
+  - average performance was compared by the rows' own intervals; paired differences (table9-pairs.csv) are surer.
   - memory_peak_GB: without an interval, so figures count as exact.
   - int4: windows of 3 s.
   - one run a row: the spread between runs is unknown, so costs that differ by 5 % or less count as equal.
@@ -188,8 +188,8 @@ def test_without_quality_models_are_not_compared(tmp_path: Path, capsys: pytest.
 
 
 def pairs(tmp_path: Path, *lines: tuple[str, str, str, str, str, str]) -> None:
-    """A pairs.csv of average performances against bfloat16: row, value, change, low, high, bound."""
-    with open(tmp_path / "pairs.csv", "w", newline="") as stream:
+    """Pairs of average performances against bfloat16: row, value, change, low, high, bound."""
+    with open(tmp_path / "table9-pairs.csv", "w", newline="") as stream:
         writer = csv.writer(stream)
         names = ("row", "value", "change", "low", "high", "bound")
         writer.writerow(["table", "baseline", "column", "measure", "baseline_value", *names])
@@ -211,7 +211,7 @@ def test_paired_differences_count_before_the_rows_own_intervals(
     assert "int4  loses 2 points of average performance (1.5 to 2.5 points) against bfloat16" in " ".join(
         text.split(" ")
     )
-    assert "pairs.csv" not in text
+    assert "-pairs.csv" not in text
     assert ask(capsys, table, "--quality-loss", "2.5")[1].startswith("Take int4")
     assert ask(capsys, table, "--quality-loss", "2.4")[1].startswith("Take bfloat16")
 
@@ -299,7 +299,7 @@ def test_a_mistake_ends_in_one_sentence(
 def test_a_damaged_file_of_pairs_ends_in_one_sentence(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "pairs.csv").write_text("table,row\n")
+    (tmp_path / "table9-pairs.csv").write_text("table,row\n")
     assert "lacks the columns baseline, baseline_value, bound" in ask(capsys, table)[2]
     pairs(tmp_path, ("M int4", "0.58", "much", "", "", ""))
     assert "line 2: one of value, baseline_value, change, low, high, bound is no number" in ask(capsys, table)[2]

@@ -59,7 +59,7 @@ def table9() -> list[dict]:
 
 
 def pair(table: str, name: str, baseline: str, column: str, change: float | None, **changes: Any) -> dict:
-    """A line of pairs.csv: a ratio of costs unless `changes` say otherwise."""
+    """A line of pairs: a ratio of costs unless `changes` say otherwise."""
     cells = {"table": table, "row": name, "baseline": baseline, "column": column, "role": "cost", "better": "lower"}
     line = dict.fromkeys(PAIR_COLUMNS, "") | cells | {"measure": "ratio", "change": "" if change is None else change}
     return line | changes
@@ -106,7 +106,7 @@ def write_results(directory: Path, rows: Sequence[Mapping[str, Any]] | None = No
     """A results directory with Table 9, its pairs, the record of what it was made from, and two provenances."""
     rows = table9() if rows is None else rows
     path = write_csv(directory / "table9.csv", COLUMNS, rows)
-    write_csv(directory / "pairs.csv", PAIR_COLUMNS, pairs(rows))
+    write_csv(directory / "table9-pairs.csv", PAIR_COLUMNS, pairs(rows))
     names = ["profile/llama-1m.int4", "quantize/llama-1m.int4"]
     for number, name in enumerate(names):
         provenance = {

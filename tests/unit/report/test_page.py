@@ -164,10 +164,10 @@ def test_a_kept_plan_is_held_against_what_was_taken(tmp_path: Path) -> None:
 
 def test_missing_csvs_are_named_with_the_command_that_makes_them(tmp_path: Path) -> None:
     directory = write_results(tmp_path / "results")
-    (directory / "pairs.csv").unlink()
+    (directory / "table9-pairs.csv").unlink()
     write_report(directory, tmp_path / "report.html", {})
     text = (tmp_path / "report.html").read_text()
-    for name in ("pairs", "claims", "comparison", "ranks", "validity"):
+    for name in ("table9-pairs", "claims", "comparison", "ranks", "validity"):
         assert f"snakemake --profile profiles/local results/{name}.csv" in text
 
 
@@ -215,8 +215,11 @@ def test_committed_results_without_quality_show_costs_alone(tmp_path: Path) -> N
         (lambda path: path.rename(path.with_name("elsewhere")), "is no directory"),
         (lambda path: (path / "table9.csv").unlink(), "holds none of"),
         (lambda path: (path / "table9.csv").write_bytes(b"\xff\xfe"), "is not text in UTF-8"),
-        (lambda path: (path / "pairs.csv").write_text('a,b\n"'), "pairs.csv is not a whole CSV file"),
-        (lambda path: (path / "pairs.csv").write_text("table,row\ntable9,x\n"), "pairs.csv lacks the column"),
+        (lambda path: (path / "table9-pairs.csv").write_text('a,b\n"'), "table9-pairs.csv is not a whole CSV file"),
+        (
+            lambda path: (path / "table9-pairs.csv").write_text("table,row\ntable9,x\n"),
+            "table9-pairs.csv lacks the column",
+        ),
         (lambda path: (path / "claims.csv").write_text(""), "claims.csv is empty"),
         (lambda path: (path / "plan.json").write_text("[]"), "is not what `effllm plan --json` prints"),
     ],

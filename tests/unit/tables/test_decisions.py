@@ -26,7 +26,8 @@ def graph(tmp_path: Path) -> Graph:
     found = Graph(load_study(REPOSITORY / "config" / "h200.yaml"), str(tmp_path))
     for path in found.table_parents("ranks")["tables"]:
         shutil.copy(H100 / Path(path).name, path)
-    (tmp_path / "pairs.csv").write_text(PAIR_HEADER)
+    for path in found.table_parents("ranks")["pairs"]:
+        Path(path).write_text(PAIR_HEADER)
     return found
 
 
@@ -56,7 +57,7 @@ def test_ranks_and_claims_are_of_both_sources(graph: Graph) -> None:
         assert set(build(graph, name)["source"]) == {"ours", "published"}
 
 
-def test_claims_take_the_paired_interval_of_pairs_csv(graph: Graph) -> None:
+def test_claims_take_the_interval_of_paired_differences(graph: Graph) -> None:
     def basis() -> set[str]:
         pairs = build(graph, "claims").filter(source="ours", claim=8, part="group")
         return set(pairs["basis"].drop_nulls())
@@ -73,7 +74,7 @@ def test_claims_take_the_paired_interval_of_pairs_csv(graph: Graph) -> None:
         for n, name in enumerate(names)
         if n != b
     ]
-    (Path(graph.results) / "pairs.csv").write_text(PAIR_HEADER + "".join(rows))
+    (Path(graph.results) / "table3-pairs.csv").write_text(PAIR_HEADER + "".join(rows))
     assert basis() == {"paired interval"}
 
 

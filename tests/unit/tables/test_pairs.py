@@ -1,4 +1,4 @@
-"""results/pairs.csv from written artifacts: every cell worked out by hand or by scipy."""
+"""The pairs of a table from written artifacts: every cell worked out by hand or by scipy."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from effllm.errors import CellFailure, UserError
-from effllm.tables.assemble import assemble
+from effllm.tables.assemble import assemble, write_csv
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, QUALITY, TELEMETRY, Study
 
 DOCUMENTS = {"document": [0, 1, 2, 3], "tokens": [10, 20, 30, 40]}
@@ -27,10 +27,10 @@ def answers(*outcomes: float, cluster: list[str] | None = None, **changes: Any) 
 
 
 def pair(study: Study, table: str, row: str, column: str) -> dict[str, Any]:
-    """The one row of pairs.csv for a table's row and column."""
-    found = [
-        line for line in study.rows("pairs") if (line["table"], line["row"], line["column"]) == (table, row, column)
-    ]
+    """The one row of a table's pairs for a row and column."""
+    lines = study.rows(f"{table}-pairs")
+    assert {line["table"] for line in lines} == {table}
+    found = [line for line in lines if (line["row"], line["column"]) == (row, column)]
     assert len(found) == 1, found
     return found[0]
 
@@ -56,7 +56,8 @@ def test_a_score_is_compared_item_by_item_with_the_models_own_baseline(study: St
     assert (by_label["low"], by_label["high"]) == (found["low"], found["high"])
     mean = pair(study, "table9", "Llama-1M int4", "average_performance")
     assert (mean["change"], mean["low"], mean["high"]) == (-0.05, found["low"], found["high"]), "of one benchmark"
-    assert not [line for line in study.rows("pairs") if line["row"] == line["baseline"]]
+    for name in ("table9", "table16"):
+        assert not [line for line in study.rows(f"{name}-pairs") if line["row"] == line["baseline"]]
 
 
 def test_where_no_item_differs_the_bound_is_three_of_the_sentences(study: Study) -> None:
@@ -148,7 +149,7 @@ def test_an_altered_record_of_items_ends_in_a_sentence(study: Study) -> None:
     path = Path(study.graph.manifest("evaluate", "llama-1m.bfloat16.adjacent-swap")).parent / "records/samples.jsonl"
     path.write_text(path.read_text().replace('"acc": 1', '"acc": 0'))
     with pytest.raises(UserError, match=r"samples.jsonl does not match the sha256.*delete"):
-        study.rows("pairs")
+        study.rows("table9-pairs")
 
 
 @pytest.fixture
@@ -221,11 +222,23 @@ def test_methods_are_compared_with_the_suites_first_on_one_model(tiny: dict[str,
 
 
 def test_a_table_of_baselines_alone_has_no_pairs_and_keeps_its_header(study: Study) -> None:
-    spec = study.graph.table_spec("pairs")
-    for table in spec["config"]["tables"].values():
-        table["config"]["precisions"] = ["bfloat16"]
-    frame = assemble("pairs", spec, study.graph.table_parents("pairs"))
+    spec = study.graph.table_spec("table9-pairs")
+    spec["config"]["precisions"] = ["bfloat16"]
+    frame = assemble("table9-pairs", spec, study.graph.table_parents("table9-pairs"))
     assert frame.height == 0 and frame.columns[:3] == ["table", "row", "baseline"]
+
+
+def test_the_table_of_all_pairs_is_the_others_one_after_the_other(study: Study) -> None:
+    score(study, "llama-1m.bfloat16", *[1, 1, 0, 0] * 50)
+    score(study, "llama-1m.int4", *[1, 0, 0, 0] * 50)
+    texts = []
+    for path in map(Path, study.graph.table_parents("pairs")["pairs"]):
+        write_csv(assemble(path.stem, study.graph.table_spec(path.stem), study.graph.table_parents(path.stem)), path)
+        texts.append(path.read_text().splitlines())
+    together = study.root / "pairs.csv"
+    write_csv(assemble("pairs", study.graph.table_spec("pairs"), study.graph.table_parents("pairs")), together)
+    assert together.read_text().splitlines() == [texts[0][0], *(line for lines in texts for line in lines[1:])]
+    assert len(texts) > 1
 
 
 def test_an_unknown_baseline_is_answered_with_the_nearest(micro: dict[str, Any], tmp_path: Path) -> None:
