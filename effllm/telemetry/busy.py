@@ -45,7 +45,7 @@ def _device_sentence(device: str) -> str | None:
     if device == "cpu":
         return None
     try:
-        others = device_info(device).get("processes")
+        others = device_info(device).processes
     except SourceUnavailable:
         return None
     return f"{len(others)} other processes are on {device}" if others else None

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from effllm.results.telemetry import TelemetrySummary
+from effllm.results.telemetry import DeviceInfo, TelemetrySummary
 from effllm.telemetry import busy, validity
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sources.base import SourceUnavailable
@@ -212,3 +212,16 @@ def test_a_sentence_is_said_before_time_is_spent_where_others_are_at_work(monkey
     assert "others take 80% of the time of its 2 usable cores" in look(busy_s=0.45, own_s=0.05)
     assert "others take 40%" in look(busy_s=0.05, own_s=0.05, steal_s=0.2)
     assert look(busy_s=0.5, own_s=0.48) is None
+
+
+def test_others_on_the_device_are_told_before_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "_cores_sentence", lambda: None)
+
+    def look(processes: list[int] | None) -> str | None:
+        info = DeviceInfo(device="cuda:0", kind="cuda", name="a card", memory_total_gb=1.0, processes=processes)
+        monkeypatch.setattr(busy, "device_info", lambda device: info)
+        return busy.busy_sentence("cuda:0")
+
+    assert "2 other processes are on cuda:0" in look([7, 8])
+    assert look([]) is None
+    assert look(None) is None
