@@ -173,5 +173,5 @@ class FormOf:
     registry: Mapping[str, type[BaseModel]]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        forms = Union[tuple(self.registry.values())]  # noqa: UP007  (the forms are known when this runs)
+        forms: Any = Union[tuple(self.registry.values())]  # noqa: UP007  (the forms are known when this runs)
         return handler.generate_schema(Annotated[forms, Field(discriminator="kind")])

@@ -7,9 +7,12 @@ Zeger 1986), which is that of plain items where every item is a cluster of its o
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 Z95 = 1.959963984540054
 """Standard errors to either side of a mean that hold 95 % of a normal distribution."""
+
+_Cluster = TypeVar("_Cluster", bound=Hashable)
 
 
 def sums_by_cluster(
@@ -54,19 +57,20 @@ def effective_trials(outcomes: Sequence[float], clusters: Sequence[Hashable]) ->
     """
     ones = [1] * len(outcomes)
     by_cluster = sums_by_cluster(outcomes, ones, clusters)
-    if min(outcomes) == max(outcomes) or len(by_cluster[0]) < 2:
+    error, plain_error = ratio_standard_error(*by_cluster), ratio_standard_error(outcomes, ones)
+    if min(outcomes) == max(outcomes) or error is None or plain_error is None:
         return len(by_cluster[0])
-    design_effect = (ratio_standard_error(*by_cluster) / ratio_standard_error(outcomes, ones)) ** 2
+    design_effect = (error / plain_error) ** 2
     return len(outcomes) / max(design_effect, 1.0)
 
 
-def correlation_of_means(one: Mapping[Hashable, Sequence[float]], other: Mapping[Hashable, Sequence[float]]) -> float:
+def correlation_of_means(one: Mapping[_Cluster, Sequence[float]], other: Mapping[_Cluster, Sequence[float]]) -> float:
     """Correlation of two means that share clusters: [sum, items] by cluster each; 0 where they share none.
 
     That of the cluster-robust covariance of both means estimated together. A mean without spread goes with nothing.
     """
 
-    def deviations(sums: Mapping[Hashable, Sequence[float]]) -> dict[Hashable, float]:
+    def deviations(sums: Mapping[_Cluster, Sequence[float]]) -> dict[_Cluster, float]:
         mean = math.fsum(total for total, _ in sums.values()) / math.fsum(count for _, count in sums.values())
         return {cluster: total - mean * count for cluster, (total, count) in sums.items()}
 

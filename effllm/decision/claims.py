@@ -150,7 +150,7 @@ def _lines(statement: Statement, sheets: Mapping[str, Sheet], paired: Paired) ->
     if sheet is None:
         yield _Line("direction", UNSAID, "no_table", row=row)
         return
-    columns = getattr(statement, "columns", None) or [statement.column]
+    columns = [statement.column] if isinstance(statement, PairStatement | BestStatement) else statement.columns
     if any(column not in sheet.better for column in columns):
         yield _Line("direction", UNSAID, "no_column", row=row)
         return

@@ -98,9 +98,9 @@ def _throughput(sheets: Mapping[str, Sheet]) -> Iterator[Finding]:
     for (name, row), printed_h in hours.items():
         same = next((group for group in _ONE_TRAINING if (name, row) in group), {(name, row)})
         for table, other in sorted(same):
-            sheet = sheets.get(table)
-            figure = sheet.value(other, _THROUGHPUT) if sheet else None
-            size = sheet.sizes.get(other) if sheet else None
+            theirs = sheets.get(table)
+            figure = theirs.value(other, _THROUGHPUT) if theirs else None
+            size = theirs.sizes.get(other) if theirs else None
             if figure is None or size is None:
                 continue
             implied_h = TOKENS / (figure.value * size * 1e9) * DEVICES / 3600

@@ -91,7 +91,7 @@ class HubDataset:
 
     def files(self, splits: Iterable[str]) -> list[HubFile]:
         """What reading these splits takes: their data files in order, and the files that say what those are."""
-        found = {}
+        found: dict[str, None] = {}
         for split in splits:
             for part in split.split("+"):
                 found |= dict.fromkeys(self._data_files(self._builder(), part))

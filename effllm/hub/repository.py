@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
@@ -119,7 +120,7 @@ class Repository:
         url: str | None = f"{constants.ENDPOINT}/api/{self.kind}s/{self.repo}/tree/{revision}?recursive=true"
         files = []
         while url is not None:
-            entries, url = patiently(f"listing {self.label}", lambda url=url: _page(url))
+            entries, url = patiently(f"listing {self.label}", partial(_page, url))
             files += [_hub_file(entry) for entry in entries if entry["type"] == "file"]
         return files
 

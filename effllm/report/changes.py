@@ -105,7 +105,8 @@ def _chart(view: View, pairs: Pairs, rows: Sequence[Row], cost: Column) -> Chart
     id = f"{view.name}-change-{cost.name}"
     caption = f"{capital(cost.text)}: change against the baseline"
     x, y = _axis(view, pairs, cost), _axis(view, pairs, quality)
-    marks, absent = [], {}
+    marks: list[Mark] = []
+    absent: dict[str, list[str]] = {}
     for row in rows:
         changes = [_change(pairs, row, column) for column in (cost, quality)]
         if changes[0] is None or changes[1] is None:
@@ -225,7 +226,8 @@ def _listing(
     entries, lines = [], []
     for row in rows:
         baseline = next(iter(pairs[row.name].values())).baseline
-        cells, line = [Cell(row.name), Cell(baseline)], [row.name, baseline]
+        cells = [Cell(row.name), Cell(baseline)]
+        line: list[object] = [row.name, baseline]
         for column in columns:
             axis, figure = _axis(view, pairs, column), _change(pairs, row, column)
             if figure is None:

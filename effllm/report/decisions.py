@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.decision.budget import Kind
 from effllm.decision.query import MARGIN, Query, check_workload, parse_limits, resolve
 from effllm.decision.recommend import Recommendation, recommend
 from effllm.decision.recommend_text import first_line, sentence, text_of, why_no_result, why_not
@@ -19,9 +20,8 @@ def decide(table: Table, budget: Mapping[str, Any], is_paired: bool) -> Recommen
 
     is_paired: whether the report has the pairs of the table.
     """
-    limits = [
-        (kind, f"{column}={bound!r}") for kind in ("max", "min") for column, bound in budget.get(kind, {}).items()
-    ]
+    kinds: tuple[Kind, ...] = ("max", "min")
+    limits = [(kind, f"{column}={bound!r}") for kind in kinds for column, bound in budget.get(kind, {}).items()]
     workload = budget.get("workload")
     if workload:
         check_workload(table, workload)

@@ -71,7 +71,7 @@ def plan_section(run: Run) -> Section:
     rows, lines = [], []
     for stage, names in taken.items():
         seconds = sum(names.values())
-        known = {name: planned[name] for name in names if planned.get(name) is not None}
+        known = {name: named_s for name in names if (named_s := planned.get(name)) is not None}
         plan_s = sum(known.values()) if known else None
         # Compared over the artifacts that have both.
         both_s = sum(names[name] for name in known)
@@ -138,10 +138,9 @@ def _host(provenance: Mapping[str, Any], key: str) -> str:
 
 def _commit(provenance: Mapping[str, Any]) -> str:
     git = provenance.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
-    if not commit:
+    if not isinstance(git, dict) or not git.get("commit"):
         return "no commit known"
-    return f"{str(commit)[:_SHORT_DIGEST]}{' with changes that were not committed' if git.get('dirty') else ''}"
+    return f"{str(git['commit'])[:_SHORT_DIGEST]}{' with changes that were not committed' if git.get('dirty') else ''}"
 
 
 def _packages(kept: Iterable[Mapping[str, Any]]) -> str:

@@ -164,7 +164,8 @@ def _listing(view: View, table: Table, both: list[Both], names: tuple[str, str])
         header += [f"{column.name}_{part}" for part in ("first", "second", "change", "change_low", "change_high")]
     entries, lines = [], []
     for rows in both:
-        cells, line = [Cell(rows[1].name)], [rows[1].name]
+        cells = [Cell(rows[1].name)]
+        line: list[object] = [rows[1].name]
         for column in columns:
             axis = _axis(view, column)
             figure, _ = _change(view, table, rows, column)

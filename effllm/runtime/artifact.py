@@ -125,9 +125,8 @@ class Artifact:
     def verify_record(self, name: str) -> None:
         """Raise `UserError` if a record (`records/...`) is missing or differs from its digest in provenance.json."""
         recorded = self._records().get(name)
-        if recorded is None:
-            failure = f"{self.directory / PROVENANCE} lists no {name}"
-        else:
+        failure: str | None = f"{self.directory / PROVENANCE} lists no {name}"
+        if recorded is not None:
             failure = self._difference(name, recorded, "provenance")
         if failure:
             raise UserError(f"{failure}; the artifact is damaged: delete {self.directory} and run again to rebuild it.")

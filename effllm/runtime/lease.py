@@ -143,8 +143,8 @@ class Lease:
         log.info("%s is claimed by %s: watching whether it lives", self.what, holder)
         seen, since = self._renewed_at(), time.monotonic()
         while self._read() == holder:
-            has_own_job = holder.slurm_job and holder.slurm_job != self._claim.slurm_job
-            ended = has_ended(holder.slurm_job) if has_own_job else None
+            job = holder.slurm_job
+            ended = has_ended(job) if job and job != self._claim.slurm_job else None
             if ended or time.monotonic() - since > STALE_S:
                 return
             renewed = self._renewed_at()

@@ -6,6 +6,7 @@ until a CUDA device is asked for.
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME_OF = {
     "Telemetry": "effllm.telemetry.session",
@@ -19,7 +20,7 @@ _HOME_OF = {
 __all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from effllm.telemetry.sources import open_source
-from effllm.telemetry.sources.base import Source, SourceLost
+from effllm.telemetry.sources.base import NullSource, Source, SourceLost
 from effllm.telemetry.spool import TICK, ChangeFilter, SpoolWriter
 
 # A parent that dies is noticed within this time even when all periods are longer.
@@ -96,7 +97,7 @@ class SamplingLoop:
         self._writer.flush()
 
 
-def _say(event: str, **content) -> None:
+def _say(event: str, **content: Any) -> None:
     sys.stdout.write(json.dumps({"event": event, **content}) + "\n")
     sys.stdout.flush()
 
@@ -136,7 +137,7 @@ def main() -> None:
         _say("lost", source=name, time_ns=time_ns, reason=reason)
 
     for source in sources:
-        if not source.quantities:
+        if isinstance(source, NullSource):
             on_lost(source.name, time.monotonic_ns(), f"not readable in the sampler: {source.reason}")
     readable = [source for source in sources if source.quantities]
     started_ns = time.monotonic_ns()

@@ -46,6 +46,9 @@ class SamplerProcess:
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
+        # Both are pipes, as asked for above.
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         config = {
             "spool": str(self.spool.resolve()),
             "sources": list(sources),
@@ -55,8 +58,8 @@ class SamplerProcess:
             "parent_pid": os.getpid(),
         }
         try:
-            self._process.stdin.write(json.dumps(config).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(config).encode() + b"\n")
+            self._stdin.flush()
         except BrokenPipeError:
             # It died at once; what it said on standard error is the reason given below.
             self._process.wait()
@@ -76,12 +79,12 @@ class SamplerProcess:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Have it write what it holds and end. Its last event tells what it cost."""
         if self._process.poll() is None and self.failure is None:
-            self._process.stdin.close()
+            self._stdin.close()
             self._await("stopped", timeout_s)
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._stdin, self._stdout):
             try:
                 pipe.close()
             except BrokenPipeError:
@@ -94,7 +97,7 @@ class SamplerProcess:
     def _await(self, event: str, timeout_s: float) -> None:
         """Collect events until `event` comes; a sampler that ends or stays silent first is a failure."""
         deadline_s = time.monotonic() + timeout_s
-        output = self._process.stdout.fileno()
+        output = self._stdout.fileno()
         while not any(seen["event"] == event for seen in self.events):
             readable, _, _ = select.select([output], [], [], max(0.0, deadline_s - time.monotonic()))
             if not readable:

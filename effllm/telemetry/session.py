@@ -20,6 +20,7 @@ from effllm.telemetry.sampler import SamplingLoop
 from effllm.telemetry.sampler_process import SamplerProcess
 from effllm.telemetry.sources import SOURCES_OF_DEVICE, open_source
 from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
+from effllm.telemetry.sources.host import HostSource
 from effllm.telemetry.spool import TICK, SpoolWriter, parquet_loader, spools_to_parquet
 from effllm.telemetry.summary import Summary
 from effllm.telemetry.windows import WindowBook, WindowRecord
@@ -65,16 +66,17 @@ class Telemetry:
         self._edges = self._spool("edges")
         sampled = [s.name for s in self._sources.values() if s.quantities and not s.in_workload]
         self._sampler = SamplerProcess(self.directory, sampled, self._channels, self.period_s, self._options)
-        if "host" in self._sources and self._sources["host"].quantities:
+        host = self._sources.get("host")
+        if isinstance(host, HostSource):
             # A child of the workload, but not part of it.
-            self._sources["host"].exclude.add(self._sampler.pid)
+            host.exclude.add(self._sampler.pid)
         self._book = WindowBook(
             list(self._sources.values()), self._synchronizer(), self._sampler.check, self._on_edge_reading
         )
         self._thread = self._start_thread([s for s in self._sources.values() if s.quantities and s.in_workload])
         return self
 
-    def __exit__(self, exc_type, exc, traceback) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Stop sampling, write the samples and judge the windows; windows still open become invalid."""
         self._book.abandon()
         self.windows = self._book.closed
@@ -83,8 +85,8 @@ class Telemetry:
         self._edges.close()
         for source in self._sources.values():
             source.close()
-        self._collect()
-        judge(self.windows, list(self._sources.values()), self._readings, self._sampler.events, self.period_s)
+        readings = self._readings = self._collect()
+        judge(self.windows, list(self._sources.values()), readings, self._sampler.events, self.period_s)
         self._write_windows()
 
     @property
@@ -204,8 +206,8 @@ class Telemetry:
             self._thread.join()
             self._thread_spool.close()
 
-    def _collect(self) -> None:
-        """Turn the spools into one parquet file, and read figures from that."""
+    def _collect(self) -> Readings:
+        """Turn the spools into one parquet file, from which figures are read."""
         path = self.directory / "samples.parquet"
         names = {"sampler": "sampler", "edges": "edge", "workload": "workload"}
         spools = [(origin, self.directory / f"{stem}.spool") for stem, origin in names.items()]
@@ -214,7 +216,7 @@ class Telemetry:
         spools_to_parquet(spools, self._channels, units, path)
         for _, spool in spools:
             spool.unlink()
-        self._readings = Readings(parquet_loader(path))
+        return Readings(parquet_loader(path))
 
     def _write_windows(self) -> None:
         record = WindowsRecord(

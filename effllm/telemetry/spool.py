@@ -7,8 +7,12 @@ offer. This module imports nothing but the standard library at load time, becaus
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 RECORD = struct.Struct("<Hqqd")
 """Channel index, monotonic time in ns, wall time in ns, value (NaN: could not be read)."""
@@ -61,8 +65,7 @@ class ChangeFilter:
     def add(self, channel: int, monotonic_ns: int, wall_ns: int, value: float) -> None:
         """Take one reading of a channel."""
         last = self._written.get(channel)
-        unchanged = last is not None and (value == last[1] or (math.isnan(value) and math.isnan(last[1])))
-        if unchanged and monotonic_ns - last[0] < self._keep_alive_ns:
+        if last is not None and monotonic_ns - last[0] < self._keep_alive_ns and _same(value, last[1]):
             self._held_back[channel] = (monotonic_ns, wall_ns, value)
             return
         self._release(channel)
@@ -80,6 +83,10 @@ class ChangeFilter:
         """Write what is held back."""
         for channel in list(self._held_back):
             self._release(channel)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def spools_to_parquet(
@@ -114,11 +121,11 @@ def spools_to_parquet(
     return total
 
 
-def parquet_loader(path: Path):
+def parquet_loader(path: Path) -> "Callable[[str, str], tuple[NDArray, NDArray]]":
     """A function (source, quantity) -> (times in ns, values) that reads one quantity from the file at a time."""
     import pyarrow.parquet as pq
 
-    def load(source: str, quantity: str):
+    def load(source: str, quantity: str) -> "tuple[NDArray, NDArray]":
         wanted = [("source", "=", source), ("quantity", "=", quantity)]
         table = pq.read_table(path, columns=["time_ns", "value"], filters=wanted)
         return table["time_ns"].to_numpy(), table["value"].to_numpy()

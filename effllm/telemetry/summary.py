@@ -246,7 +246,7 @@ class Summary:
                 f"they must last {shortest_s:g} s or more"
             )
 
-    def _energy(self, source: str) -> tuple[float, str, str]:
+    def _energy(self, source: str) -> tuple[float, str, str | None]:
         """(energy in J, where from, scope): the counter; the integral of power where it is absent or was reset."""
         meter = self._meter(source)
         if meter.counters:

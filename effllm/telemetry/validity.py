@@ -120,7 +120,7 @@ def _check_device_state(summary: TelemetrySummary, device: DeviceInfo | None) ->
 
 def check_disturbance(summary: TelemetrySummary, device: DeviceInfo | None = None) -> list[Finding]:
     """Whether others took what the workload was to have for itself: its cores, its quota, its GPU."""
-    messages = []
+    messages: list[tuple[Severity, str]] = []
     foreign = max(summary.foreign_processes or 0, len((device and device.processes) or ()))
     if foreign:
         used = [

@@ -5,6 +5,8 @@ there: at the edges of windows and by a light thread (see `effllm.telemetry.sess
 process.
 """
 
+from typing import Any
+
 from effllm.telemetry.sources.base import Quantity, Source, SourceUnavailable
 
 
@@ -21,7 +23,7 @@ class TorchAllocatorSource(Source):
     in_workload = True
     meter = None
 
-    def __init__(self, device: str = "cuda", torch=None):
+    def __init__(self, device: str = "cuda", torch: Any = None):
         if not device.startswith("cuda"):
             raise SourceUnavailable("torch's caching allocator exists on CUDA devices only")
         if torch is None:

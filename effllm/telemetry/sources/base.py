@@ -75,6 +75,7 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release what the source holds. It is not read afterwards. Most hold nothing."""
+        return
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class LoadSource(Source):
                 # Without CONFIG_PSI, or with psi=0, the file is missing or cannot be read.
                 continue
             return path
-        self.missing[quantity] = "the kernel keeps no record of pressure on " + " or ".join(map(str, paths or ["it"]))
+        self.missing[quantity] = "the kernel keeps no record of pressure on " + " or ".join(
+            map(str, paths) if paths else ["it"]
+        )
         return None
 
     def read(self) -> dict[str, float]:

@@ -216,8 +216,8 @@ class NvmlSource(Source):
         counters = ("energy_j",) if "energy_j" in self._readers else ()
         superchip = _SUPERCHIP.search(self.facts["name"]) is not None
         # Where only the module's power is answered, the module is the only scope there is.
-        gpu_power = next((q for q in ("power_instant_w", "power_average_w") if q in self.quantities), None)
-        module_power = next(
+        gpu_power: str | None = next((q for q in ("power_instant_w", "power_average_w") if q in self.quantities), None)
+        module_power: str | None = next(
             (q for q in ("module_power_instant_w", "module_power_average_w") if q in self.quantities), None
         )
         counter_scope = "module" if superchip or (module_power and not gpu_power) else "gpu"
