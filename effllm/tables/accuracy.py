@@ -31,19 +31,20 @@ def average_performance(scores: Mapping[str, Result[Evaluation]]) -> Performance
     The interval is made of the benchmarks' own intervals and of how far benchmarks whose items were made from the same
     sentences vary together; without every interval there is none.
     """
-    failed = [f"{id} is {result.status}" for id, result in scores.items() if result.content is None]
+    contents = {id: result.content for id, result in scores.items() if result.content is not None}
+    failed = [f"{id} is {result.status}" for id, result in scores.items() if id not in contents]
     if failed:
         return Performance(None, ", ".join(failed))
-    accuracies = {id: result.content for id, result in scores.items() if result.content.role == "accuracy"}
+    accuracies = {id: content for id, content in contents.items() if content.role == "accuracy"}
     if not accuracies:
         return Performance(None, "the table has no accuracy benchmark")
     means = [evaluation.score for evaluation in accuracies.values()]
-    unsure = [id for id, evaluation in accuracies.items() if evaluation.ci95 is None]
+    intervals = {id: evaluation.ci95 for id, evaluation in accuracies.items() if evaluation.ci95 is not None}
+    unsure = [id for id in accuracies if id not in intervals]
     if unsure:
         return Performance(mean(means), None, None, f"{', '.join(unsure)} has no interval")
-    intervals = [evaluation.ci95 for evaluation in accuracies.values()]
     correlations = _correlations([scores[id] for id in accuracies])
-    return Performance(mean(means), None, mean_interval(means, intervals, correlations))
+    return Performance(mean(means), None, mean_interval(means, list(intervals.values()), correlations))
 
 
 def better(evaluation: Result[Evaluation]) -> Cell:
@@ -63,7 +64,7 @@ def _correlations(results: list[Result[Evaluation]]) -> list[list[float]]:
 
 def _clusters(result: Result[Evaluation]) -> dict[str, list[float]]:
     """[sum of the metric, items] by the sentence that items were made from; empty where items name none."""
-    if result.content.clusters is None:
+    if result.content is None or result.content.clusters is None:
         return {}
     result.artifact.verify_file(Clusters.FILE)
     return Clusters.read(result.artifact.directory).root

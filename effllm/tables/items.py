@@ -38,9 +38,10 @@ class Items:
 
 def compare(ours: Items | Code, base: Items | Code) -> Change:
     """The paired difference of two sides; its code where they cannot be paired."""
-    for side in (ours, base):
-        if isinstance(side, str):
-            return Change(None, code=side)
+    if isinstance(ours, str):
+        return Change(None, code=ours)
+    if isinstance(base, str):
+        return Change(None, code=base)
     if ours.keys != base.keys or ours.counts != base.counts:
         return Change(None, code="other_items")
     return paired_difference(ours.sums, base.sums, ours.counts, ours.clusters)
@@ -51,7 +52,7 @@ def compare_mean(ours: Sequence[Items | Code], base: Sequence[Items | Code]) -> 
     changes = [compare(one, other) for one, other in zip(ours, base, strict=True)]
     differences = []
     for one, other, change in zip(ours, base, changes, strict=True):
-        if change.value is not None:
+        if change.value is not None and isinstance(one, Items) and isinstance(other, Items):
             gained = [mine - theirs for mine, theirs in zip(one.sums, other.sums, strict=True)]
             totals = sums_by_cluster(gained, one.counts, one.clusters)
             differences.append(
@@ -108,12 +109,16 @@ def _losses(result: Result, key: str, cluster: Callable[[Any], Hashable]) -> Ite
 
 def _over_seeds(sides: Sequence[Items | Code]) -> Items | Code:
     first, *others = sides
-    for side in sides:
+    if isinstance(first, str):
+        return first
+    seeds = [first]
+    for side in others:
         if isinstance(side, str):
             return side
+        seeds.append(side)
         if side.keys != first.keys or side.counts != first.counts:
             return "other_items"
-    sums = tuple(math.fsum(values) / len(sides) for values in zip(*(side.sums for side in sides), strict=True))
+    sums = tuple(math.fsum(values) / len(seeds) for values in zip(*(side.sums for side in seeds), strict=True))
     return Items(first.keys, sums, first.counts, first.clusters) if others else first
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from effllm.intervals import Z95
@@ -55,8 +56,9 @@ class PretrainingResult(Training):
         """As of every training; and that its throughput is what tokens and wall time give."""
         findings = super().findings()
         tokens, _ = self.tokens()
-        if tokens:
-            findings += check_throughput(self.result.record.tokens_per_s, tokens, self.seconds()[0])
+        tokens_per_s, _ = self.efficiency("tokens_per_s")
+        if tokens and tokens_per_s is not None:
+            findings += check_throughput(tokens_per_s, tokens, self.seconds()[0])
         return findings
 
 
@@ -107,10 +109,10 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
 def _token_throughput(runs: Sequence[PretrainingResult]) -> Cell:
     """TT over the measured steps of all runs, in tokens per parameter and s; every parameter counts, active or not."""
     tokens, why = together(runs, PretrainingResult.tokens)
-    seconds, _ = together(runs, Training.seconds)
+    seconds, why_seconds = together(runs, Training.seconds)
     parameters, why_parameters = common(runs, lambda run: run.quality("parameters"))
-    if tokens is None or parameters is None:
-        return None, why or why_parameters
+    if tokens is None or seconds is None or parameters is None:
+        return None, why or why_seconds or why_parameters
     return token_throughput(tokens, parameters, seconds), None
 
 
@@ -139,4 +141,4 @@ def _set_size(row: Row, runs: Sequence[PretrainingResult]) -> None:
         ("parameters_without_embeddings", "parameters_without_embeddings"),
         ("cache_bytes_per_token", "cache_bytes_per_token"),
     ):
-        row.set(column, *common(runs, lambda run, key=key: run.quality(key)))
+        row.set(column, *common(runs, partial(PretrainingResult.quality, key=key)))

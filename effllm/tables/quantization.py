@@ -87,7 +87,8 @@ class _Variant:
         return [finding.message for found in findings for finding in found]
 
     def first_failure(self) -> Result[Any] | None:
-        return next((r for r in (self.quantize, self.profile, *self.scores.values()) if r.status != "ok"), None)
+        results: list[Result[Any]] = [self.quantize, self.profile, *self.scores.values()]
+        return next((result for result in results if result.status != "ok"), None)
 
 
 def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant, baseline: _Variant) -> dict[str, Any]:
@@ -152,11 +153,13 @@ class _Workload:
 
     def energy(self, name: str) -> Cell:
         """Of `Energy`."""
-        return self.content.energy.cell(name) if self.content else (None, self.absent)
+        energy = self.content.energy if self.content else None
+        return energy.cell(name) if energy else (None, self.absent)
 
     def utilization(self, name: str) -> Cell:
         """Of `Utilization`."""
-        return self.content.utilization.cell(name) if self.content else (None, self.absent)
+        utilization = self.content.utilization if self.content else None
+        return utilization.cell(name) if utilization else (None, self.absent)
 
     def warnings(self) -> list[str]:
         findings = self.content.findings if self.content else []
@@ -193,12 +196,13 @@ def _status(variant: _Variant, main: _Workload) -> tuple[str, str | None]:
 
 def _latency_sum(variant: _Variant) -> tuple[float | None, str | None]:
     """The paper's AL: mean time of a request, summed over the benchmarks."""
-    failed = [id for id, result in variant.scores.items() if result.content is None]
+    contents = {id: result.content for id, result in variant.scores.items() if result.content is not None}
+    failed = [id for id in variant.scores if id not in contents]
     if failed:
         return None, f"{', '.join(failed)} was not scored"
     if not variant.scores:
         return None, variant.unscored or "the table has no benchmark"
-    return math.fsum(result.content.cost.latency_mean_ms for result in variant.scores.values()), None
+    return math.fsum(content.cost.latency_mean_ms for content in contents.values()), None
 
 
 def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float | None, str | None]]:
@@ -207,8 +211,11 @@ def _compression(variant: _Variant, baseline: _Variant) -> dict[str, tuple[float
     if performance.mean is None or not original.mean:
         reason = performance.reason or original.reason or "the baseline's performance is 0"
         return {"nominal": (None, reason), "measured": (None, reason)}
+    contents = baseline.quantize.content, variant.quantize.content
+    # What was scored was quantized.
+    assert contents[0] is not None and contents[1] is not None
     bits = baseline.precision.nominal_bits, variant.precision.nominal_bits
-    sizes = tuple(side.quantize.content.weights.bytes for side in (baseline, variant))
+    sizes = contents[0].weights.bytes, contents[1].weights.bytes
     return {
         "nominal": (model_compression_rate(*bits, original.mean, performance.mean), None),
         "measured": (model_compression_rate(*sizes, original.mean, performance.mean), None),
@@ -223,7 +230,8 @@ def _set_weights(row: Row, variant: _Variant) -> None:
     row.set("weight_bytes", weights.bytes if weights else None, reason)
     packed = weights.quantized_layers_bytes if weights else None
     row.set("quantized_layers_bytes", packed, precision.why_empty if content else reason)
-    ratio = weights.quantized_layers_bytes_16_bit / packed if packed else None
+    unpacked = weights.quantized_layers_bytes_16_bit if weights else None
+    ratio = unpacked / packed if unpacked and packed else None
     row.set("quantized_layers_compression", ratio, precision.why_empty if content else reason)
     for key in setting_columns():
         row.set(key, getattr(precision, key, None), precision.why_empty)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from effllm.tables.cells import REASON_SEPARATOR
@@ -67,7 +67,7 @@ def print_table(path: Path) -> None:
     columns = [name for name in shown if name in frame.columns]
     table = Table(title=path.stem)
     for name in columns:
-        justify = "left" if frame[name].dtype == pl.String else "right"
+        justify: JustifyMethod = "left" if frame[name].dtype == pl.String else "right"
         table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
     for row in frame.iter_rows(named=True):
         table.add_row(*(_text(row[name]) for name in columns))

@@ -114,13 +114,15 @@ class Training:
         findings = [
             *check_summary(summary, record.device),
             *check_mfu(record.mfu),
-            *check_latency(latency_s, record.steps, summary.duration_s),
-            *check_wall_time(latency_s, self.total_steps()[0] - resumed_at, wall_s),
         ]
+        if latency_s is not None:
+            findings += check_latency(latency_s, record.steps, summary.duration_s)
+            findings += check_wall_time(latency_s, self.total_steps()[0] - resumed_at, wall_s)
         if resumed_at:
             message = f"resumed at step {resumed_at}: efficiency is that of the steps after it"
             findings.append(Finding("resumed", "warning", message))
         return findings
 
     def _is_on_cpu(self) -> bool:
-        return self.result.record.device.kind == "cpu"
+        record = self.result.record
+        return record is not None and record.device.kind == "cpu"

@@ -79,7 +79,8 @@ def _fairness(suite: Mapping[str, Any], results: Mapping[str, Result[Any]]) -> I
     """Methods are compared on one model: each must have learned from the same samples in the same order and steps."""
     for model in suite["models"]:
         ids = {method: f"{model}.{suite['suite']}.{method}" for method in suite["methods"]}
-        contents = {method: results[id].content for method, id in ids.items() if results[id].content}
+        found = {method: results[id].content for method, id in ids.items()}
+        contents = {method: content for method, content in found.items() if content is not None}
         for key in _SHARED_BY_METHODS:
             values = {method: content.cell(key)[0] for method, content in contents.items()}
             for finding in check_equal(key, values):
@@ -92,7 +93,7 @@ def _profiles(results: Mapping[str, Result[Profile]]) -> Iterator[_Located]:
             continue
         for name, workload in result.content.workloads.items():
             figures, asked = workload.figures, result.content.protocol.workloads[name]
-            if figures is None:
+            if figures is None or workload.telemetry is None:
                 refused = Finding(f"{name}/{workload.status}", "error", str(workload.reason))
                 yield _Located("profile", id, refused)
                 continue
