@@ -53,7 +53,7 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
     `scratch` holds 41 bytes for each document (of those that passed), what was fetched or, of a source that cannot be
     read again, a copy of what was drawn, and the finished shards. `UserError` if either split ends up empty.
     """
-    asked = {"minimum_int_score": config.minimum_int_score}
+    asked: dict[str, float] = {"minimum_int_score": config.minimum_int_score}
     asked["filters.minimum_score"] = (config.filters and config.filters.minimum_score) or 0
     for key, value in asked.items():
         if value > 0 and not source.scored:
@@ -125,8 +125,10 @@ def _fates(drawing: Drawing, merged: Sequence[Path]) -> np.ndarray:
 
 def _cut(drawings: Sequence[Drawing], merged: Sequence[Path], budget: int | None) -> tuple[int, int] | None:
     """The unit in which the budget of training tokens is met, and how many of its documents that takes."""
+    if budget is None:
+        return None
     before = 0
-    for drawing in drawings if budget is not None else ():
+    for drawing in drawings:
         counts = np.cumsum(np.where(_fates(drawing, merged) == Fate.TRAIN, drawing.tokens(), 0))
         if len(counts) and before + counts[-1] >= budget:
             return drawing.number, int(np.searchsorted(counts, budget - before)) + 1

@@ -58,7 +58,7 @@ class HeldOutGrams:
 
     def __init__(self, maximum_grams: int = MAXIMUM_GRAMS):
         # Pages that are never written to take no memory.
-        self._entries = np.empty(maximum_grams, dtype=np.uint64)
+        self._entries: np.ndarray = np.empty(maximum_grams, dtype=np.uint64)
         self._count = 0
         self._documents = 0
         self._halvings = 0

@@ -79,6 +79,8 @@ class ShardWriter:
 
     def _write_group(self) -> None:
         if self._pending:
+            # What is pending belongs to a file that is open.
+            assert self._writer is not None
             # One chunk per column: page boundaries follow chunks, and must not follow the batches.
             table = pa.Table.from_batches(self._pending).combine_chunks()
             self._wait()

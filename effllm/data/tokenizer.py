@@ -37,8 +37,10 @@ class _Config(Section):
 def build(job: Job) -> None:
     """Train or fetch the tokenizer that `job.spec` describes and save it."""
     config = job.config(_Config).tokenizer
-    is_trained = isinstance(config, TrainedTokenizer)
-    tokenizer = train(job.inputs["corpus"].directory, config) if is_trained else fetch(config, job.scratch / DIRECTORY)
+    if isinstance(config, TrainedTokenizer):
+        tokenizer = train(job.inputs["corpus"].directory, config)
+    else:
+        tokenizer = fetch(config, job.scratch / DIRECTORY)
     tokenizer.save_pretrained(job.output / DIRECTORY)
 
 

@@ -51,6 +51,8 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
     dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
     answers: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}
     seen, unusable = 0, ""
+    # The configuration demands it of everything but synthetic samples, which have no rows.
+    assert config.held_out_fraction is not None
     with ExitStack() as stack:
         writers = {split: stack.enter_context(closing(SampleWriter(output, split))) for split in SPLITS}
         identify = _Identify()

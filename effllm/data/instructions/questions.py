@@ -62,11 +62,16 @@ def _entries() -> Iterator[_Entry]:
 def _documented(node: ast.Module | ast.ClassDef, scope: str) -> Iterator[_Entry]:
     for child in definitions(node):
         summary = _summary(child)
-        is_class = isinstance(child, ast.ClassDef)
         if summary is not None:
-            kind = "class" if is_class else "method" if isinstance(node, ast.ClassDef) else "function"
+            kind = (
+                "class"
+                if isinstance(child, ast.ClassDef)
+                else "method"
+                if isinstance(node, ast.ClassDef)
+                else "function"
+            )
             yield _Entry(kind, scope, child.name, _signature(child, kind), summary)
-        if is_class:
+        if isinstance(child, ast.ClassDef):
             yield from _documented(child, f"{scope}.{child.name}")
 
 
@@ -80,7 +85,7 @@ def _summary(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str
 
 def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, kind: str) -> str:
     """Name and parameters as a caller writes them: a class has its constructor's, a method no `self`."""
-    function = node
+    function: ast.stmt | None = node
     if isinstance(node, ast.ClassDef):
         function = next((child for child in node.body if getattr(child, "name", None) == "__init__"), None)
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):

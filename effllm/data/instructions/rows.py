@@ -1,15 +1,17 @@
 """From the rows of a dataset to conversations: which columns hold what, and why a row cannot be used."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from effllm.data.instructions.samples import Message
+from effllm.data.instructions.samples import Message, Role
 from effllm.data.instructions.turns import NoTextError, is_conversation, text_of, turns_of
 from effllm.study.instructions import ChatColumns, Columns, PromptResponseColumns
 
 REASONS = ("not_text", "unknown_role", "role_order", "empty_message")
 """not_text: a needed value is missing, null or no text. unknown_role: not system, user or assistant. role_order: not
 an optional system message, then user and assistant in turn, the assistant last. empty_message: a turn without text."""
+
+_ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 
 
 class UnusableRowError(Exception):
@@ -22,10 +24,10 @@ def messages_of(row: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]
         turns = _chat_turns(row, columns) if isinstance(columns, ChatColumns) else _question_and_answer(row, columns)
     except NoTextError:
         raise UnusableRowError("not_text") from None
-    messages = tuple(Message(role, text.strip()) for role, text in turns)
-    roles = [message.role for message in messages]
-    if not set(roles) <= {"system", "user", "assistant"}:
+    if not all(role in _ROLES for role, _ in turns):
         raise UnusableRowError("unknown_role")
+    messages = tuple(Message(_ROLES[role], text.strip()) for role, text in turns)
+    roles = [message.role for message in messages]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise UnusableRowError("role_order")

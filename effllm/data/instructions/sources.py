@@ -99,7 +99,7 @@ class _FileRows:
 
 
 class _EmbeddedRows:
-    columns = PromptResponseColumns(kind="prompt_response")
+    columns: Columns = PromptResponseColumns(kind="prompt_response")
 
     def __init__(self, config: EmbeddedInstructionSource):
         self.label = f"questions about the standard library ({config.questions})"

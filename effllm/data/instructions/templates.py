@@ -197,11 +197,18 @@ class Renderer:
         is_mark = mark in self._marks and (form.ending or mark == self._tokenizer.eos_token)
         return found[0] if found and is_mark else ""
 
-    def _apply(self, chat: list[dict[str, str]], **options: bool) -> str:
+    def _apply(self, chat: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         try:
-            return self._tokenizer.apply_chat_template(chat, chat_template=self._template, tokenize=False, **options)
+            text = self._tokenizer.apply_chat_template(
+                chat,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         except TemplateError as error:
             raise RefusedByTemplateError(str(error)) from None
+        assert isinstance(text, str)
+        return text
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class EmbeddedSource:
     """
 
     label = "the text of the Python installation"
-    total = None
+    total: int | None = None
     scored = False
     is_seekable = False
 

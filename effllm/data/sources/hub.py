@@ -12,7 +12,7 @@ from effllm.hub.dataset import HubDataset
 class HubSource:
     """Documents of a dataset on the hub, whose files pass through `directory`."""
 
-    total = None
+    total: int | None = None
     scored = True
 
     def __init__(self, repo: str, name: str | None, split: str, revision: str, directory: Path):
