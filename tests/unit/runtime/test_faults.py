@@ -251,7 +251,8 @@ def test_an_interpreter_below_an_odd_path_runs_scripts(tmp_path: Path) -> None:
     environment = tmp_path / 'it\'s my {x} "environment"'
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     (packages,) = environment.glob("lib/python3*/site-packages")
-    (packages / "all.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Not as a line of its own: the .pth file of this package's own installation there has to be read too.
+    (packages / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     command = [str(environment / "bin" / "python"), *SNAKEMAKE[1:], "--directory", str(tmp_path), "--cores", "1"]
     command += ["results/corpus/python-docs/manifest.json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
