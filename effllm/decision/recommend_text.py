@@ -71,7 +71,7 @@ def sentence(found: Recommendation, answer: ScopeAnswer) -> str:
     if answer.outcome == "one":
         return f"Take {rows[0].name}: {_why_one(found, answer, fitting)}."
     if answer.outcome == "several":
-        return f"{len(rows)} rows are left, and limits or --prefer must say which: {_leaders(found, rows)}."
+        return f"{len(rows)} rows are left, by what counts most: {_leaders(found, rows)}."
     if answer.outcome == "not decided":
         names = _all_of([row.name for row in rows])
         return f"Not decided between {names}: {', '.join(found.query.prefer)} cannot tell them apart."
@@ -120,7 +120,12 @@ def _leaders(found: Recommendation, rows: Sequence[Judged]) -> str:
     for leading, columns in by_rows.items():
         shown = list(leading[:3]) + ([f"{len(leading) - 3} more"] if len(leading) > 3 else [])
         parts.append(f"{' or '.join(shown)} for {_all_of(columns)}")
-    return "; ".join(parts) or f"{_all_of([row.name for row in rows[:3]])}, which nothing tells apart"
+    named = {name for leading in by_rows for name in leading}
+    others = [row.name for row in rows if row.name not in named]
+    if others:
+        shown = others[:3] + ([f"{len(others) - 3} more"] if len(others) > 3 else [])
+        parts.append(f"{_all_of(shown)}, which {'nothing tells apart' if not named else 'no other beats'}")
+    return "; ".join(parts)
 
 
 def _block(found: Recommendation, answer: ScopeAnswer) -> Iterator[str]:
@@ -132,7 +137,7 @@ def _block(found: Recommendation, answer: ScopeAnswer) -> Iterator[str]:
     if taken:
         yield ""
         width = max(len(judged.name) for judged in taken[:_MOST_ROWS])
-        yield "Recommended" if len(taken) == 1 else "Left to choose from"
+        yield "Recommended" if len(taken) == 1 else "Left to choose from, by a limit or --prefer"
         for judged in taken[:_MOST_ROWS]:
             yield f"{_INDENT}{judged.name:{width}}  {_figures(found.table, judged)}"
         if len(taken) > _MOST_ROWS:

@@ -119,9 +119,13 @@ def test_several_rows_are_a_set_with_what_each_is_best_for(tmp_path: Path, capsy
     code, text, _ = ask(capsys, path)
     assert (code, text.splitlines()[0]) == (
         0,
-        "2 rows are left, and limits or --prefer must say which: bfloat16 for latency; int4 for peak memory and "
-        "energy per token.",
+        "2 rows are left, by what counts most: bfloat16 for latency; int4 for peak memory and energy per token.",
     )
+    middle = dict(slow, precision="int8", latency_ms="110", latency_ms_low="108", latency_ms_high="112")
+    middle |= {"memory_peak_GB": "9", "energy_J_per_token": "1.8"}
+    _, text, _ = ask(capsys, write(tmp_path / "table9.csv", [BFLOAT16, slow, middle]))
+    assert text.startswith("3 rows are left, by what counts most: bfloat16 for latency; int4 for peak memory and ")
+    assert text.splitlines()[0].endswith("; int8, which no other beats.")
     code, text, _ = ask(capsys, path, "--prefer", "latency_ms")
     assert (code, text.splitlines()[0]) == (0, "Take bfloat16: the best in latency_ms of those that nothing beats.")
     assert "int4  bfloat16 is surely better in latency\n" in text
