@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from effllm.errors import UserError
 from effllm.runtime.artifact import MANIFEST
@@ -12,6 +12,7 @@ from effllm.study.study import suggestion
 
 TABLE = "table"
 EVERYTHING = "all"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def _resolve(graph: Graph, target: str) -> list[str]:
     if path.name == MANIFEST:
         path = path.parent
     name = str(path)
+    if name == REPORT:
+        # It is made of the tables that are there, in seconds; of all of them where there is none.
+        return [] if any(Path(graph.results, table).is_file() for table in tables) else sorted(tables)
     if name in tables or f"{name}.csv" in tables:
         return [name if name in tables else f"{name}.csv"]
     stage, _, id = name.partition("/")

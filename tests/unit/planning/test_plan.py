@@ -192,6 +192,15 @@ def test_targets_may_be_written_short_or_as_for_snakemake(study: Study, graph_of
     assert len(targets_of(graph, [target.replace("results", graph.results)])) == 1
 
 
+def test_the_report_is_of_the_tables_that_are_there(study: Study, graph_of: GraphOf) -> None:
+    graph = graph_of(study)
+    assert set(targets_of(graph, ["results/report.html".replace("results", graph.results)])) == set(targets_of(graph))
+    Path(graph.results).mkdir(exist_ok=True)
+    Path(graph.results, "table9.csv").touch()
+    assert targets_of(graph, ["report.html"]) == []
+    assert targets_of(graph, ["table9", "report.html"]) == ["table9.csv"]
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
