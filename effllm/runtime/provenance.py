@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from effllm.results.provenance import GitState, Host, Provenance
 
 PACKAGES = (
     "accelerate",
@@ -26,28 +27,28 @@ PACKAGES = (
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def collect(module: str, started: float) -> dict[str, Any]:
+def collect(module: str, started: float) -> Provenance:
     """Provenance of the running process.
 
     `started` is a UNIX time in seconds; `module` names the stage's program, whose package is fingerprinted.
     """
-    return {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "code_fingerprint": code_fingerprint(module),
-        "git": git_state(),
-        "host": {
-            "cpu": _cpu_model(),
-            "cpus_usable": len(os.sched_getaffinity(0)),
-            "name": platform.node(),
-            "platform": platform.platform(),
-        },
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-        "start": _utc(started),
-        "end": _utc(time.time()),
-        "wall_s": round(time.time() - started, 3),
-    }
+    return Provenance(
+        argv=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        code_fingerprint=code_fingerprint(module),
+        git=git_state(),
+        host=Host(
+            cpu=_cpu_model(),
+            cpus_usable=len(os.sched_getaffinity(0)),
+            name=platform.node(),
+            platform=platform.platform(),
+        ),
+        packages={name: _version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        start=_utc(started),
+        end=_utc(time.time()),
+        wall_s=round(time.time() - started, 3),
+    )
 
 
 def code_fingerprint(module: str) -> str:
@@ -60,7 +61,7 @@ def code_fingerprint(module: str) -> str:
     return digest.hexdigest()
 
 
-def git_state() -> dict[str, Any]:
+def git_state() -> GitState:
     """Commit and dirty flag of the checkout that holds the package; None each where it is no checkout."""
     try:
         commit = subprocess.run(
@@ -73,8 +74,8 @@ def git_state() -> dict[str, Any]:
             check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(changes.strip())}
+        return GitState(commit=None, dirty=None)
+    return GitState(commit=commit, dirty=bool(changes.strip()))
 
 
 def _version(package: str) -> str | None:

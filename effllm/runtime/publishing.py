@@ -2,15 +2,14 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import stat
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from effllm.errors import CellFailure, UserError
+from effllm.results.provenance import Provenance, RecordDigest
 from effllm.runtime.artifact import (
     MANIFEST,
     PROVENANCE,
@@ -32,7 +31,7 @@ def publish(
     id: str,
     spec: dict[str, Any],
     parents: dict[str, Parent],
-    provenance: dict[str, Any],
+    provenance: Provenance,
     failure: CellFailure | None = None,
 ) -> Artifact:
     """Make `staging` the artifact at `destination`, whole or not at all.
@@ -48,7 +47,11 @@ def publish(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     share(staging)
     digests = digest_tree(staging)
-    records = {name: asdict(digest) for name, digest in digests.items() if name.startswith(f"{RECORDS}/")}
+    records = {
+        name: RecordDigest(size=digest.size, sha256=digest.sha256)
+        for name, digest in digests.items()
+        if name.startswith(f"{RECORDS}/")
+    }
     manifest = Manifest(
         stage=stage,
         id=id,
@@ -58,8 +61,8 @@ def publish(
         payload={name: digest for name, digest in digests.items() if name not in records},
         parents=parents,
     )
-    history = {**provenance, "records": records, "manifest_sha256": _sha256(manifest.to_json())}
-    write_text(staging / PROVENANCE, json.dumps(history, indent=1, sort_keys=True) + "\n")
+    history = provenance.model_copy(update={"records": records, "manifest_sha256": _sha256(manifest.to_json())})
+    write_text(staging / PROVENANCE, history.to_json())
     write_text(staging / PUBLISHED, manifest.to_json())
     write_text(staging / MANIFEST, manifest.to_json())
     _replace_directory(staging, destination)

@@ -73,12 +73,6 @@ class Job:
         path.parent.mkdir(parents=True, exist_ok=True)
         artifact.write_text(path, result.to_json())
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON payload (or record, as `records/...`) file with sorted keys."""
-        path = self.output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
 
 def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None) -> None:
     """Run one stage as a program and exit: 0 published, 2 the user's error, 75 interrupted, else a defect."""

@@ -32,11 +32,14 @@ class Budget(Section):
     model: Text | None = Field(default=None, description="The one model to choose for; all if left out.")
 
 
-def check_budgets(budgets: dict[str, Budget], tables: list[str]) -> None:
-    """ValueError for a table that the study does not define, and for a column that its table cannot have."""
+def check_budgets(budgets: dict[str, Budget]) -> None:
+    """ValueError for what is no table, and for a column that its table cannot have.
+
+    Budgets of tables that the study does not define wait for them: studies inherit budgets, and may leave tables out.
+    """
     for name, budget in budgets.items():
-        if name not in tables:
-            raise ValueError(f"budgets.{name}: the study has no such table; {suggestion(name, tables)}")
+        if name not in DESCRIPTIONS:
+            raise ValueError(f"budgets.{name}: there is no such table; {suggestion(name, list(DESCRIPTIONS))}")
         description = DESCRIPTIONS[name]
         known = [column.name for column in description.declared if column.role in _MEASURED and "*" not in column.name]
         for key in ("max", "min", "prefer"):

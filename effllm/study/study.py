@@ -107,7 +107,7 @@ class Study(Section):
                 self._check_quantization_table(f"tables.{name}", table)
         if self.tables.table9:
             _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
-        check_budgets(self.budgets, [name for name, table in self.tables if table])
+        check_budgets(self.budgets)
         check_names(self)
         check_vocabularies(self)
         check_lengths(self)

@@ -10,6 +10,7 @@ import yaml
 from transformers import LlamaConfig
 
 from effllm.planning.nodes import nodes_behind, targets_of
+from effllm.results.provenance import Provenance
 from effllm.runtime.artifact import Artifact, Parent
 from effllm.runtime.publishing import publish
 from effllm.study import Graph, parse_study
@@ -77,7 +78,7 @@ def build(graph: Graph, name: str, files: dict[str, str] | None = None, wall_s: 
             id=node.id,
             spec=graph.spec(node.stage, node.id),
             parents={key: Parent(p.manifest.stage, p.manifest.id, p.sha256) for key, p in parents.items()},
-            provenance={"wall_s": wall_s, "host": HOST} | how,
+            provenance=Provenance.model_validate({"wall_s": wall_s, "host": HOST} | how),
         )
     return Artifact.open(results / name / "manifest.json")
 

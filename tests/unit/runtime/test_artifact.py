@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 
 from effllm.errors import CellFailure, UserError
 from effllm.planning.verify import verify
+from effllm.results.provenance import Provenance
 from effllm.runtime.artifact import MANIFEST, Artifact, Manifest
 from effllm.runtime.publishing import publish
+
+PROVENANCE = Provenance(wall_s=1.0)
 
 
 def _publish(root: Path, content: str, **changes: object) -> Artifact:
@@ -20,14 +23,14 @@ def _publish(root: Path, content: str, **changes: object) -> Artifact:
     (staging / "records").mkdir(parents=True)
     (staging / "payload.txt").write_text(content)
     (staging / "records" / "seconds.txt").write_text(str(changes.pop("seconds", 1)))
-    arguments = {"stage": "corpus", "id": "a", "spec": {"x": 1}, "parents": {}, "provenance": {"host": "h"}} | changes
+    arguments = {"stage": "corpus", "id": "a", "spec": {"x": 1}, "parents": {}, "provenance": PROVENANCE} | changes
     return publish(staging, root / "results" / "corpus" / "a", **arguments)
 
 
 def test_equal_content_gives_equal_manifests_whatever_was_recorded(tmp_path: Path) -> None:
-    first = _publish(tmp_path, "text", seconds=1, provenance={"host": "a", "start": "today"})
+    first = _publish(tmp_path, "text", seconds=1, provenance=Provenance(python="a", wall_s=1.0))
     text = (first.directory / MANIFEST).read_text()
-    second = _publish(tmp_path, "text", seconds=2, provenance={"host": "b", "start": "tomorrow"})
+    second = _publish(tmp_path, "text", seconds=2, provenance=Provenance(python="b", wall_s=2.0))
     assert (second.directory / MANIFEST).read_text() == text
     assert second.sha256 == first.sha256
     assert _publish(tmp_path, "other").sha256 != first.sha256
@@ -123,7 +126,7 @@ def test_modes_of_published_files_follow_the_umask(
             (staging / name).touch(mode=mode)
         (tmp_path / "corpus").mkdir()
         published = publish(
-            staging, tmp_path / "corpus" / "a", stage="corpus", id="a", spec={}, parents={}, provenance={"host": "h"}
+            staging, tmp_path / "corpus" / "a", stage="corpus", id="a", spec={}, parents={}, provenance=PROVENANCE
         )
     finally:
         os.umask(previous)

@@ -24,7 +24,7 @@ def _output(root: Path, id: str = "a") -> Path:
 
 
 def _write(job: Job) -> None:
-    job.write_json("payload.json", {"x": job.spec["config"]["x"]})
+    (job.output / "payload.json").write_text(json.dumps({"x": job.spec["config"]["x"]}))
 
 
 def test_a_finished_artifact_is_not_built_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effllm.errors import CellFailure
+from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.study import Graph, parse_study
 from effllm.tables.assemble import assemble
@@ -152,7 +153,7 @@ class Study:
             (staging / "records" / record).write_text(text)
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
-        provenance = {"wall_s": 20.0, "packages": PACKAGES}
+        provenance = Provenance(wall_s=20.0, packages=PACKAGES)
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance=provenance, failure=failure)
 
     def train(
@@ -174,7 +175,7 @@ class Study:
             pq.write_table(pa.table(held_out), staging / "records" / "held_out.parquet")
         destination = Path(self.graph.manifest(stage, id)).parent
         spec = self.graph.spec(stage, id)
-        provenance = {"wall_s": 20.0, "packages": PACKAGES}
+        provenance = Provenance(wall_s=20.0, packages=PACKAGES)
         publish(staging, destination, stage=stage, id=id, spec=spec, parents={}, provenance=provenance, failure=failure)
         return destination
 
