@@ -21,7 +21,7 @@ from effllm.runtime.clock import await_inputs
 from effllm.runtime.faults import fault_of_machine
 from effllm.runtime.launch import end_with
 from effllm.runtime.stage import SCRATCH
-from effllm.tables.benchmarks import table16
+from effllm.tables.benchmarks import scores_by_benchmark
 from effllm.tables.decisions import claims, compared, ranks
 from effllm.tables.finetuning import finetuning_table
 from effllm.tables.pairs import PAIR_COLUMNS, all_pairs, pairs
@@ -35,7 +35,7 @@ _OF_ARTIFACTS: dict[str, Assembler] = {
     **dict.fromkeys(("table3", "table4", "table5", "table6"), pretraining_table),
     **dict.fromkeys(("table7", "table8"), finetuning_table),
     "table9": table9,
-    "table16": table16,
+    "table16": scores_by_benchmark,
 }
 ASSEMBLERS: dict[str, Assembler] = {
     **_OF_ARTIFACTS,

@@ -11,7 +11,7 @@ from effllm.tables.window import disturbances
 from effllm.telemetry.validity import status_of
 
 
-def table16(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+def scores_by_benchmark(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
     """The rows of Table 16: scores under the benchmarks' names, their mean, then intervals, chance and cost.
 
     The mean is over accuracy benchmarks; a perplexity stands in its own column and is in no mean.

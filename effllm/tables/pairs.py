@@ -15,7 +15,7 @@ from typing import Any
 from effllm.decision.description import Column, Description
 from effllm.decision.paired import PAIRS, REASONS, Change, Code, ratio_change
 from effllm.tables.artifacts import Result, read_results
-from effllm.tables.benchmarks import table16
+from effllm.tables.benchmarks import scores_by_benchmark
 from effllm.tables.cells import rounded
 from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
@@ -193,7 +193,7 @@ def _kind(table: Mapping[str, Any], results: Results) -> tuple[Callable[..., lis
         return pretraining_table, list(_architectures(config["rows"], table["baseline"], results["pretrain"]))
     if "suite" in config:
         return finetuning_table, list(_methods(config, table["baseline"], results["finetune"]))
-    return (table9 if "workload" in config else table16), list(_precisions(table, results["evaluate"]))
+    return (table9 if "workload" in config else scores_by_benchmark), list(_precisions(table, results["evaluate"]))
 
 
 def _architectures(rows: list[dict[str, Any]], baseline: str, results: Mapping[str, Result]) -> Iterator[_Trained]:

@@ -11,14 +11,14 @@ from effllm.tables.artifacts import read_results
 from effllm.tables.cells import Cell, Row, mean
 from effllm.tables.runs import (
     average,
-    common,
+    collect,
     finish,
     interval_over,
-    over_time,
     ratio,
     set_conditions,
     set_efficiency,
-    together,
+    shared_value,
+    time_weighted_mean,
 )
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import token_throughput
@@ -84,12 +84,12 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
         row.set("top_k", runs[0].experts_per_token, "no mixture of experts")
     row.set("micro_batch", recipe["micro_batch_size"])
     row.set("context", recipe["sequence_length"])
-    losses, why_no_loss = together(runs, lambda run: run.quality("held_out_loss"))
+    losses, why_no_loss = collect(runs, lambda run: run.quality("held_out_loss"))
     row.set("PPL", math.exp(mean(losses)) if losses else None, why_no_loss)
-    row.set("AMU_GB", *over_time(runs, lambda run: run.window.memory("avg")))
+    row.set("AMU_GB", *time_weighted_mean(runs, lambda run: run.window.memory("avg")))
     row.set("AL_s_per_iter", *ratio(runs, Training.seconds, Training.steps))
     row.set("TT_tokens_per_param_s", *_token_throughput(runs))
-    row.set("AEC_W", *over_time(runs, lambda run: run.window.figure("power_avg_w")))
+    row.set("AEC_W", *time_weighted_mean(runs, lambda run: run.window.figure("power_avg_w")))
     row.set("GPU_hours", *average(runs, Training.gpu_hours))
     _set_quality(row, runs)
     _set_size(row, runs)
@@ -101,16 +101,16 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
     row.set("global_batch", recipe["global_batch_size"])
     row.set("runs", ", ".join(run.id for run in runs))
     row.set("seeds", ", ".join(str(run.recipe["seed"]) for run in runs))
-    row.set("kernel", *common(runs, Training.kernels))
+    row.set("kernel", *shared_value(runs, Training.kernels))
     set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
 
 
 def _token_throughput(runs: Sequence[PretrainingResult]) -> Cell:
     """TT over the measured steps of all runs, in tokens per parameter and s; every parameter counts, active or not."""
-    tokens, why = together(runs, PretrainingResult.tokens)
-    seconds, why_seconds = together(runs, Training.seconds)
-    parameters, why_parameters = common(runs, lambda run: run.quality("parameters"))
+    tokens, why = collect(runs, PretrainingResult.tokens)
+    seconds, why_seconds = collect(runs, Training.seconds)
+    parameters, why_parameters = shared_value(runs, lambda run: run.quality("parameters"))
     if tokens is None or seconds is None or parameters is None:
         return None, why or why_seconds or why_parameters
     return token_throughput(tokens, parameters, seconds), None
@@ -118,7 +118,7 @@ def _token_throughput(runs: Sequence[PretrainingResult]) -> Cell:
 
 def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:
     """Perplexity's intervals: over the held-out text, and over seeds where there are several."""
-    losses, why = together(runs, lambda run: run.quality("held_out_loss"))
+    losses, why = collect(runs, lambda run: run.quality("held_out_loss"))
     # Seeds are scored on one text, so their errors go together, and their mean is no surer than one of them.
     error, why_error = average(runs, lambda run: run.quality("held_out_loss_stderr"))
     for column, side in (("PPL_low", -Z95), ("PPL_high", Z95)):
@@ -130,8 +130,8 @@ def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:
         row.set(column, math.exp(edge) if edge is not None else None, why_edge)
     row.set("held_out_loss", mean(losses) if losses else None, why)
     row.set("held_out_bits_per_byte", *average(runs, lambda run: run.quality("held_out_bits_per_byte")))
-    row.set("held_out_tokens", *common(runs, lambda run: run.quality("held_out_tokens")))
-    row.set("tokens_seen", *common(runs, lambda run: run.quality("tokens_seen")))
+    row.set("held_out_tokens", *shared_value(runs, lambda run: run.quality("held_out_tokens")))
+    row.set("tokens_seen", *shared_value(runs, lambda run: run.quality("tokens_seen")))
 
 
 def _set_size(row: Row, runs: Sequence[PretrainingResult]) -> None:
@@ -141,4 +141,4 @@ def _set_size(row: Row, runs: Sequence[PretrainingResult]) -> None:
         ("parameters_without_embeddings", "parameters_without_embeddings"),
         ("cache_bytes_per_token", "cache_bytes_per_token"),
     ):
-        row.set(column, *common(runs, partial(PretrainingResult.quality, key=key)))
+        row.set(column, *shared_value(runs, partial(PretrainingResult.quality, key=key)))

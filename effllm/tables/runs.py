@@ -18,7 +18,7 @@ Figure = Callable[[Any], Cell]
 """Of one run."""
 
 
-def together(runs: Runs, figure: Figure) -> tuple[list[Any] | None, str | None]:
+def collect(runs: Runs, figure: Figure) -> tuple[list[Any] | None, str | None]:
     """The figure of every run, or None with the reason of the first that lacks it."""
     values, missing = [], {}
     for run in runs:
@@ -35,36 +35,36 @@ def together(runs: Runs, figure: Figure) -> tuple[list[Any] | None, str | None]:
 
 def average(runs: Runs, figure: Figure) -> Cell:
     """Plain mean over runs."""
-    values, why = together(runs, figure)
+    values, why = collect(runs, figure)
     return (mean(values) if values else None), why
 
 
 def highest(runs: Runs, figure: Figure) -> Cell:
     """Highest value over runs."""
-    values, why = together(runs, figure)
+    values, why = collect(runs, figure)
     return (max(values) if values else None), why
 
 
-def common(runs: Runs, figure: Figure) -> Cell:
+def shared_value(runs: Runs, figure: Figure) -> Cell:
     """The value that runs have in common; where they differ, all of them as text, separated by semicolons."""
-    values, why = together(runs, figure)
+    values, why = collect(runs, figure)
     unique = list(dict.fromkeys(values or []))
     return (unique[0] if len(unique) == 1 else "; ".join(map(str, unique)) or None), why
 
 
 def ratio(runs: Runs, above: Figure, below: Figure) -> Cell:
     """Sum of one figure over the sum of another."""
-    values, why = together(runs, above)
-    over, why_over = together(runs, below)
+    values, why = collect(runs, above)
+    over, why_over = collect(runs, below)
     if values is None or over is None:
         return None, why or why_over
     return math.fsum(values) / math.fsum(over), None
 
 
-def over_time(runs: Runs, figure: Figure) -> Cell:
+def time_weighted_mean(runs: Runs, figure: Figure) -> Cell:
     """Average over the measured time: the integrals of AMU (Eq 1), PCU and AEC."""
-    values, why = together(runs, figure)
-    seconds, why_seconds = together(runs, Training.seconds)
+    values, why = collect(runs, figure)
+    seconds, why_seconds = collect(runs, Training.seconds)
     if values is None or seconds is None:
         return None, why or why_seconds
     return math.fsum(v * s for v, s in zip(values, seconds, strict=True)) / math.fsum(seconds), None
@@ -81,7 +81,7 @@ def latency_interval(runs: Runs) -> tuple[Cell, Cell]:
 
 def interval_over(runs: Runs, figure: Figure) -> tuple[Cell, Cell]:
     """Low and high end of the 95 % t interval of a figure's mean over runs."""
-    values, why = together(runs, figure)
+    values, why = collect(runs, figure)
     _, low, high = mean_ci95(values) if values else (None, None, None)
     why = why or "one run has no interval over runs"
     return (low, why), (high, why)
@@ -92,16 +92,16 @@ def set_efficiency(row: Row, runs: Runs) -> None:
     low, high = latency_interval(runs)
     row.set("AL_low", *low)
     row.set("AL_high", *high)
-    row.set("mfu", *over_time(runs, lambda run: run.efficiency("mfu")))
-    row.set("AMU_scope", *common(runs, Training.memory_scope))
+    row.set("mfu", *time_weighted_mean(runs, lambda run: run.efficiency("mfu")))
+    row.set("AMU_scope", *shared_value(runs, Training.memory_scope))
     row.set("memory_peak_GB", *highest(runs, lambda run: run.window.memory("peak")))
     row.set("host_memory_peak_GB", *highest(runs, lambda run: run.window.figure("memory_host_peak_gb")))
-    row.set("AMU_fraction", *over_time(runs, lambda run: run.window.memory_fraction()))
-    row.set("util_nvml", *over_time(runs, lambda run: run.window.figure("util_nvml")))
-    row.set("util_cpu", *over_time(runs, lambda run: run.window.figure("util_cpu")))
+    row.set("AMU_fraction", *time_weighted_mean(runs, lambda run: run.window.memory_fraction()))
+    row.set("util_nvml", *time_weighted_mean(runs, lambda run: run.window.figure("util_nvml")))
+    row.set("util_cpu", *time_weighted_mean(runs, lambda run: run.window.figure("util_cpu")))
     row.set("power_peak_w", *highest(runs, lambda run: run.window.figure("power_peak_w")))
-    row.set("energy_source", *common(runs, lambda run: run.window.figure("energy_source")))
-    row.set("energy_scope", *common(runs, lambda run: run.window.figure("energy_scope")))
+    row.set("energy_source", *shared_value(runs, lambda run: run.window.figure("energy_source")))
+    row.set("energy_scope", *shared_value(runs, lambda run: run.window.figure("energy_scope")))
 
 
 def set_conditions(row: Row, runs: Runs, settings: Sequence[str]) -> None:
@@ -111,14 +111,14 @@ def set_conditions(row: Row, runs: Runs, settings: Sequence[str]) -> None:
     row.set("parallel", parallel["strategy"] + (" with offload" if parallel["offload"] else ""))
     for key in settings:
         row.set(key, recipe[key])
-    row.set("device", *common(runs, Training.device_name))
-    row.set("device_id", *common(runs, Training.device_id))
-    row.set("world_size", *common(runs, lambda run: run.efficiency("world_size")))
-    row.set("threads", *common(runs, lambda run: run.efficiency("threads")))
-    row.set("software", *common(runs, Training.software))
-    steps, why = together(runs, Training.steps)
+    row.set("device", *shared_value(runs, Training.device_name))
+    row.set("device_id", *shared_value(runs, Training.device_id))
+    row.set("world_size", *shared_value(runs, lambda run: run.efficiency("world_size")))
+    row.set("threads", *shared_value(runs, lambda run: run.efficiency("threads")))
+    row.set("software", *shared_value(runs, Training.software))
+    steps, why = collect(runs, Training.steps)
     row.set("steps_measured", sum(steps) if steps else None, why)
-    seconds, why = together(runs, Training.seconds)
+    seconds, why = collect(runs, Training.seconds)
     row.set("seconds_measured", math.fsum(seconds) if seconds else None, why)
 
 

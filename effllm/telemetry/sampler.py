@@ -97,7 +97,7 @@ class SamplingLoop:
         self._writer.flush()
 
 
-def _say(event: str, **content: Any) -> None:
+def _emit_event(event: str, **content: Any) -> None:
     sys.stdout.write(json.dumps({"event": event, **content}) + "\n")
     sys.stdout.flush()
 
@@ -134,7 +134,7 @@ def main() -> None:
     channels = {(source, quantity): index for index, (source, quantity) in enumerate(config["channels"])}
 
     def on_lost(name: str, time_ns: int, reason: str) -> None:
-        _say("lost", source=name, time_ns=time_ns, reason=reason)
+        _emit_event("lost", source=name, time_ns=time_ns, reason=reason)
 
     for source in sources:
         if isinstance(source, NullSource):
@@ -143,14 +143,14 @@ def main() -> None:
     started_ns = time.monotonic_ns()
     loop = SamplingLoop(readable, channels, config["period_s"], writer, on_lost)
     due_ns = loop.step()
-    _say("ready", sources=[source.name for source in readable], pid=os.getpid())
+    _emit_event("ready", sources=[source.name for source in readable], pid=os.getpid())
     while _wait(config["parent_pid"], due_ns):
         due_ns = loop.step()
     loop.finish()
     writer.close()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     if os.getppid() == config["parent_pid"]:
-        _say(
+        _emit_event(
             "stopped",
             readings=loop.readings,
             run_s=(time.monotonic_ns() - started_ns) / 1e9,

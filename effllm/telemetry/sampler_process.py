@@ -73,7 +73,7 @@ class SamplerProcess:
     def check(self) -> str | None:
         """None while the sampler runs, else why it does not, in one sentence."""
         if self.failure is None and self._process.poll() is not None:
-            self.failure = self._obituary()
+            self.failure = self._exit_reason()
         return self.failure
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -106,12 +106,12 @@ class SamplerProcess:
             block = os.read(output, 65536)
             if not block:
                 self._process.wait()
-                self.failure = self._obituary()
+                self.failure = self._exit_reason()
                 return
             *lines, self._pending = (self._pending + block).split(b"\n")
             self.events.extend(json.loads(line) for line in lines)
 
-    def _obituary(self) -> str:
+    def _exit_reason(self) -> str:
         code = self._process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         said = self._stderr.read_text(errors="replace").strip().splitlines()

@@ -14,7 +14,6 @@ from typing import Any
 
 from effllm.results.telemetry import SourceRecord, TelemetrySummary, WindowsRecord
 from effllm.telemetry.devices import nvml_uuid
-from effllm.telemetry.judge import judge
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sampler import SamplingLoop
 from effllm.telemetry.sampler_process import SamplerProcess
@@ -23,7 +22,8 @@ from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
 from effllm.telemetry.sources.host import HostSource
 from effllm.telemetry.spool import TICK, SpoolWriter, parquet_loader, spools_to_parquet
 from effllm.telemetry.summary import Summary
-from effllm.telemetry.windows import WindowBook, WindowRecord
+from effllm.telemetry.validation import validate_windows
+from effllm.telemetry.windows import WindowManager, WindowRecord
 
 
 class Telemetry:
@@ -70,14 +70,14 @@ class Telemetry:
         if isinstance(host, HostSource):
             # A child of the workload, but not part of it.
             host.exclude.add(self._sampler.pid)
-        self._book = WindowBook(
+        self._book = WindowManager(
             list(self._sources.values()), self._synchronizer(), self._sampler.check, self._on_edge_reading
         )
         self._thread = self._start_thread([s for s in self._sources.values() if s.quantities and s.in_workload])
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop sampling, write the samples and judge the windows; windows still open become invalid."""
+        """Stop sampling, write the samples and validate the windows; windows still open become invalid."""
         self._book.abandon()
         self.windows = self._book.closed
         self._stop_thread()
@@ -86,7 +86,7 @@ class Telemetry:
         for source in self._sources.values():
             source.close()
         readings = self._readings = self._collect()
-        judge(self.windows, list(self._sources.values()), readings, self._sampler.events, self.period_s)
+        validate_windows(self.windows, list(self._sources.values()), readings, self._sampler.events, self.period_s)
         self._write_windows()
 
     @property

@@ -119,7 +119,7 @@ class WindowRecord:
         }
 
 
-class WindowBook:
+class WindowManager:
     """Opens and closes windows, and reads the sources at their edges.
 
     `synchronize` waits for the device. `check` answers None, or why samples are no longer being taken. `on_reading`

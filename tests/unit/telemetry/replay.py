@@ -1,4 +1,4 @@
-"""Replays a scripted session on a fake clock through the real sampling loop, window book, judge and summary."""
+"""Replays a scripted session on a fake clock through the real sampling loop, window manager, validation and summary."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from fake_nvml import FakeClock
 
 from effllm.results.telemetry import TelemetrySummary
-from effllm.telemetry.judge import judge
 from effllm.telemetry.readings import Readings
 from effllm.telemetry.sampler import SamplingLoop
 from effllm.telemetry.sources.base import Source
 from effllm.telemetry.spool import TICK, SpoolWriter, parquet_loader, spools_to_parquet
 from effllm.telemetry.summary import Summary
-from effllm.telemetry.windows import WindowBook
+from effllm.telemetry.validation import validate_windows
+from effllm.telemetry.windows import WindowManager
 
 
 class Replay:
@@ -44,7 +44,7 @@ class Replay:
             clock.monotonic_ns,
             clock.wall_ns,
         )
-        self.book = WindowBook(
+        self.book = WindowManager(
             self.sources,
             lambda: None,
             lambda: None,
@@ -79,7 +79,7 @@ class Replay:
         self.book.end(name)
 
     def finish(self) -> Readings:
-        """Collect and judge; returns the readings."""
+        """Collect and validate; returns the readings."""
         self._loop.finish()
         for spool in self._spools.values():
             spool.close()
@@ -87,7 +87,7 @@ class Replay:
         spools = [(origin, self._directory / f"{origin}.spool") for origin in self._spools]
         self.samples = spools_to_parquet(spools, self._channels, ["" for _ in self._channels], path)
         self.readings = Readings(parquet_loader(path))
-        judge(self.book.closed, self.sources, self.readings, self.events, self._period_s)
+        validate_windows(self.book.closed, self.sources, self.readings, self.events, self._period_s)
         return self.readings
 
     def summary(self, name: str) -> TelemetrySummary:

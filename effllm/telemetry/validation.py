@@ -1,4 +1,4 @@
-"""Judges windows once the samples are complete: a window whose samples are not what they should be is invalid."""
+"""Validates windows once the samples are complete: a window whose samples are not what they should be is invalid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ ALLOWED_GAP_PERIODS = 3
 _STARVED_SHARE = 0.05
 
 
-def judge(
+def validate_windows(
     windows: Sequence[WindowRecord],
     sources: Sequence[Source],
     readings: Readings,
@@ -35,10 +35,10 @@ def judge(
                 window.invalidate(f"source {name} failed: {event['reason']}")
         for source in sampled:
             if source.name not in lost:
-                _judge_gaps(window, source, readings, max(period_s, source.min_period_s))
+                _check_gaps(window, source, readings, max(period_s, source.min_period_s))
 
 
-def _judge_gaps(window: WindowRecord, source: Source, readings: Readings, period_s: float) -> None:
+def _check_gaps(window: WindowRecord, source: Source, readings: Readings, period_s: float) -> None:
     times, _ = readings.series(source.name, TICK)
     allowed_s = ALLOWED_GAP_PERIODS * period_s
     starved_s = sum(starved_time(times, s.start_s, s.end_s, allowed_s) for s in window.segments)
