@@ -1,4 +1,4 @@
-"""The `effllm` command: what Snakemake itself does not answer."""
+"""Plan a study, follow its run, and decide from its tables. Snakemake runs it: see README.md."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from effllm import __version__
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime.faults import fault_of_machine, require_address_space
 
@@ -15,16 +16,16 @@ from effllm.runtime.faults import fault_of_machine, require_address_space
 _EXIT_BROKEN_PIPE = 141
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
-    "plan": ("effllm.planning.plan", "what a target costs before anything runs"),
+    "plan": ("effllm.planning.plan", "say what a target costs before anything runs"),
     "fetch": ("effllm.planning.fetch", "download what targets need from the hub, before they run"),
-    "status": ("effllm.planning.status", "what exists, what is stale and why, what failed"),
-    "verify": ("effllm.planning.verify", "check every digest of every artifact"),
-    "report": ("effllm.report.command", "results as one HTML file, or two of them compared"),
+    "status": ("effllm.planning.status", "list what exists, what is stale and why, and what failed"),
+    "verify": ("effllm.planning.verify", "check every artifact and table against its digests"),
+    "report": ("effllm.report.command", "write results as one HTML file, or compare two of them"),
     "recommend": (
         "effllm.decision.recommend_command",
-        "which row of a table to take under limits, and why not the others",
+        "say which row of a table to take under limits, and why not the others",
     ),
-    "rank": ("effllm.decision.rank_command", "ranks within each model or size, as intervals where rows are tied"),
+    "rank": ("effllm.decision.rank_command", "rank rows within each model or size, with ties"),
 }
 
 
@@ -32,11 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command; exits 2 with a sentence on a user's error."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="effllm", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"effllm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (register, text) in _COMMANDS.items():
-        register(commands.add_parser(name, help=text))
+        register(commands.add_parser(name, help=text, description=_sentence(text)))
     for name, (module, text) in _MODULES.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=_sentence(text))
         # Only the command that was called is imported: a study's types alone take most of a second.
         if name in argv:
             importlib.import_module(module).register(command)
@@ -59,8 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(EXIT_USER_ERROR)
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _register_check(command: argparse.ArgumentParser) -> None:
-    command.add_argument("study", type=Path)
+    command.add_argument("study", type=Path, help="study file, such as config/tiny.yaml")
     command.add_argument(
         "--resolved", action="store_true", help="print the study with `extends` and `like` written out"
     )
@@ -68,27 +74,27 @@ def _register_check(command: argparse.ArgumentParser) -> None:
 
 
 def _register_schema(command: argparse.ArgumentParser) -> None:
-    command.add_argument("what", choices=_SCHEMAS, nargs="?", default="study", help="of what: studies if left out")
-    command.add_argument("--output", type=Path, help="file to write; the terminal if left out")
+    command.add_argument("what", choices=_SCHEMAS, nargs="?", default="study", help="which schema (default: study)")
+    command.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     command.set_defaults(run=lambda arguments: schema(arguments.what, arguments.output))
 
 
 def _register_show(command: argparse.ArgumentParser) -> None:
     command.add_argument("table", type=Path, help="results/table<N>.csv")
-    command.add_argument("--all", action="store_true", help="every column, a block per row")
+    command.add_argument("--all", action="store_true", help="print every column, a block per row")
     command.set_defaults(run=lambda arguments: show(arguments.table, arguments.all))
 
 
 def _register_devices(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.set_defaults(run=lambda arguments: devices(arguments.json))
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "check": (_register_check, "check a study's configuration"),
-    "schema": (_register_schema, "write the JSON schema of studies or results"),
+    "check": (_register_check, "check a study's configuration, or print it written out"),
+    "schema": (_register_schema, "write the JSON schema of studies or of results"),
     "show": (_register_show, "print a table"),
-    "devices": (_register_devices, "what this machine can measure, and what each figure means"),
+    "devices": (_register_devices, "list what this machine can measure, and what each figure means"),
 }
 
 
