@@ -114,8 +114,8 @@ def _printable(value: Any) -> Any:
 Text = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_TEXT), AfterValidator(_printable)]
 
 
-def path_of(*suffixes: str) -> Any:
-    """The type of a path or glob pattern of files that end in one of `suffixes`."""
+def ending_in(*suffixes: str) -> AfterValidator:
+    """What makes `Text` the type of a path or glob pattern of files that end in one of `suffixes`."""
 
     def check(value: str) -> str:
         if not value.lower().endswith(suffixes):
@@ -125,7 +125,7 @@ def path_of(*suffixes: str) -> Any:
             )
         return value
 
-    return Annotated[Text, AfterValidator(check)]
+    return AfterValidator(check)
 
 
 # Ids are names of directories, so they hold no `/`, and they are joined by dots (`llama-1m.int4.word-order`):

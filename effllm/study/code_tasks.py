@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from effllm.fields import Dimension, Float, Fraction, Repository, Revision, Section, Text, path_of
+from effllm.fields import Dimension, Float, Fraction, Repository, Revision, Section, Text, ending_in
 
-ProblemsPath = path_of(".jsonl", ".jsonl.gz", ".parquet")
+ProblemsPath = Annotated[Text, ending_in(".jsonl", ".jsonl.gz", ".parquet")]
 
 
 class PackagedProblems(Section):

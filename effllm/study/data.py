@@ -16,10 +16,10 @@ from effllm.fields import (
     Section,
     Seed,
     Text,
-    path_of,
+    ending_in,
 )
 
-CorpusPath = path_of(".parquet", ".jsonl", ".jsonl.gz")
+CorpusPath = Annotated[Text, ending_in(".parquet", ".jsonl", ".jsonl.gz")]
 
 
 class HubCorpusSource(Section):

@@ -107,7 +107,11 @@ class FinetuningRun(_Protocol):
 
     def steps(self, sequences: int) -> int:
         """Optimizer steps over so many training sequences. Of an epoch's last, partial step nothing is taken."""
-        return self.max_steps or self.epochs * (sequences // self.samples_per_step)
+        if self.epochs is not None:
+            return self.epochs * (sequences // self.samples_per_step)
+        # One of the two is given.
+        assert self.max_steps is not None
+        return self.max_steps
 
     def recipe(self, sequences: int) -> Recipe:
         """What the Trainer is told, for a training set of so many sequences. ValueError if it is less than a step."""

@@ -50,7 +50,8 @@ def near_folders(name: str) -> list[Path]:
 def _folders(name: str) -> tuple[list[Path], list[Path]]:
     """`near_folders`, and all the other ones."""
     first = re.split(r"[_\W]", name, maxsplit=1)[0].lower()
-    near, far = [], []
+    near: list[Path] = []
+    far: list[Path] = []
     for folder in sorted(path for path in tasks_folder().iterdir() if path.is_dir()):
         (near if first and folder.name.lower().startswith(first) else far).append(folder)
     return sorted(near, key=lambda folder: (len(folder.name), folder.name)), far

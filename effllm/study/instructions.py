@@ -4,9 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from effllm.fields import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, path_of
+from effllm.fields import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, ending_in
 
-InstructionPath = path_of(".parquet", ".jsonl", ".jsonl.gz", ".json")
+InstructionPath = Annotated[Text, ending_in(".parquet", ".jsonl", ".jsonl.gz", ".json")]
 
 
 class _Columns(Section):

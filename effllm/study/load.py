@@ -142,7 +142,8 @@ def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
         elif part in schema.get("properties", {}):
             schema = schema["properties"][part]
         else:
-            entries = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), {})
+            patterns: dict[str, Any] = schema.get("patternProperties", {})
+            entries: Any = schema.get("additionalProperties") or next(iter(patterns.values()), {})
             schema = entries if isinstance(entries, dict) else {}
     return path, _resolve(schema, definitions)
 

@@ -10,11 +10,14 @@ def id_pattern(ids: Iterable[str]) -> str:
     Ids are products, such as `<model>.<precision>.<benchmark>`. The pattern is their product too, so its length grows
     with the number of models and not of nodes: Snakemake copies it for every job.
     """
-    endings: dict[str | None, list[str]] = {}
+    whole: list[str] = []
+    endings: dict[str, list[str]] = {}
     for id in dict.fromkeys(ids):
         head, dot, ending = id.rpartition(".")
-        endings.setdefault(ending if dot else None, []).append(head if dot else id)
-    whole = [re.escape(id) for id in endings.pop(None, [])]
+        if dot:
+            endings.setdefault(ending, []).append(head)
+        else:
+            whole.append(re.escape(id))
     by_heads: dict[tuple[str, ...], list[str]] = {}
     for ending, heads in endings.items():
         by_heads.setdefault(tuple(heads), []).append(re.escape(ending))

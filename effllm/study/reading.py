@@ -17,7 +17,7 @@ _BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xf
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Base):  # type: ignore[misc]
+class _Loader(_Base):
     """YAML in which a repeated key of a mapping is an error, not the last one's victory."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -90,6 +90,7 @@ def _check_size(text: str, path: str | Path) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _DEEPEST or count > _MOST_NODES:
+            assert event.start_mark is not None
             line = event.start_mark.line + 1
             what = f"nests deeper than {_DEEPEST} levels" if depth > _DEEPEST else f"holds over {_MOST_NODES} values"
             raise UserError(f"{path}, line {line}: it {what}, as no study does; correct it.")

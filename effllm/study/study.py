@@ -209,10 +209,13 @@ class Study(Section):
                 f"{where}.tokens: {model!r} is a trained model, which random tokens calibrate badly; name a corpus as "
                 f"calibration.corpus, or as models.{model}.precisions.{precision}.calibration.corpus"
             )
-        if stream.vocab_size > source.architecture.vocab_size:
+        words = source.architecture.vocab_size
+        # Random weights state their vocabulary.
+        assert words is not None
+        if stream.vocab_size > words:
             raise ValueError(
                 f"{where}.tokens: {calibration.source!r} has {stream.vocab_size} ids, {model!r} has "
-                f"{source.architecture.vocab_size}; name a stream of at most so many"
+                f"{words}; name a stream of at most so many"
             )
         needed = calibration.samples * calibration.sequence_length
         if stream.tokens < needed:

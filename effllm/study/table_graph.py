@@ -5,7 +5,7 @@ from typing import Any
 
 from effllm.decision.paired import PAIRS, pairs_of
 from effllm.errors import UserError
-from effllm.fields import Section, sort_keys
+from effllm.fields import sort_keys
 from effllm.study.models import FinetunedSource, PretrainedSource
 from effllm.study.published import CLAIMS as CLAIMS_FILE
 from effllm.study.published import published_digest, published_tables
@@ -149,8 +149,8 @@ def _paired_table(name: str) -> str | None:
     return table if table != name else None
 
 
-def _table(study: Study, name: str) -> Section:
-    table = getattr(study.tables, name, None)
+def _table(study: Study, name: str) -> PretrainingTable | FinetuningTable | QuantizationTable:
+    table: PretrainingTable | FinetuningTable | QuantizationTable | None = getattr(study.tables, name, None)
     if table is None:
         raise UserError(f"tables.{name}: the study {study.name!r} does not define it; add it to the study.")
     return table
