@@ -32,7 +32,8 @@ def model_config(shape: Architecture, vocab_size: int, **tokens: int | None) -> 
     if isinstance(shape, DecoderArchitecture):
         from effllm.models.decoder import EffConfig
 
-        return EffConfig(vocab_size=vocab_size, **shape.settings(), **tokens)
+        settings: dict[str, Any] = {**shape.settings(), **tokens}
+        return EffConfig(vocab_size=vocab_size, **settings)
     return AutoConfig.for_model(
         shape.model_type,
         vocab_size=vocab_size,

@@ -34,7 +34,8 @@ def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    asked = {**model.generation_config.to_dict(), **_written(Path(model.name_or_path))}
+    written = _written(Path(model.name_or_path)) if model.name_or_path else {}
+    asked = {**model.generation_config.to_dict(), **written}
     model.generation_config = greedy_config(eos, pad)
     ignored = {key: value for key, value in asked.items() if _differs(key, value, eos)}
     for config in (model.config, text_config(model.config)):

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import (
@@ -23,13 +23,24 @@ from effllm.models.checkpoint.files import CONFIG, stray_names
 from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.text import text_config
 
+if TYPE_CHECKING:
+
+    class CausalLM(PreTrainedModel):
+        """A model of Transformers that generates, by a mixin of its own class."""
+
+        def generate(self, inputs: torch.Tensor, **options: Any) -> torch.Tensor: ...
+
+        def _supports_logits_to_keep(self) -> bool: ...
+
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 _MOST_NAMES = 3
 # Errors of the system that tell of the checkpoint; any other, such as a full disk, tells of the machine.
 _OF_THE_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
-def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> PreTrainedModel:
+def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> "CausalLM":
     """The causal language model in `checkpoint`; raises `CellFailure` (unsupported) unless every weight was loaded.
 
     Transformers fills weights that a checkpoint lacks at random, and only warns. `options` are those of
@@ -38,7 +49,8 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
     for stray in stray_names(checkpoint):
         raise _unreadable(checkpoint, stray)
     with reading(checkpoint):
-        model, keys = AutoModelForCausalLM.from_pretrained(
+        # With the loading information a pair, which its type does not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint,
             dtype=dtype,
             trust_remote_code=False,
@@ -49,6 +61,7 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
             **_plain_generation(checkpoint),
             **options,
         )
+    model, keys = loaded
     if keys["mismatched_keys"]:
         raise _unreadable(checkpoint, f"it holds in another shape {_some(keys['mismatched_keys'])}")
     require_all_weights(keys)
@@ -59,6 +72,12 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> Pre
             config.output_router_logits = False
         # Another such note: everything here, as in Transformers' own `generate`, reads outputs by name.
         config.return_dict = True
+    return model
+
+
+def moved(model: _Module, place: str | torch.dtype) -> _Module:
+    """`model` itself, on that device or in that type: `to`, which Transformers declares without types."""
+    model.to(place)
     return model
 
 

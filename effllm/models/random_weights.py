@@ -16,8 +16,11 @@ RANDOM_WEIGHTS = "random weights"
 
 def write_random_model(source: RandomSource, target: Path) -> None:
     """Draw the weights, on the GPU if there is one, where other numbers come out of the same seed; no tokenizer."""
+    shape, vocab_size = source.architecture, source.architecture.vocab_size
+    # The study demands it of random weights.
+    assert vocab_size is not None
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = random_model(model_config(source.architecture, source.architecture.vocab_size), source.seed)
+        model = random_model(model_config(shape, vocab_size), source.seed)
     save_causal_lm(model.to(getattr(torch, source.dtype)), target)
 
 

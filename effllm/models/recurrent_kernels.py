@@ -57,7 +57,7 @@ def _linear_attention(
     value: Tensor,
     state: tuple[Tensor, ...] | None = None,
     return_state: bool = False,
-) -> tuple[Tensor, list[Tensor] | tuple[Tensor, ...] | None]:
+) -> tuple[Tensor, list[Tensor] | None]:
     """What Transformers' `rwkv_linear_attention` gives, key and value [batch, length, hidden].
 
     The kernel keeps its states in the key's type, which is therefore float32.
@@ -70,6 +70,5 @@ def _linear_attention(
     else:
         start = torch.stack([part.float() for part in state], dim=1)[:, :, None]
     output, last = fused_recurrent_rwkv4(time_decay, time_first.float(), key.float(), value.float(), start)
-    if return_state or state is not None:
-        state = list(last[:, :, 0].unbind(dim=1))
-    return output.to(key.dtype), state
+    after = list(last[:, :, 0].unbind(dim=1)) if return_state or state is not None else None
+    return output.to(key.dtype), after

@@ -7,6 +7,7 @@ figure that is None was not measured, says so elsewhere, and breaks no rule.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from effllm.errors import Status
 from effllm.results.telemetry import DeviceInfo, Finding, Severity, TelemetrySummary
 
 STATUSES = ("ok", "invalid", "oom", "nan", "unsupported", "timeout")
@@ -236,7 +237,7 @@ def check_generation_settings(ignored: Mapping[str, Any]) -> list[Finding]:
     return [Finding("generation_settings", "warning", message)]
 
 
-def status_of(findings: Iterable[Finding]) -> tuple[str, str | None]:
+def status_of(findings: Iterable[Finding]) -> tuple[Status, str | None]:
     """(status, reason) that findings give a row: "invalid" with the errors joined, or ("ok", None)."""
     errors = [finding for finding in findings if finding.severity == "error"]
     # What others did comes first: it explains the rest.

@@ -16,12 +16,15 @@ Packed samples are kept apart only where the model builds its mask that way and 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
 from effllm.errors import UserError
@@ -127,7 +130,7 @@ class ConsumedSamples:
 
 
 @torch.inference_mode()
-def require_separate_samples(model: PreTrainedModel) -> None:
+def require_separate_samples(model: "PreTrainedModel | PeftModel") -> None:
     """Raise `UserError` unless packed samples get the logits from `model` that they get alone.
 
     Call it on the model as it will train: after the Trainer took it, which sets `config.use_cache` to False. Two

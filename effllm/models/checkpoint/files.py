@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,7 +50,7 @@ def model_files(directory: Path, where: str) -> list[Path]:
     return found
 
 
-def weight_files(directory: Path, names: Collection[str], where: str) -> dict[str, list[str] | None]:
+def weight_files(directory: Path, names: Collection[str], where: str) -> Mapping[str, list[str] | None]:
     """Files of weights by name, as Transformers loads them, each with the tensors that an index says it holds.
 
     `names` are the files of the model; the indices among them must be in `directory`, the weights not yet.
@@ -67,7 +67,7 @@ def weight_files(directory: Path, names: Collection[str], where: str) -> dict[st
             f"{where}: there is neither {WEIGHTS} nor {INDEX}, by which Transformers finds the weights; save the model "
             "with save_pretrained."
         )
-    shards: dict[str, list[str] | None] = {}
+    shards: dict[str, list[str]] = {}
     for tensor, shard in maps[INDEX].items():
         shards.setdefault(shard, []).append(tensor)
     for shard in shards:
@@ -80,7 +80,7 @@ def weight_files(directory: Path, names: Collection[str], where: str) -> dict[st
     return dict(sorted(shards.items()))
 
 
-def is_taken(name: str, weights: dict[str, list[str] | None]) -> bool:
+def is_taken(name: str, weights: Mapping[str, list[str] | None]) -> bool:
     """Whether a file is part of the model: weights that are not loaded, such as a second format's, are not."""
     if name.endswith(_INDEX_SUFFIX):
         return name == INDEX and WEIGHTS not in weights

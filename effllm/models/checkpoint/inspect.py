@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,7 +37,7 @@ def inspect_model(directory: Path, where: str, has_tokenizer: bool = True) -> Mo
     model = _build(directory, where)
     tensors = _loaded(model, tensors)
     config, text = model.config, text_config(model.config)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     for part in (config, text):
         # What config.json leaves out comes from the family, whose own ids may lie beyond a smaller vocabulary.
         check_ids({key: getattr(part, key, None) for key in TOKEN_IDS}, rows, f"{where}: config.json")
@@ -61,7 +62,8 @@ def inspect_model(directory: Path, where: str, has_tokenizer: bool = True) -> Mo
 def _build(directory: Path, where: str) -> PreTrainedModel:
     """The model on the meta device, its names and shapes compared with the checkpoint's."""
     try:
-        model, keys = AutoModelForCausalLM.from_pretrained(
+        # With the loading information a pair, which its type does not say.
+        built: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype="auto",
             device_map="meta",
@@ -78,6 +80,7 @@ def _build(directory: Path, where: str) -> PreTrainedModel:
             f"{where}: Transformers cannot build the model from config.json ({reason_of(error)}); choose a causal "
             "language model that it knows, or correct the file."
         ) from error
+    model, keys = built
     if difference := weight_difference(keys):
         raise UserError(
             f"{where}: for the model that config.json describes, the checkpoint {difference}; take config.json and "
@@ -113,10 +116,11 @@ def _tied_head(model: PreTrainedModel, directory: Path, tensors: Mapping[str, Te
     if head.weight is table.weight:
         return True
     modules = {module: name for name, module in model.named_modules()}
-    stored = [_stored(modules[module], tensors) for module in (head, table)]
-    if not getattr(model.config, "tie_word_embeddings", False) or None in stored:
+    names = [_stored(modules[module], tensors) for module in (head, table)]
+    stored = [name for name in names if name is not None]
+    if not getattr(model.config, "tie_word_embeddings", False) or len(stored) < len(names):
         return False
-    weights = []
+    weights: list[torch.Tensor] = []
     for name in stored:
         with safe_open(directory / tensors[name].file, framework="pt") as content:
             weights.append(content.get_tensor(name))

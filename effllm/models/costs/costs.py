@@ -12,7 +12,7 @@ Conventions
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effllm.models.costs.decoders import describe_decoder, describe_gpt_neox, describe_llama
 from effllm.models.costs.recurrent import describe_mamba, describe_rwkv
@@ -20,9 +20,10 @@ from effllm.models.terms import Description
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
 
-_DESCRIBE: dict[str, Callable[["PreTrainedConfig"], Description]] = {
+    from effllm.models.costs.shapes import Shape
+
+_DESCRIBE: dict[str, Callable[[Any], Description]] = {
     "effllm": describe_decoder,
     "llama": describe_llama,
     "mistral": describe_llama,
@@ -46,12 +47,12 @@ class ParameterCount:
     embedding: int
 
 
-def has_formulas(config: "PreTrainedConfig") -> bool:
+def has_formulas(config: "Shape") -> bool:
     """Whether the terms of this architecture are written down here."""
     return config.model_type in _DESCRIBE
 
 
-def describe(config: "PreTrainedConfig") -> Description:
+def describe(config: "Shape") -> Description:
     """The model's terms; raises ValueError for an architecture whose terms are not written down here."""
     if config.model_type not in _DESCRIBE:
         raise ValueError(
@@ -61,7 +62,7 @@ def describe(config: "PreTrainedConfig") -> Description:
     return _DESCRIBE[config.model_type](config)
 
 
-def parameter_count(config: "PreTrainedConfig") -> ParameterCount:
+def parameter_count(config: "Shape") -> ParameterCount:
     """Parameters of the model, as `sum(p.numel() for p in model.parameters())` would count them."""
     model = describe(config)
     outside = model.embedding_parameters + model.head_parameters + model.other_parameters
@@ -72,19 +73,19 @@ def parameter_count(config: "PreTrainedConfig") -> ParameterCount:
     )
 
 
-def forward_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
+def forward_flops(config: "Shape", sequence_length: int) -> int:
     """FLOPs of the forward pass over one sequence, with logits at every position."""
     model = describe(config)
     mixing = model.num_layers * model.layer.mixer.forward_flops(sequence_length)
     return 2 * _matmul_parameters(model) * sequence_length + mixing
 
 
-def training_flops(config: "PreTrainedConfig", sequence_length: int) -> int:
+def training_flops(config: "Shape", sequence_length: int) -> int:
     """FLOPs of forward and backward over one sequence, every parameter trained."""
     return 3 * forward_flops(config, sequence_length)
 
 
-def adapter_training_flops(config: "PreTrainedConfig", sequence_length: int, adapter_parameters: int) -> int:
+def adapter_training_flops(config: "Shape", sequence_length: int, adapter_parameters: int) -> int:
     """The same with fixed weights and trained low-rank matrices of `adapter_parameters` in all.
 
     Fixed weights have the products of the forward pass and those that pass the gradient on: 4 per token and weight, and
@@ -96,9 +97,7 @@ def adapter_training_flops(config: "PreTrainedConfig", sequence_length: int, ada
     return (4 * _matmul_parameters(model) + 6 * adapter_parameters) * sequence_length + 3 * mixing
 
 
-def upper_training_flops(
-    config: "PreTrainedConfig", sequence_length: int, frozen_layers: int, head_is_trained: bool
-) -> int:
+def upper_training_flops(config: "Shape", sequence_length: int, frozen_layers: int, head_is_trained: bool) -> int:
     """The same with the first layers fixed, at which the backward pass ends, and the head fixed or not."""
     model = describe(config)
     layer = 2 * model.layer.matmul_parameters * sequence_length + model.layer.mixer.forward_flops(sequence_length)
@@ -107,13 +106,13 @@ def upper_training_flops(
     return model.num_layers * layer + head + 2 * trained * layer + (2 if head_is_trained else 1) * head
 
 
-def decoding_flops(config: "PreTrainedConfig", context_length: int) -> int:
+def decoding_flops(config: "Shape", context_length: int) -> int:
     """FLOPs of generating one token with a cache, when it sees `context_length` tokens, itself among them."""
     model = describe(config)
     return 2 * _matmul_parameters(model) + model.num_layers * model.layer.mixer.decoding_flops(context_length)
 
 
-def cache_bytes(config: "PreTrainedConfig", context_length: int, dtype: "torch.dtype") -> int:
+def cache_bytes(config: "Shape", context_length: int, dtype: "torch.dtype") -> int:
     """Bytes of cache or recurrent state of one sequence after `context_length` tokens, all in `dtype`.
 
     RWKV and Mamba keep parts of their states in float32 whatever the model's type.
@@ -122,7 +121,7 @@ def cache_bytes(config: "PreTrainedConfig", context_length: int, dtype: "torch.d
     return model.num_layers * model.layer.mixer.cache_elements(context_length) * dtype.itemsize
 
 
-def cache_bytes_per_token(config: "PreTrainedConfig", dtype: "torch.dtype", context_length: int) -> float:
+def cache_bytes_per_token(config: "Shape", dtype: "torch.dtype", context_length: int) -> float:
     """Bytes by which one more token makes the cache grow near `context_length` tokens; 0 for a recurrent state.
 
     Averaged over a thousand tokens, since NSA adds a compressed entry once per stride only.
@@ -132,18 +131,18 @@ def cache_bytes_per_token(config: "PreTrainedConfig", dtype: "torch.dtype", cont
     return grown / span
 
 
-def weight_bytes(config: "PreTrainedConfig", dtype: "torch.dtype") -> int:
+def weight_bytes(config: "Shape", dtype: "torch.dtype") -> int:
     """Bytes of the weights in `dtype`."""
     return parameter_count(config).total * dtype.itemsize
 
 
-def optimizer_bytes(config: "PreTrainedConfig") -> int:
+def optimizer_bytes(config: "Shape") -> int:
     """Bytes of AdamW's two float32 moments of every parameter."""
     return 2 * 4 * parameter_count(config).total
 
 
 def activation_bytes(
-    config: "PreTrainedConfig", batch_size: int, sequence_length: int, dtype: "torch.dtype", checkpointing: bool = False
+    config: "Shape", batch_size: int, sequence_length: int, dtype: "torch.dtype", checkpointing: bool = False
 ) -> int:
     """Bytes that the forward pass keeps for the backward pass in eager PyTorch with a fused attention kernel.
 

@@ -14,6 +14,8 @@ def describe_mamba(config: "MambaConfig") -> Description:
     The state is h, [inner, state], and the convolution's last inputs, [inner, kernel].
     """
     hidden, inner, state, rank = config.hidden_size, config.intermediate_size, config.state_size, config.time_step_rank
+    # The configuration replaces the word `auto`, and None below, by numbers when it is made.
+    assert isinstance(rank, int)
     matmul = 3 * hidden * inner + inner * (rank + 2 * state) + rank * inner
     convolution = inner * (config.conv_kernel + (1 if config.use_conv_bias else 0))
     biases = 2 * inner + hidden if config.use_bias else 0
@@ -36,6 +38,7 @@ def describe_rwkv(config: "RwkvConfig") -> Description:
     The state is five vectors per layer: the last input of both mixings, and WKV's numerator, denominator and maximum.
     """
     hidden, attention, inner = config.hidden_size, config.attention_hidden_size, config.intermediate_size
+    assert attention is not None and inner is not None
     matmul = 4 * hidden * attention + hidden**2 + 2 * hidden * inner
     # time_decay and time_first, five mixing vectors, two LayerNorms.
     total = matmul + 2 * attention + 5 * hidden + 4 * hidden

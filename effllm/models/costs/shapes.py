@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from effllm.models.decoder.architecture import DecoderArchitecture, fill_in
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from effllm.study.architectures import Architecture
+
+    Shape = PreTrainedConfig | SimpleNamespace
+    """What the formulas take: a configuration, or its terms alone."""
 
 
 def shape_of(architecture: Architecture, vocab_size: int) -> SimpleNamespace:

@@ -1,5 +1,7 @@
 """Gradients with many summands, added up in float32 where the model computes in 16 bit."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,13 +29,13 @@ def gather_rows(states: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, states: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.size, ctx.dtype = states.shape, states.dtype
         return states.to(dtype).index_select(0, rows)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (rows,) = ctx.saved_tensors
         total = gradient.new_zeros(ctx.size, dtype=torch.promote_types(gradient.dtype, torch.float32))
         for part, index in zip(gradient.split(_ROWS), rows.split(_ROWS), strict=True):

@@ -1,7 +1,7 @@
 """The decoder's configuration as Transformers takes it."""
 
 from dataclasses import make_dataclass
-from typing import ClassVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -48,7 +48,7 @@ class EffConfig(PreTrainedConfig, _Keys):  # type: ignore[misc, valid-type]
     eos_token_id: int | list[int] | None = None
     output_router_logits: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for key, registry in (("attention", ATTENTION), ("position", POSITIONS), ("feed_forward", FEED_FORWARD)):
             if getattr(self, key) not in registry:
                 raise ValueError(f"{key} {getattr(self, key)!r} is none of {', '.join(registry)}: choose one of them")

@@ -1,5 +1,7 @@
 """The language-modelling loss."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         used = targets != IGNORED
         indices = targets.where(used, 0)[:, None]
@@ -40,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.cat(losses)[:, 0].where(used, 0).sum()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         gradient, used = ctx.saved_tensors
         return gradient.mul_((grad_output * used)[:, None]), None
 

@@ -1,6 +1,6 @@
 """The decoder: Qwen2.5's backbone around a choice of attention, position and feed-forward, as a Transformers model."""
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +47,20 @@ class EffPreTrainedModel(PreTrainedModel):
     `draw_parameters(std)`.
     """
 
+    config: EffConfig
     config_class = EffConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("EffDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["EffDecoderLayer"]  # noqa: RUF012  (as Transformers declares it)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  (the same)
     _supports_sdpa = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if hasattr(module, "draw_parameters"):
-            module.draw_parameters(self.config.initializer_range)
+        draw_parameters = getattr(module, "draw_parameters", None)
+        if draw_parameters is not None:
+            draw_parameters(self.config.initializer_range)
 
 
 class EffModel(EffPreTrainedModel):
@@ -127,31 +129,39 @@ class EffModel(EffPreTrainedModel):
             attention.prepare_cache(cache, config.num_hidden_layers)
         first = 0 if cache is None else int(cache.get_seq_length())
         position.check_length(config, first + length)
-        padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
-        mask = None
+        is_padded = attention_mask is not None and attention_mask.dim() == 2 and not bool(attention_mask.all())
+        padding_mask = attention_mask if is_padded else None
+        mask: Tensor | None = None
         is_causal_only = cache is None and attention_mask is None and position_ids is None
         if attention.uses_mask and position.uses_mask and not is_causal_only:
             # Given position ids without a mask may mark packed documents, which only this mask can keep apart. Where
             # causality is all there is, Transformers before 5.23 writes T x T of it out while torch compiles.
-            mask = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
+            made = create_causal_mask(config, hidden, attention_mask, cache, position_ids)
+            # FlexAttention alone has masks of another kind.
+            assert made is None or isinstance(made, Tensor)
+            mask = made
         if position_ids is None:
             position_ids = torch.arange(first, first + length, device=hidden.device)[None]
-            if padded:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            if padding_mask is not None:
+                position_ids = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return Sequence(
             first_position=first,
             position_ids=position_ids,
             angles=position.angles(config, position_ids, attention.rotary_dim(config)),
             mask=mask,
-            key_mask=attention_mask.bool() if padded else None,
-            padding=_left_padding(attention_mask, config.attention) if padded and attention.uses_padding else None,
+            key_mask=None if padding_mask is None else padding_mask.bool(),
+            padding=(
+                None
+                if padding_mask is None or not attention.uses_padding
+                else _left_padding(padding_mask, config.attention)
+            ),
         )
 
 
 class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
     """The decoder with its language-modelling head, tied to the embedding if the configuration says so."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  (as Transformers declares it)
 
     def __init__(self, config: EffConfig):
         super().__init__(config)
@@ -173,7 +183,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool = False,
         return_dict: bool | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast | tuple:
         """Logits [batch, length, vocabulary], and the mean loss in nats per token if `labels` are given.
 

@@ -48,8 +48,8 @@ class KVContext:
 
     def widened(self) -> "KVContext":
         """In float32 at least, the type in which the gradients of several chunks of queries are then added up."""
-        states = (self.compressed_key, self.compressed_value, self.key, self.value)
-        return KVContext(*map(widen, states), self.start)
+        compressed_key, compressed_value = widen(self.compressed_key), widen(self.compressed_value)
+        return KVContext(compressed_key, compressed_value, widen(self.key), widen(self.value), self.start)
 
     def positions(self, first: int, queries: int) -> Tensor:
         """[batch or 1, queries]; padding, which has no position, takes that of the first real token."""

@@ -1,5 +1,7 @@
 """What native sparse attention keeps of the past."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -18,7 +20,7 @@ class SparseCacheLayer(DynamicLayer):
     is_croppable = False
     _kept = ("compressed_keys", "compressed_values", "tail_keys", "tail_values", "window_keys", "window_values")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         for name in self._kept:
             setattr(self, name, None)
@@ -53,7 +55,7 @@ class SparseCacheLayer(DynamicLayer):
         if tokens_to_remove:
             raise ValueError("the cache of attention nsa cannot be cropped: decode without assisted generation")
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
         self._map(lambda states: states.index_select(0, beam_idx.to(states.device)))
@@ -68,7 +70,7 @@ class SparseCacheLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._map(lambda states: states[indices, ...])
 
-    def _map(self, function) -> None:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         for name in self._kept:
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))

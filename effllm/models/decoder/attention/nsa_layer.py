@@ -99,6 +99,7 @@ class NativeSparseAttention(nn.Module):
 
         start = sequence.position_ids.new_zeros(1) if sequence.padding is None else sequence.padding
         layer = None if cache is None else cache.layers[self.layer_idx]
+        assert layer is None or isinstance(layer, SparseCacheLayer)
         compressed_key, compressed_value = self._compress(raw_key, raw_value, sequence, start, layer)
         if layer is not None:
             selection_key, selection_value = layer.update(selection_key, selection_value)
@@ -205,16 +206,13 @@ class NativeSparseAttention(nn.Module):
     def _attend_by_kernels(
         self, query: Tensor, gates: Tensor, past: KVContext, window_key: Tensor, window_value: Tensor
     ) -> Tensor:
-        shape, positions = self.shape, past.positions(0, query.shape[2])
-        pairs = (
-            (past.compressed_key, past.compressed_value),
-            (past.key, past.value),
-            (window_key, window_value),
-        )
+        shape, positions, dtype = self.shape, past.positions(0, query.shape[2]), query.dtype
         return sparse_attention(
             query,
-            gates.to(query.dtype),
-            *(tuple(states.to(query.dtype) for states in pair) for pair in pairs),
+            gates.to(dtype),
+            (past.compressed_key.to(dtype), past.compressed_value.to(dtype)),
+            (past.key.to(dtype), past.value.to(dtype)),
+            (window_key.to(dtype), window_value.to(dtype)),
             select=lambda importance: branches.select_blocks(importance, positions, shape),
             stride=shape.stride,
             block=shape.block,

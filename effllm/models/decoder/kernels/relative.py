@@ -6,6 +6,8 @@ only a band of W keys has a bias. The two are merged by their log-sum-exp. Backw
 backward pass is given the merged output and log-sum-exp, from which its probabilities come out as those of the whole.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def near_far_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor,
 
 class _NearFar(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
         window, length = bias.shape[1], query.shape[2]
         far = far_lse = None
         ctx.state = ()
@@ -37,14 +39,16 @@ class _NearFar(torch.autograd.Function):
         return context
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, context, lse = ctx.saved_tensors
         window, length, scale = bias.shape[1], query.shape[2], ctx.scale
         gradient = gradient.contiguous()
         of_far = None
         if length > window:
-            rest = (states[:, :, window:].contiguous() for states in (gradient, context, lse))
-            of_far = _far_backward(*rest, *_far(query, key, value, window), ctx.state, scale)
+            merged = (states[:, :, window:].contiguous() for states in (gradient, context, lse))
+            far_gradient, far_context, far_lse = merged
+            far = _far(query, key, value, window)
+            of_far = _far_backward(far_gradient, far_context, far_lse, *far, ctx.state, scale)
         of_query, of_key, of_value, of_bias = strided.backward(
             gradient, query, key, value, bias, context, lse, None if of_far is None else of_far[0], scale, 1, 1, window
         )

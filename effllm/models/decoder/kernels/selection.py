@@ -5,6 +5,8 @@ bounded length whose sums are added up in order. So it gives the same bits each 
 reads, as the first one is, costs no more per reader than any other.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,9 @@ def forward(
 
 
 @forward.register_fake
-def _(query, key, value, blocks, block_size, scale):
+def _(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, block_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
@@ -91,7 +95,17 @@ def backward(
 
 
 @backward.register_fake
-def _(gradient, query, key, value, blocks, context, lse, block_size, scale):
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Tensor,
+    context: Tensor,
+    lse: Tensor,
+    block_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -139,7 +153,7 @@ class SelectedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, block_size: int, scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, block_size: int, scale: float
     ) -> Tensor:
         query, key, value, blocks = (states.contiguous() for states in (query, key, value, blocks))
         context, lse = forward(query, key, value, blocks, block_size, scale)
@@ -148,7 +162,7 @@ class SelectedAttention(torch.autograd.Function):
         return context
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return *backward(gradient.contiguous(), *ctx.saved_tensors, *ctx.rule), None, None, None
 
 

@@ -3,6 +3,8 @@
 The operators take CUDA tensors in 16 bit. Triton is imported when the first of them runs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,18 @@ def forward(
 
 
 @forward.register_fake
-def _(query, key, value, bias, far, far_lse, scale, stride, block, window):
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    far: Tensor | None,
+    far_lse: Tensor | None,
+    scale: float,
+    stride: int,
+    block: int,
+    window: int,
+) -> tuple[Tensor, Tensor]:
     shape = query.shape
     return query.new_empty(shape), query.new_empty(shape[:3], dtype=torch.float32)
 
@@ -110,13 +123,25 @@ def backward(
 
 
 @backward.register_fake
-def _(gradient, query, key, value, bias, context, lse, far_gradient, scale, stride, block, window):
-    wide = {"dtype": torch.float32}
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    context: Tensor,
+    lse: Tensor,
+    far_gradient: Tensor | None,
+    scale: float,
+    stride: int,
+    block: int,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias_gradient = lse.new_empty(0 if bias is None else bias.shape)
     return (
         torch.empty_like(context),
-        key.new_empty(key.shape, **wide),
-        value.new_empty(value.shape, **wide),
+        key.new_empty(key.shape, dtype=torch.float32),
+        value.new_empty(value.shape, dtype=torch.float32),
         bias_gradient,
     )
 
@@ -153,7 +178,7 @@ def block_importance(
 
 
 @block_importance.register_fake
-def _(query, key, lse, scale, stride, block, selection_block):
+def _(query: Tensor, key: Tensor, lse: Tensor, scale: float, stride: int, block: int, selection_block: int) -> Tensor:
     batch, _, length, _ = query.shape
     return lse.new_empty(batch, key.shape[1], length, -(-length // selection_block))
 
@@ -163,7 +188,7 @@ class StridedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, stride: int, block: int, window: int
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, stride: int, block: int, window: int
     ) -> tuple[Tensor, Tensor]:
         context, lse = forward(query, key, value, None, None, None, scale, stride, block, window)
         ctx.save_for_backward(query, key, value, context, lse)
@@ -172,7 +197,7 @@ class StridedAttention(torch.autograd.Function):
         return context, lse
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         query, key, value, context, lse = ctx.saved_tensors
         of_query, of_key, of_value, _ = backward(gradient, query, key, value, None, context, lse, None, *ctx.rule)
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None, None
