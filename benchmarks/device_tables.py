@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from effllm.errors import CellFailure
+from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.stages import STAGES
 from effllm.study import Graph, load_study
@@ -69,7 +70,8 @@ def _publish_missing(graph: Graph, stage: str, directory: Path, outcomes: Outcom
         id=id,
         spec=graph.spec(stage, id),
         parents={},
-        provenance={},
+        # No job ran.
+        provenance=Provenance.model_construct(),
         failure=CellFailure("timeout", f"not measured: {reason}"),
     )
 

@@ -100,6 +100,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
 
 def check(path: Path, resolved: bool) -> int:
     """Say what a study holds (or print it written out), or what is wrong with it."""
+    from effllm.decision.paired import pairs_of
     from effllm.stages import STAGES
     from effllm.study import Graph, load_study
     from effllm.study.inheritance import written_as_yaml
@@ -114,7 +115,7 @@ def check(path: Path, resolved: bool) -> int:
     for stage in STAGES:
         ids = graph.ids(stage)
         print(f"  {stage:12} {len(ids):4}  {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}")
-    print(f"  tables             {', '.join(graph.tables())}")
+    print(f"  tables             {', '.join(name for name in graph.tables() if not name.endswith(pairs_of('')))}")
     return 0
 
 

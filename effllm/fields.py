@@ -65,6 +65,12 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"choose one of {', '.join(listed[:_MOST_CHOICES])}{more}"
 
 
+def require(where: str, id: str, known: Collection[str]) -> None:
+    """Raise ValueError with the key `where` for an id that is not known."""
+    if id not in known:
+        raise ValueError(f"{where}: {id!r} does not exist; {suggestion(id, known)}")
+
+
 def repeated(items: Iterable[str]) -> list[str]:
     """The items that occur more than once, sorted."""
     return sorted(item for item, count in Counter(items).items() if count > 1)

@@ -22,7 +22,7 @@ from effllm.planning.state import (
 from effllm.runtime.stage import SCRATCH
 from effllm.study import Graph, load_study, parse_study
 from effllm.study.pattern import id_pattern
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 

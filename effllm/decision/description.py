@@ -1,6 +1,6 @@
 """What the columns of a table are for a decision: names, qualities, costs, conditions, and which way is better.
 
-A table's description is declared beside its assembler, in `effllm/tables/columns/`. Nothing here imports a library, so
+A table's description is declared in `effllm/tables/columns/`, and its kind names it. Nothing here imports a library, so
 that a decision from a CSV starts at once.
 """
 

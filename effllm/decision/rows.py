@@ -10,7 +10,7 @@ from typing import get_args
 from effllm.decision.description import Better, Column, Description
 from effllm.errors import Status, UserError
 from effllm.tables.cells import REASON_SEPARATOR
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 
 _MEASURED = ("quality", "cost")
 _NO_REASON = "the table does not say why"

@@ -8,8 +8,8 @@ from pathlib import Path
 from effllm.decision.description import Column
 from effllm.decision.published import COLUMNS, Published, read_published
 from effllm.decision.rows import Figure, Table
-from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 
 Names = tuple[str, str]
 """What names a row, in the order of the table's columns."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from effllm.errors import UserError
+from effllm.fields import suggestion
 from effllm.runtime.artifact import MANIFEST
 from effllm.stages import STAGES
 from effllm.study import Graph
-from effllm.study.study import suggestion
 
 TABLE = "table"
 EVERYTHING = "all"

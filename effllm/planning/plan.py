@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effllm.errors import UserError, reason_of
+from effllm.fields import suggestion
 from effllm.planning.earlier import GB, Earlier
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
 from effllm.planning.needs import needs_of, uses_hub
@@ -19,7 +20,6 @@ from effllm.planning.show_plan import text_of
 from effllm.planning.state import State, states_of
 from effllm.stages import STAGES
 from effllm.study import Graph
-from effllm.study.study import suggestion
 from effllm.telemetry.peaks import PEAKS, memory_b
 
 

@@ -10,7 +10,7 @@ from effllm.decision.rows import Table, read_table
 from effllm.errors import UserError
 from effllm.report.listings import Sheet, read_sheet
 from effllm.runtime.artifact import PROVENANCE, read_object
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 from effllm.tables.record import read_record
 
 SHEETS = (*map(pairs_of, DESCRIPTIONS), "comparison", "ranks", "claims", "validity")

@@ -8,18 +8,10 @@ from effllm.report.figures import count_text, listed
 from effllm.report.rows import View, capital, conditions_told, rows_listing
 from effllm.report.scatter import COLOURS
 from effllm.report.sliders import sliders_of
+from effllm.tables.kinds import TABLES
 
 _MOST_SCOPES = 6
-TITLES = {
-    "table3": "Table 3: attention",
-    "table4": "Table 4: positions",
-    "table5": "Table 5: mixtures of experts",
-    "table6": "Table 6: attention-free models",
-    "table7": "Table 7: fine-tuning",
-    "table8": "Table 8: fine-tuning, second data set",
-    "table9": "Table 9: quantization",
-    "table16": "Table 16: quantization by benchmark",
-}
+TITLES = {name: f"Table {name.removeprefix('table')}: {entry.title}" for name, entry in TABLES.items()}
 
 
 def table_section(

@@ -12,7 +12,6 @@ from effllm.fields import repeated
 from effllm.study.data import SyntheticStream, TrainedTokenizer
 from effllm.study.instructions import SyntheticInstructionSource
 from effllm.study.models import PretrainedSource
-from effllm.study.tables import FinetuningTable, InferenceTable, QuantizationTable
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
@@ -30,14 +29,9 @@ def check_names(study: Study) -> None:
                         f"{section}.{id}: it differs from {other!r} by case alone, and some file systems cannot hold "
                         "both: rename one"
                     )
-    for name, table in study.tables:
-        if isinstance(table, QuantizationTable):
-            _check_labels(f"tables.{name}.models", "models", table.models, study.models)
-            _check_labels(f"tables.{name}.benchmarks", "benchmarks", table.benchmarks, study.benchmarks)
-        if isinstance(table, FinetuningTable):
-            suite = study.finetuning[table.suite]
-            _check_labels(f"finetuning.{table.suite}.models", "models", suite.models, study.models)
-            _check_labels(f"finetuning.{table.suite}.methods", "methods", suite.methods, study.methods)
+    for name, table in study.tables.defined().items():
+        for labelled in table.labelled(study, f"tables.{name}"):
+            _check_labels(*labelled)
 
 
 def check_vocabularies(study: Study) -> None:
@@ -64,19 +58,14 @@ def check_vocabularies(study: Study) -> None:
 
 def check_lengths(study: Study) -> None:
     """No model is asked to read further than its positions reach."""
-    for name, table in study.tables:
-        if not isinstance(table, QuantizationTable):
-            continue
-        for model in table.models:
+    for name, table in study.tables.defined().items():
+        for model, key, tokens in table.lengths(study):
             shape = study.architecture_of(model)
-            if shape is None or shape.longest_sequence is None:
-                continue
-            for key, tokens in _lengths(study, table, model):
-                if tokens > shape.longest_sequence:
-                    raise ValueError(
-                        f"{key}: {tokens} tokens exceed the {shape.longest_sequence} positions of {model!r} "
-                        f"(tables.{name}): lower it, or take the model out of the table"
-                    )
+            if shape is not None and shape.longest_sequence is not None and tokens > shape.longest_sequence:
+                raise ValueError(
+                    f"{key}: {tokens} tokens exceed the {shape.longest_sequence} positions of {model!r} "
+                    f"(tables.{name}): lower it, or take the model out of the table"
+                )
 
 
 def vocabulary_of_stream(study: Study, stream: str) -> int | None:
@@ -99,19 +88,6 @@ def vocabulary_of_model(study: Study, model: str) -> int | None:
         if isinstance(source, PretrainedSource)
         else None
     )
-
-
-def _lengths(study: Study, table: QuantizationTable, model: str) -> Iterable[tuple[str, int]]:
-    """What a table makes a model read: the key that says so, and tokens."""
-    if isinstance(table, InferenceTable):
-        for id, workload in study.inference.workloads.items():
-            yield f"inference.workloads.{id}: prompt and new tokens", workload.prompt_tokens + workload.new_tokens
-    if table.benchmarks and study.evaluation.max_length is not None:
-        yield "evaluation.max_length", study.evaluation.max_length
-    for precision in table.precisions:
-        calibration = study.precision_of(model, precision).calibration_set()
-        if calibration is not None:
-            yield f"precisions.{precision}.calibration.sequence_length", calibration.sequence_length
 
 
 def _check_labels(where: str, section: str, ids: Iterable[str], entries: Mapping[str, object]) -> None:

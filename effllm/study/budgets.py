@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from effllm.fields import Float, Section, Text, suggestion
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 
 _MEASURED = ("quality", "cost")
 

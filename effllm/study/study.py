@@ -1,11 +1,10 @@
 """The whole study, and the checks that need more than one of its sections."""
 
-from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
-from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, shortened, suggestion
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
@@ -28,7 +27,7 @@ from effllm.study.models import (
     PretrainedSource,
     RandomSource,
 )
-from effllm.study.tables import FinetuningTable, PretrainingTable, QuantizationTable, Tables, check_seeds
+from effllm.study.tables import Tables
 from effllm.study.training import PretrainingRun
 from effllm.training.methods import AnyMethod
 
@@ -69,44 +68,35 @@ class Study(Section):
     def _references_exist(self) -> "Study":
         for id, tokenizer in self.tokenizers.items():
             if isinstance(tokenizer, TrainedTokenizer):
-                _require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
+                require(f"tokenizers.{id}.corpus", tokenizer.corpus, self.corpora)
         for id, stream in self.tokens.items():
             if isinstance(stream, SyntheticStream):
                 continue
-            _require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
-            _require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
+            require(f"tokens.{id}.corpus", stream.corpus, self.corpora)
+            require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
         for id, run in self.pretraining.items():
-            _require(f"pretraining.{id}.tokens", run.tokens, self.tokens)
+            require(f"pretraining.{id}.tokens", run.tokens, self.tokens)
         for id, benchmark in self.benchmarks.items():
             if isinstance(benchmark, HeldOutBenchmark):
-                _require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)
+                require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)
             if isinstance(benchmark, HarnessBenchmark) and not harness_task_exists(benchmark.task):
                 near = harness_suggestions(benchmark.task)
                 remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "list them with: lm-eval ls tasks"
                 raise ValueError(f"benchmarks.{id}.task: lm-eval has no task {benchmark.task!r}; {remedy}")
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
-                _require(f"models.{id}.source.run", model.source.run, self.pretraining)
+                require(f"models.{id}.source.run", model.source.run, self.pretraining)
                 self._check_kept(f"models.{id}.source.run", model.source.run)
             for precision in model.precisions:
-                _require(f"models.{id}.precisions", precision, self.precisions)
+                require(f"models.{id}.precisions", precision, self.precisions)
                 self._check_settings(id, precision)
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
         for id, model in self.models.items():
             if isinstance(model.source, FinetunedSource):
                 self._check_finetuned(f"models.{id}.source", model.source)
-        for name, table in self.tables:
-            if isinstance(table, PretrainingTable):
-                self._check_pretraining_table(f"tables.{name}", table)
-            if isinstance(table, FinetuningTable):
-                _require(f"tables.{name}.suite", table.suite, self.finetuning)
-                if table.baseline:
-                    _require(f"tables.{name}.baseline", table.baseline, self.finetuning[table.suite].methods)
-            if isinstance(table, QuantizationTable):
-                self._check_quantization_table(f"tables.{name}", table)
-        if self.tables.table9:
-            _require("tables.table9.workload", self.tables.table9.workload, self.inference.workloads)
+        for name, table in self.tables.defined().items():
+            table.check(self, f"tables.{name}")
         check_budgets(self.budgets)
         check_names(self)
         check_vocabularies(self)
@@ -128,11 +118,11 @@ class Study(Section):
         return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
 
     def _check_finetuned(self, where: str, source: FinetunedSource) -> None:
-        _require(f"{where}.suite", source.suite, self.finetuning)
+        require(f"{where}.suite", source.suite, self.finetuning)
         suite = self.finetuning[source.suite]
-        _require(f"{where}.model", source.model, suite.models)
-        _require(f"{where}.method", source.method, suite.methods)
-        _require(f"finetuning.{source.suite}.instructions", suite.instructions, self.instructions)
+        require(f"{where}.model", source.model, suite.models)
+        require(f"{where}.method", source.method, suite.methods)
+        require(f"finetuning.{source.suite}.instructions", suite.instructions, self.instructions)
         if self.instructions[suite.instructions].is_synthetic:
             raise ValueError(
                 f"{where}.suite: {source.suite!r} trains on the random tokens of {suite.instructions!r} and keeps no "
@@ -140,12 +130,12 @@ class Study(Section):
             )
 
     def _check_suite(self, where: str, suite: FinetuningSuite) -> None:
-        _require(f"{where}.instructions", suite.instructions, self.instructions)
+        require(f"{where}.instructions", suite.instructions, self.instructions)
         is_synthetic = self.instructions[suite.instructions].is_synthetic
         for id in suite.methods:
-            _require(f"{where}.methods", id, self.methods)
+            require(f"{where}.methods", id, self.methods)
         for id in suite.models:
-            _require(f"{where}.models", id, self.models)
+            require(f"{where}.models", id, self.models)
             if isinstance(self.models[id].source, FinetunedSource):
                 raise ValueError(f"{where}.models: {id!r} is fine-tuned already; name its base model")
             if isinstance(self.models[id].source, RandomSource) and not is_synthetic:
@@ -176,7 +166,8 @@ class Study(Section):
             )
             raise ValueError(f"{where}: {details}") from None
 
-    def _check_fit(self, model: str, precision: str) -> None:
+    def check_precision(self, model: str, precision: str) -> None:
+        """Raise ValueError if a model cannot be had in a precision: its shape, or what it is calibrated with."""
         where = f"models.{model}.precisions.{precision}"
         settings = self.precision_of(model, precision)
         calibration = settings.calibration_set()
@@ -190,14 +181,14 @@ class Study(Section):
         where = f"precisions.{precision}.calibration"
         source = self.models[model].source
         if calibration.corpus is not None:
-            _require(f"{where}.corpus", calibration.corpus, self.corpora)
+            require(f"{where}.corpus", calibration.corpus, self.corpora)
             if isinstance(source, RandomSource):
                 raise ValueError(
                     f"{where}.corpus: {model!r} has random weights and no tokenizer to read {calibration.corpus!r} "
                     "with; name a synthetic stream as calibration.tokens"
                 )
             return
-        _require(f"{where}.tokens", calibration.source, self.tokens)
+        require(f"{where}.tokens", calibration.source, self.tokens)
         stream = self.tokens[calibration.source]
         if not isinstance(stream, SyntheticStream):
             raise ValueError(
@@ -223,38 +214,3 @@ class Study(Section):
                 f"{where}.samples: {calibration.source!r} has {stream.tokens} tokens, {calibration.samples} sequences "
                 f"of {calibration.sequence_length} take {needed}; lower it, or enlarge tokens.{calibration.source}"
             )
-
-    def _check_pretraining_table(self, where: str, table: PretrainingTable) -> None:
-        for index, row in enumerate(table.rows):
-            for run in row.runs:
-                _require(f"{where}.rows.{index}.runs", run, self.pretraining)
-            check_seeds(f"{where}.rows.{index}.runs", row.runs, self.pretraining)
-
-    def _check_quantization_table(self, where: str, table: QuantizationTable) -> None:
-        for key, ids, known in (
-            ("models", table.models, self.models),
-            ("precisions", table.precisions, self.precisions),
-            ("benchmarks", table.benchmarks, self.benchmarks),
-        ):
-            for id in ids:
-                _require(f"{where}.{key}", id, known)
-            if twice := repeated(ids):
-                raise ValueError(f"{where}.{key}: {', '.join(twice)} is listed twice; list it once")
-        for model in table.models:
-            if table.benchmarks and isinstance(self.models[model].source, RandomSource):
-                raise ValueError(
-                    f"{where}.benchmarks: a score of {model!r}, which has random weights, means nothing; give the "
-                    "table no benchmarks, or take the model out of it"
-                )
-            for precision in table.precisions:
-                self._check_fit(model, precision)
-        if table.baseline not in table.precisions:
-            raise ValueError(
-                f"{where}.baseline: {table.baseline!r} is not among its precisions {table.precisions}; "
-                "add it there or name another"
-            )
-
-
-def _require(where: str, id: str, known: Collection[str]) -> None:
-    if id not in known:
-        raise ValueError(f"{where}: {id!r} does not exist; {suggestion(id, known)}")

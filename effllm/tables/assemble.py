@@ -21,25 +21,16 @@ from effllm.runtime.clock import await_inputs
 from effllm.runtime.faults import fault_of_machine
 from effllm.runtime.launch import end_with
 from effllm.runtime.stage import SCRATCH
-from effllm.tables.benchmarks import scores_by_benchmark
 from effllm.tables.decisions import claims, compared, ranks
-from effllm.tables.finetuning import finetuning_table
+from effllm.tables.kinds import TABLES
 from effllm.tables.pairs import PAIR_COLUMNS, all_pairs, pairs
-from effllm.tables.pretraining import pretraining_table
-from effllm.tables.quantization import table9
 from effllm.tables.record import record_of, write_record
 from effllm.tables.validity import COLUMNS, validity
 
 Assembler = Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]
-_OF_ARTIFACTS: dict[str, Assembler] = {
-    **dict.fromkeys(("table3", "table4", "table5", "table6"), pretraining_table),
-    **dict.fromkeys(("table7", "table8"), finetuning_table),
-    "table9": table9,
-    "table16": scores_by_benchmark,
-}
 ASSEMBLERS: dict[str, Assembler] = {
-    **_OF_ARTIFACTS,
-    **{pairs_of(table): pairs for table in _OF_ARTIFACTS},
+    **{name: entry.kind.assemble for name, entry in TABLES.items()},
+    **{pairs_of(name): pairs for name in TABLES},
     PAIRS: all_pairs,
     "validity": validity,
     "ranks": ranks,
@@ -47,7 +38,7 @@ ASSEMBLERS: dict[str, Assembler] = {
     "claims": claims,
 }
 # Of tables that may have no row to take the columns from.
-_COLUMNS_OF_NONE = {"validity": COLUMNS, **dict.fromkeys((PAIRS, *map(pairs_of, _OF_ARTIFACTS)), PAIR_COLUMNS)}
+_COLUMNS_OF_NONE = {"validity": COLUMNS, **dict.fromkeys((PAIRS, *map(pairs_of, TABLES)), PAIR_COLUMNS)}
 
 
 def write_table(

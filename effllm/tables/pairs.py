@@ -4,34 +4,19 @@ Each table has its own next to it, results/table<N>-pairs.csv; results/pairs.csv
 """
 
 import csv
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from effllm.decision.description import Column, Description
-from effllm.decision.paired import PAIRS, REASONS, Change, Code, ratio_change
-from effllm.tables.artifacts import Result, read_results
-from effllm.tables.benchmarks import scores_by_benchmark
+from effllm.decision.paired import PAIRS, REASONS, Change, ratio_change
+from effllm.tables.artifacts import read_results
 from effllm.tables.cells import rounded
-from effllm.tables.columns import DESCRIPTIONS
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
-from effllm.tables.finetuning import finetuning_table
-from effllm.tables.items import (
-    Items,
-    compare,
-    compare_mean,
-    items_of_evaluation,
-    items_of_finetuning,
-    items_of_pretraining,
-)
-from effllm.tables.pretraining import pretraining_table
-from effllm.tables.quantization import table9
+from effllm.tables.kinds import TABLES
+from effllm.tables.members import Member
 
-Results = Mapping[str, Mapping[str, Result]]
 PAIR_COLUMNS = (
     "table",
     "row",
@@ -54,47 +39,7 @@ PAIR_COLUMNS = (
     "reason",
 )
 CARD = "device_id"
-MEANS = ("average_performance", "mean")
 _OWN_VALUES = "difference of two figures without a record by item"
-
-
-@dataclass(frozen=True)
-class _Member(ABC):
-    """One row of a table: where it is, and where the row that it is compared with is."""
-
-    index: int
-    against: int
-
-    @abstractmethod
-    def change(self, column: str, base: Any) -> Change | None:
-        """The paired change of a quality against another member; None where no record by item tells of it."""
-
-
-@dataclass(frozen=True)
-class _Trained(_Member):
-    """A row of Tables 3 to 8, with its held-out losses in nats per token."""
-
-    held_out: Items | Code
-
-    def change(self, column: str, base: "_Trained") -> Change | None:
-        """Of the loss, and of the perplexity, which is a ratio."""
-        if column == "held_out_loss":
-            return compare(self.held_out, base.held_out)
-        return _exponential(compare(self.held_out, base.held_out)) if column == "PPL" else None
-
-
-@dataclass(frozen=True)
-class _Scored(_Member):
-    """A row of Tables 9 and 16, with its answers by column; `mean` are the columns that the mean is over."""
-
-    answers: Mapping[str, Items | Code]
-    mean: tuple[str, ...]
-
-    def change(self, column: str, base: "_Scored") -> Change | None:
-        """Of one benchmark's score, or of their mean."""
-        if column in MEANS:
-            return compare_mean(*([side.answers[name] for name in self.mean] for side in (self, base)))
-        return compare(self.answers[column], base.answers[column])
 
 
 def pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -105,9 +50,10 @@ def pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict
     code.
     """
     name = spec["of"]
-    assemble_rows, members = _kind(spec, {stage: read_results(stage, paths) for stage, paths in inputs.items()})
-    rows = assemble_rows(spec, inputs)
-    description = DESCRIPTIONS[name]
+    kind = TABLES[name].kind
+    members = list(kind.members(spec, {stage: read_results(stage, paths) for stage, paths in inputs.items()}))
+    rows = kind.assemble(spec, inputs)
+    description = kind.columns
     described = description.columns(list(rows[0]))
     columns = [column for column in described.values() if column.role in ("quality", "cost")]
     found = []
@@ -136,7 +82,7 @@ def all_pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[
 
 
 def _change(
-    column: Column, row: Mapping[str, Any], base: Mapping[str, Any], member: _Member, against: _Member
+    column: Column, row: Mapping[str, Any], base: Mapping[str, Any], member: Member, against: Member
 ) -> tuple[Change, str]:
     value, other = row[column.name], base[column.name]
     if column.role == "cost":
@@ -184,48 +130,3 @@ def _better(column: Column, row: Mapping[str, Any]) -> str | None:
 def _interval(column: Column, row: Mapping[str, Any]) -> tuple[float, float] | None:
     low, high = (row.get(bound) for bound in column.interval or ("", ""))
     return None if low is None or high is None else (low, high)
-
-
-def _kind(table: Mapping[str, Any], results: Results) -> tuple[Callable[..., list[dict[str, Any]]], list[Any]]:
-    """The assembler of a table's rows, and its members in their order."""
-    config = table["config"]
-    if "rows" in config:
-        return pretraining_table, list(_architectures(config["rows"], table["baseline"], results["pretrain"]))
-    if "suite" in config:
-        return finetuning_table, list(_methods(config, table["baseline"], results["finetune"]))
-    return (table9 if "workload" in config else scores_by_benchmark), list(_precisions(table, results["evaluate"]))
-
-
-def _architectures(rows: list[dict[str, Any]], baseline: str, results: Mapping[str, Result]) -> Iterator[_Trained]:
-    """Against the baseline method at the same nominal size; where it has none, at the size that comes first."""
-    sizes = {row["parameters"]: index for index, row in enumerate(rows) if row["method"] == baseline}
-    for index, row in enumerate(rows):
-        against = index if row["method"] == baseline else sizes.get(row["parameters"], min(sizes.values()))
-        yield _Trained(index, against, items_of_pretraining([results[id] for id in row["runs"]]))
-
-
-def _methods(suite: Mapping[str, Any], baseline: str, results: Mapping[str, Result]) -> Iterator[_Trained]:
-    methods = suite["methods"]
-    for index, (model, method) in enumerate(product(suite["models"], methods)):
-        against = index - methods.index(method) + methods.index(baseline)
-        yield _Trained(index, against, items_of_finetuning(results[f"{model}.{suite['suite']}.{method}"]))
-
-
-def _precisions(table: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[_Scored]:
-    config = table["config"]
-    precisions = config["precisions"]
-    for index, (model, precision) in enumerate(product(config["models"], precisions)):
-        against = index - precisions.index(precision) + precisions.index(table["baseline"])
-        scored = {id: results[f"{model}.{precision}.{id}"] for id in config["benchmarks"]}
-        columns = {id: f"{id}_score" if "workload" in config else table["benchmark_labels"][id] for id in scored}
-        answers = {columns[id]: items_of_evaluation(result) for id, result in scored.items()}
-        accuracies = [id for id, result in scored.items() if result.content and result.content.role == "accuracy"]
-        yield _Scored(index, against, answers, tuple(columns[id] for id in accuracies))
-
-
-def _exponential(change: Change) -> Change:
-    """The ratio of perplexities that a difference of losses is."""
-    if change.value is None:
-        return change
-    interval = (math.exp(change.interval[0]), math.exp(change.interval[1])) if change.interval else None
-    return replace(change, value=math.exp(change.value), interval=interval)

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from effllm.decision.rows import Figure, Row, Table
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 
 COSTS = ("latency_ms", "memory_peak_GB", "energy_J_per_token")
 QUALITY = "average_performance"

@@ -7,7 +7,7 @@ import pytest
 from effllm.decision.paired import pairs_of
 from effllm.decision.rows import read_table
 from effllm.tables.assemble import ASSEMBLERS, assemble, write_csv
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 from tests.conftest import REPOSITORY
 from tests.unit.tables.conftest import Study
 

@@ -7,7 +7,7 @@ import pytest
 
 from effllm.errors import CellFailure, UserError
 from effllm.tables.assemble import assemble, write_csv
-from effllm.tables.columns import DESCRIPTIONS
+from effllm.tables.descriptions import DESCRIPTIONS
 from effllm.tables.show import print_table
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, TELEMETRY, Study
 

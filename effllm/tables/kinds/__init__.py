@@ -1,0 +1,38 @@
+"""The tables of a study by name, in the paper's order.
+
+To add one: a file with a subclass of `Table`, like `finetuning.py`, and a line here. Nothing heavy is imported, because
+every parse of the workflow reads this.
+"""
+
+from dataclasses import dataclass
+
+from effllm.tables.kinds.finetuning import FinetuningTable
+from effllm.tables.kinds.inference import InferenceTable
+from effllm.tables.kinds.kind import Table
+from effllm.tables.kinds.pretraining import PretrainingTable
+from effllm.tables.kinds.scores import QuantizationTable
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table: its kind, its version (raised by hand when a change of code alters it), and what it is about.
+
+    title: follows its number in headings.
+    """
+
+    kind: type[Table]
+    version: int
+    about: str
+    title: str
+
+
+TABLES: dict[str, Entry] = {
+    "table3": Entry(PretrainingTable, 2, "Efficient attention.", "attention"),
+    "table4": Entry(PretrainingTable, 2, "Positional encoding.", "positions"),
+    "table5": Entry(PretrainingTable, 2, "Mixture of experts.", "mixtures of experts"),
+    "table6": Entry(PretrainingTable, 2, "Attention-free architectures.", "attention-free models"),
+    "table7": Entry(FinetuningTable, 2, "Fine-tuning on OpenO1-SFT.", "fine-tuning"),
+    "table8": Entry(FinetuningTable, 2, "Fine-tuning on medical-o1-reasoning-SFT.", "fine-tuning, second data set"),
+    "table9": Entry(InferenceTable, 3, "Quantization.", "quantization"),
+    "table16": Entry(QuantizationTable, 3, "Quantization by benchmark.", "quantization by benchmark"),
+}
