@@ -11,7 +11,6 @@ from typing import Any
 
 from effllm.decision.description import Column, Description
 from effllm.decision.paired import PAIRS, REASONS, Change, ratio_change
-from effllm.tables.artifacts import read_results
 from effllm.tables.cells import rounded
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
 from effllm.tables.kinds import TABLES
@@ -51,7 +50,7 @@ def pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict
     """
     name = spec["of"]
     kind = TABLES[name].kind
-    members = list(kind.members(spec, {stage: read_results(stage, paths) for stage, paths in inputs.items()}))
+    members = list(kind.members(spec, inputs))
     rows = kind.assemble(spec, inputs)
     description = kind.columns
     described = description.columns(list(rows[0]))

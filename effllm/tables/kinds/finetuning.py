@@ -1,6 +1,6 @@
 """Tables of fine-tuning: one row per base model and method of a suite."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,11 +9,10 @@ from pydantic import Field
 from effllm.decision.description import Description
 from effllm.fields import PlainId, require
 from effllm.tables.columns.finetuning import FINETUNING
-from effllm.tables.kinds.kind import Labelled, Nodes, Spec, Table
+from effllm.tables.kinds.kind import Inputs, Labelled, Nodes, Spec, Table
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
-    from effllm.tables.artifacts import Result
     from effllm.tables.members import Member
 
 
@@ -63,22 +62,24 @@ class FinetuningTable(Table):
         yield Labelled(f"finetuning.{self.suite}.methods", "methods", suite.methods, study.methods)
 
     @staticmethod
-    def assemble(spec: Spec, inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    def assemble(spec: Spec, inputs: Inputs) -> list[dict[str, Any]]:
         from effllm.tables.finetuning import finetuning_table
 
         return finetuning_table(spec, inputs)
 
     @staticmethod
-    def members(spec: Spec, results: "Mapping[str, Mapping[str, Result]]") -> "Iterator[Member]":
+    def members(spec: Spec, inputs: Inputs) -> "Iterator[Member]":
         """Against the baseline method on the same base model."""
+        from effllm.tables.artifacts import read_results
         from effllm.tables.items import items_of_finetuning
         from effllm.tables.members import Trained
 
+        results = read_results("finetune", inputs["finetune"])
         suite, baseline = spec["config"], spec["baseline"]
         methods = suite["methods"]
         for index, (model, method) in enumerate(product(suite["models"], methods)):
             against = index - methods.index(method) + methods.index(baseline)
-            result = results["finetune"][f"{model}.{suite['suite']}.{method}"]
+            result = results[f"{model}.{suite['suite']}.{method}"]
             yield Trained(index, against, items_of_finetuning(result))
 
     def _cells(self, study: "Study") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Table 9: models in their precisions, with figures of the fixed workloads."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -8,12 +8,11 @@ from pydantic import Field
 from effllm.decision.description import Description
 from effllm.fields import PlainId, require
 from effllm.tables.columns.quantization import QUANTIZATION
-from effllm.tables.kinds.kind import Length, Nodes, Spec
+from effllm.tables.kinds.kind import Inputs, Length, Nodes, Spec
 from effllm.tables.kinds.scores import QuantizationTable, scored_members
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
-    from effllm.tables.artifacts import Result
     from effllm.tables.members import Member
 
 
@@ -41,11 +40,11 @@ class InferenceTable(QuantizationTable):
         yield from super().lengths(study)
 
     @staticmethod
-    def assemble(spec: Spec, inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    def assemble(spec: Spec, inputs: Inputs) -> list[dict[str, Any]]:
         from effllm.tables.quantization import table9
 
         return table9(spec, inputs)
 
     @staticmethod
-    def members(spec: Spec, results: "Mapping[str, Mapping[str, Result]]") -> "Iterator[Member]":
-        return scored_members(spec, results, {id: f"{id}_score" for id in spec["config"]["benchmarks"]})
+    def members(spec: Spec, inputs: Inputs) -> "Iterator[Member]":
+        return scored_members(spec, inputs, {id: f"{id}_score" for id in spec["config"]["benchmarks"]})

@@ -9,13 +9,14 @@ from effllm.fields import Section
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
-    from effllm.tables.artifacts import Result
     from effllm.tables.members import Member
 
 Nodes = dict[str, list[str]]
 """Ids of nodes by stage, in the order in which a table reads them."""
 Spec = Mapping[str, Any]
 """What `Graph.table_spec` says of a table."""
+Inputs = Mapping[str, list[str]]
+"""Paths of manifests by stage: those of `nodes`."""
 
 
 class Labelled(NamedTuple):
@@ -61,12 +62,12 @@ class Table(Section, ABC):
 
     @staticmethod
     @abstractmethod
-    def assemble(spec: Spec, inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-        """The rows, from paths of manifests by stage."""
+    def assemble(spec: Spec, inputs: Inputs) -> list[dict[str, Any]]:
+        """The rows."""
 
     @staticmethod
     @abstractmethod
-    def members(spec: Spec, results: "Mapping[str, Mapping[str, Result]]") -> "Iterator[Member]":
+    def members(spec: Spec, inputs: Inputs) -> "Iterator[Member]":
         """Each row with the one that it is compared with, and what was recorded of it item by item."""
 
     def baseline_label(self, study: "Study") -> str:

@@ -8,12 +8,11 @@ from pydantic import Field, model_validator
 from effllm.decision.description import Description
 from effllm.fields import LONGEST_TEXT, Id, Section, Text, repeated, require, suggestion
 from effllm.tables.columns.pretraining import PRETRAINING
-from effllm.tables.kinds.kind import Nodes, Spec, Table
+from effllm.tables.kinds.kind import Inputs, Nodes, Spec, Table
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
     from effllm.study.training import PretrainingRun
-    from effllm.tables.artifacts import Result
     from effllm.tables.members import Member
 
 
@@ -67,22 +66,24 @@ class PretrainingTable(Table):
         return self.baseline or self.rows[0].method
 
     @staticmethod
-    def assemble(spec: Spec, inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    def assemble(spec: Spec, inputs: Inputs) -> list[dict[str, Any]]:
         from effllm.tables.pretraining import pretraining_table
 
         return pretraining_table(spec, inputs)
 
     @staticmethod
-    def members(spec: Spec, results: "Mapping[str, Mapping[str, Result]]") -> "Iterator[Member]":
+    def members(spec: Spec, inputs: Inputs) -> "Iterator[Member]":
         """Against the baseline method at the same nominal size; where it has none, at the size that comes first."""
+        from effllm.tables.artifacts import read_results
         from effllm.tables.items import items_of_pretraining
         from effllm.tables.members import Trained
 
+        results = read_results("pretrain", inputs["pretrain"])
         rows, baseline = spec["config"]["rows"], spec["baseline"]
         sizes = {row["parameters"]: index for index, row in enumerate(rows) if row["method"] == baseline}
         for index, row in enumerate(rows):
             against = index if row["method"] == baseline else sizes.get(row["parameters"], min(sizes.values()))
-            yield Trained(index, against, items_of_pretraining([results["pretrain"][id] for id in row["runs"]]))
+            yield Trained(index, against, items_of_pretraining([results[id] for id in row["runs"]]))
 
 
 def check_seeds(where: str, ids: list[str], runs: "Mapping[str, PretrainingRun]") -> None:

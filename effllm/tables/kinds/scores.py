@@ -9,11 +9,10 @@ from pydantic import Field, model_validator
 from effllm.decision.description import Description
 from effllm.fields import Id, PlainId, repeated, require
 from effllm.tables.columns.benchmarks import BENCHMARKS
-from effllm.tables.kinds.kind import Labelled, Length, Nodes, Spec, Table
+from effllm.tables.kinds.kind import Inputs, Labelled, Length, Nodes, Spec, Table
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
-    from effllm.tables.artifacts import Result
     from effllm.tables.members import Member
 
 
@@ -110,28 +109,28 @@ class QuantizationTable(Table):
                     yield Length(model, key, calibration.sequence_length)
 
     @staticmethod
-    def assemble(spec: Spec, inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    def assemble(spec: Spec, inputs: Inputs) -> list[dict[str, Any]]:
         from effllm.tables.benchmarks import scores_by_benchmark
 
         return scores_by_benchmark(spec, inputs)
 
     @staticmethod
-    def members(spec: Spec, results: "Mapping[str, Mapping[str, Result]]") -> "Iterator[Member]":
-        return scored_members(spec, results, spec["benchmark_labels"])
+    def members(spec: Spec, inputs: Inputs) -> "Iterator[Member]":
+        return scored_members(spec, inputs, spec["benchmark_labels"])
 
 
-def scored_members(
-    spec: Spec, results: "Mapping[str, Mapping[str, Result]]", columns: Mapping[str, str]
-) -> "Iterator[Member]":
+def scored_members(spec: Spec, inputs: Inputs, columns: Mapping[str, str]) -> "Iterator[Member]":
     """Against the baseline precision of the same model. columns: the column of each benchmark's score, by its id."""
+    from effllm.tables.artifacts import read_results
     from effllm.tables.items import items_of_evaluation
     from effllm.tables.members import Scored
 
+    results = read_results("evaluate", inputs["evaluate"])
     config, baseline = spec["config"], spec["baseline"]
     precisions = config["precisions"]
     for index, (model, precision) in enumerate(product(config["models"], precisions)):
         against = index - precisions.index(precision) + precisions.index(baseline)
-        scored = {id: results["evaluate"][f"{model}.{precision}.{id}"] for id in config["benchmarks"]}
+        scored = {id: results[f"{model}.{precision}.{id}"] for id in config["benchmarks"]}
         answers = {columns[id]: items_of_evaluation(result) for id, result in scored.items()}
         accuracies = [id for id, result in scored.items() if result.content and result.content.role == "accuracy"]
         yield Scored(index, against, answers, tuple(columns[id] for id in accuracies))
