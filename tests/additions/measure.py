@@ -1,5 +1,7 @@
 """What the additions do, as JSON in a folder: `python -m tests.additions.register tests.additions.measure FOLDER`."""
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,16 +12,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effllm import cli
 from effllm.models import costs
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.weights import weight_bytes
 from effllm.study import Graph
 from effllm.study.inheritance import read_study
+from effllm.tables.assemble import assemble, write_csv
 from effllm.telemetry.sources import open_source
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, ENERGY, FIGURES, TELEMETRY, UTILIZATION, Study
 
 LENGTH, VOCABULARY = 96, 300
+OVERLAP = {
+    "words_per_gram": 5,
+    "gram_share_compared": 1.0,
+    "near_duplicate_jaccard": 0.5,
+    "contained_share": 0.8,
+    "maximum_jaccard": None,
+    "held_out_gram_share_in_training": None,
+    "held_out_byte_share_covered": {},
+    "held_out_documents_covered": {},
+}
 STUDY = Path(__file__).with_name("study.yaml")
 
 
@@ -108,7 +122,16 @@ def tables(root: Path) -> dict[str, Any]:
         }
         study.write("profile", f"llama-1m.{id}", "profile.json", profile)
         study.score(f"llama-1m.{id}", "adjacent-swap", 0.8, "accuracy")
-    return {name: study.rows(name) for name in ("table3", "table9")}
+    counts = {"documents": 1, "tokens": 10, "utf8_bytes": 40}
+    splits = {"train": counts | {"documents": 8}, "held_out": counts}
+    corpus = {"seen": 12, "dropped": {"exact": 3}, "splits": splits, "budget_met": None, "overlap": OVERLAP}
+    study.write("corpus", "python-docs", "corpus.json", corpus)
+    names = ("table3", "table9", "table90", "table90-pairs")
+    table90 = root / "table90.csv"
+    write_csv(assemble("table90", study.graph.table_spec("table90"), study.graph.table_parents("table90")), table90)
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        cli.main(["recommend", str(table90)])
+    return {name: study.rows(name) for name in names} | {"recommended": printed.getvalue()}
 
 
 def main(root: Path) -> None:

@@ -8,9 +8,11 @@ import sys
 
 from effllm.models.decoder.attention import ATTENTION
 from effllm.quantization import PRECISIONS
+from effllm.tables.kinds import TABLES, Entry
 from effllm.telemetry.sources import OPENERS
 from effllm.training.methods import METHODS
 from tests.additions.bitfit import BitFitMethod
+from tests.additions.corpora import CorporaTable
 from tests.additions.gated_attention import GatedQuery
 from tests.additions.rounding import RoundedPrecision
 
@@ -18,6 +20,7 @@ if __name__ == "__main__":
     ATTENTION["gated"] = GatedQuery(shared=2, is_fixed=False)
     METHODS["bitfit"] = BitFitMethod
     PRECISIONS["rounded"] = RoundedPrecision
+    TABLES["table90"] = Entry(CorporaTable, 1, "Corpora.", "corpora")
     OPENERS["uptime"] = ("tests.additions.uptime", "UptimeSource")
     module, *arguments = sys.argv[1:]
     sys.argv = [module, *arguments]

@@ -1,4 +1,4 @@
-"""An attention variant, a method, a precision, a source and a workload are added by a file and a line each."""
+"""An attention variant, a method, a precision, a table, a source and a workload are added by a file and a line each."""
 
 import json
 import subprocess
@@ -32,8 +32,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_study_is_checked_planned_and_accounted_for(tmp_path: Path) -> None:
     results = ("--results", str(tmp_path / "results"))
     run("effllm.cli", "check", str(STUDY))
-    plan = run("effllm.cli", "plan", "--study", str(STUDY), *results, "--json", "table3", "table8", "table9")
+    targets = ("table3", "table8", "table9", "table90")
+    plan = run("effllm.cli", "plan", "--study", str(STUDY), *results, "--json", *targets)
     status = run("effllm.cli", "status", "--study", str(STUDY), *results, "--json")
+    assert '"table90.csv"' in status
     for node in ("pretrain/gated-0.3m", "finetune/qwen2-1m.biases.bitfit", "quantize/llama-1m.int8-rounded"):
         assert node in plan and node in status, node
 
@@ -84,6 +86,13 @@ def test_tables_have_their_rows_and_columns(facts: dict[str, Any]) -> None:
     assert (rounded["bits"], rounded["levels"], rounded["MCR"]) == (8, "symmetric", 2.0)
     assert (baseline["bits"], baseline["levels"]) == (None, None)
     assert rounded["long_latency_ms"] == pytest.approx(12.3457)
+
+
+def test_a_table_is_assembled_paired_and_decided_from(facts: dict[str, Any]) -> None:
+    (row,) = facts["tables"]["table90"]
+    assert (row["corpus"], row["documents_read"], row["kept"], row["status"]) == ("python-docs", 12, 0.75, "ok")
+    assert facts["tables"]["table90-pairs"] == []
+    assert facts["tables"]["recommended"].startswith("Take python-docs: the only row")
 
 
 def test_the_source_is_read(facts: dict[str, Any]) -> None:
