@@ -44,7 +44,8 @@ from effllm.runtime.launch import stage_environment
 from effllm.runtime.stage import SCRATCH
 from effllm.runtime.stage import main as stage_main
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 RECORD = "device.json"
 EXPORT_LIMIT_BYTES = 15 << 20

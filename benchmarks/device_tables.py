@@ -17,7 +17,8 @@ from effllm.errors import CellFailure
 from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 from effllm.tables.assemble import assemble, write_csv
 
 RECORD = "device.json"

@@ -23,7 +23,8 @@ import yaml
 from noop_run import write_empty_workflow
 
 from effllm.planning.nodes import nodes_behind, targets_of
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -24,7 +24,8 @@ from typing import Any
 
 from effllm.results.training import Efficiency, FinetuningQuality
 from effllm.stages import STAGES
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from effllm.study.inheritance import read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,7 +17,8 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]

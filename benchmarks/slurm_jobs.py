@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLUSTER = str(REPOSITORY / "tests" / "slurm" / "cluster")

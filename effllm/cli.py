@@ -102,7 +102,8 @@ def check(path: Path, resolved: bool) -> int:
     """Say what a study holds (or print it written out), or what is wrong with it."""
     from effllm.decision.paired import pairs_of
     from effllm.stages import STAGES
-    from effllm.study import Graph, load_study
+    from effllm.stages.graph import Graph
+    from effllm.study import load_study
     from effllm.study.inheritance import written_as_yaml
 
     study = load_study(path)

@@ -20,7 +20,8 @@ from effllm.planning.state import (
     standing_tables,
 )
 from effllm.runtime.stage import SCRATCH
-from effllm.study import Graph, load_study, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 from effllm.study.pattern import id_pattern
 from effllm.tables.descriptions import DESCRIPTIONS
 from snakemake.exceptions import WorkflowError

@@ -4,21 +4,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from effllm.errors import UserError
 from effllm.models.costs.shapes import shape_of
-from effllm.planning.cost import Cost, Subject
-from effllm.planning.costs import cost_of
-from effllm.planning.shapes import Unknown, read_config
+from effllm.planning.shapes import read_config
 from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.stages import STAGES
+from effllm.stages.cost import Cost, NodeContext, Unknown
+from effllm.stages.history import readable
 from effllm.study.training import PretrainingRun
 
 # Planning reads results of few commands: models of all of them would slow every one.
 if TYPE_CHECKING:
-    from effllm.results.base import ResultFile
     from effllm.results.provenance import Provenance
-    from effllm.results.telemetry import TelemetrySummary
 
 GB = 1e9
 # What reading raises where a figure is missing or of another type.
@@ -50,9 +49,6 @@ class Sample:
     power_w: float | None
     memory_b: float | None
     disk_b: int
-
-
-_Kind = TypeVar("_Kind", bound="ResultFile")
 
 
 class Earlier:
@@ -132,9 +128,10 @@ class Earlier:
 
 def _sample(artifact: Artifact, history: "Provenance") -> Sample:
     manifest = artifact.manifest
-    cost = cost_of(manifest.stage, _subject(artifact))
+    stage = STAGES[manifest.stage]
+    cost = stage.cost(_context(artifact))
     wall_s = history.wall_s
-    measured = _measured(artifact)
+    measured = stage.measured_work(artifact)
     telemetry, devices = measured.telemetry, measured.devices
     # Without a record of the part that grows with the work, all of the time is taken to.
     work_s = wall_s if measured.work_s is None else measured.work_s
@@ -154,51 +151,17 @@ def _sample(artifact: Artifact, history: "Provenance") -> Sample:
     )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Telemetry of the work, its wall seconds if measured apart, and the share of them in the last process."""
-
-    telemetry: "TelemetrySummary | None"
-    work_s: float | None = None
-    devices: int = 1
-    share: float = 1.0
-
-
-def _measured(artifact: Artifact) -> _Measured:
-    from effllm.results.evaluation import Evaluation
-    from effllm.results.profile import Profile
-    from effllm.results.training import Efficiency, FinetuningQuality
-
-    directory, stage = artifact.directory, artifact.manifest.stage
-    if stage in ("pretrain", "finetune") and (efficiency := _readable(Efficiency, directory)):
-        devices, telemetry = efficiency.world_size, efficiency.telemetry
-        per_step_s = efficiency.latency_s_per_iteration
-        steps = artifact.manifest.spec["config"].get("max_steps")
-        if steps is None and (quality := _readable(FinetuningQuality, directory)):
-            steps = quality.steps
-        if per_step_s is None or steps is None:
-            return _Measured(telemetry, devices=devices)
-        return _Measured(telemetry, per_step_s * steps, devices, 1 - efficiency.resumed_at_step / steps)
-    if stage == "evaluate" and (evaluation := _readable(Evaluation, directory)):
-        return _Measured(evaluation.telemetry, evaluation.cost.wall_seconds)
-    if stage == "profile" and (profile := _readable(Profile, directory)):
-        measured = [workload.telemetry for workload in profile.workloads.values() if workload.telemetry]
-        phases = [phase for phases in measured for phase in (phases.generate, phases.prefill)]
-        return _Measured(max(phases, key=lambda phase: phase.duration_s))
-    return _Measured(None)
-
-
 def _device(directory: Path, history: "Provenance") -> Device | None:
     """The device of a build: as its figures say, as its telemetry's instrument says, or the processor."""
     from effllm.results.profile import Profile
     from effllm.results.telemetry import WindowsRecord
     from effllm.results.training import Efficiency
 
-    told = _readable(Efficiency, directory) or _readable(Profile, directory)
+    told = readable(Efficiency, directory) or readable(Profile, directory)
     if told:
         memory_gb = told.device.memory_total_gb
         return Device(told.device.name, memory_gb * GB if memory_gb else None)
-    windows = _readable(WindowsRecord, directory)
+    windows = readable(WindowsRecord, directory)
     if windows is None:
         return None
     facts = windows.sources["nvml"].facts if "nvml" in windows.sources else {}
@@ -207,8 +170,8 @@ def _device(directory: Path, history: "Provenance") -> Device | None:
     return Device(history.host.cpu) if windows.device == "cpu" and history.host else None
 
 
-def _subject(artifact: Artifact) -> Subject:
-    """The artifact as cost functions see a node: with the slice of the study that it was built from."""
+def _context(artifact: Artifact) -> NodeContext:
+    """The artifact as its stage sees a node: with the slice of the study that it was built from."""
     manifest = artifact.manifest
     results = artifact.directory.parent.parent
 
@@ -240,18 +203,10 @@ def _subject(artifact: Artifact) -> Subject:
     def parent_id(name: str) -> str | None:
         return manifest.parents[name].id if name in manifest.parents else None
 
-    return Subject(manifest.id, manifest.spec["config"], shape, parent_config, parent_id)
+    return NodeContext(manifest.id, manifest.spec["config"], shape, parent_config, parent_id)
 
 
 def _provenance(directory: Path) -> "Provenance | None":
     from effllm.results.provenance import Provenance
 
-    return _readable(Provenance, directory)
-
-
-def _readable(kind: type[_Kind], directory: Path) -> _Kind | None:
-    """A file of an artifact; None where there is none, or none of today's form."""
-    try:
-        return kind.read(directory)
-    except UserError:
-        return None
+    return readable(Provenance, directory)

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from effllm.planning.cost import Cost, Subject
-from effllm.planning.costs import cost_of
 from effllm.planning.earlier import Earlier
 from effllm.planning.nodes import Node
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
-from effllm.study import Graph
+from effllm.stages import STAGES
+from effllm.stages.cost import Cost, NodeContext
+from effllm.stages.graph import Graph
 from effllm.telemetry.peaks import peak_flops_per_s
 
 Basis = Literal["measured", "computed", "assumed"]
@@ -89,7 +89,7 @@ class Estimator:
     def estimate(self, state: State) -> Estimate:
         """One node that does not stand."""
         node = state.node
-        cost = cost_of(node.stage, self._subject(node))
+        cost = STAGES[node.stage].cost(self._context(node))
         sample = self._earlier.nearest(node.stage, cost, self._device)
         wall_s = self._wall(node, cost, sample)
         device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
@@ -110,7 +110,7 @@ class Estimator:
             memory_least_b=cost.memory_least_b if cost.memory_least_b is not None else memory_b and memory_b.value,
         )
 
-    def _subject(self, node: Node) -> Subject:
+    def _context(self, node: Node) -> NodeContext:
         def parent(name: str) -> Node | None:
             items = node.inputs.get(name, ())
             return self._states[items[0]].node if items and items[0] in self._states else None
@@ -124,7 +124,7 @@ class Estimator:
             return found.id if found else None
 
         config = self._graph.spec(node.stage, node.id)["config"]
-        return Subject(node.id, config, lambda: self._shapes.of(node), config_of, id_of)
+        return NodeContext(node.id, config, lambda: self._shapes.of(node), config_of, id_of)
 
     def _wall(self, node: Node, cost: Cost, sample: Any) -> Figure:
         if sample and cost.work is not None:

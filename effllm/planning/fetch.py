@@ -14,7 +14,7 @@ from effllm.planning.nodes import Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import states_of
 from effllm.runtime.progress import Progress
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 
 _PARALLEL_LISTS = 4
 _PARALLEL_TRANSFERS = 8

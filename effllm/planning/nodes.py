@@ -8,7 +8,7 @@ from effllm.errors import UserError
 from effllm.fields import suggestion
 from effllm.runtime.artifact import MANIFEST
 from effllm.stages import STAGES
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 
 TABLE = "table"
 EVERYTHING = "all"

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 DEFAULT_STUDY = Path("config/tiny.yaml")
 

@@ -19,7 +19,7 @@ from effllm.planning.shapes import Shapes
 from effllm.planning.show_plan import text_of
 from effllm.planning.state import State, states_of
 from effllm.stages import STAGES
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 from effllm.telemetry.peaks import PEAKS, memory_b
 
 

@@ -8,7 +8,9 @@ from effllm.errors import reason_of
 from effllm.models.costs.shapes import shape_of
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
-from effllm.study import Graph
+from effllm.stages import STAGES
+from effllm.stages.cost import Unknown
+from effllm.stages.graph import Graph
 from effllm.study.data import HubTokenizer, SyntheticStream
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
@@ -17,10 +19,6 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
-
-
-class Unknown(Exception):
-    """A figure that is not known; the message says why, and how to make it known."""
 
 
 class Shapes:
@@ -52,11 +50,13 @@ class Shapes:
     def _find(self, node: Node) -> "PreTrainedConfig":
         if node.stage == "pretrain":
             run = self._graph.study.pretraining[node.id]
-            return shape_of(run.architecture, run.architecture.vocab_size or self._words(run.tokens))
+            shape = shape_of(run.architecture, run.architecture.vocab_size or self._words(run.tokens))
+            shape.dtype = "float32"
+            return shape
         if node.stage == "model":
             return self._imported(node)
         for parent in node.parents:
-            if parent.partition("/")[0] in MODEL_STAGES:
+            if STAGES[self._states[parent].node.stage].makes_model:
                 return self.of(self._states[parent].node)
         raise Unknown(f"{node.name} has no model")
 
@@ -120,10 +120,6 @@ class Shapes:
             known = next((cause for cause in causes(error) if isinstance(cause, HUB_ERRORS)), None)
             reason = explain(known, "model", repo, revision) if known else str(error)
             raise Unknown(f"{name} of {repo} cannot be fetched: {reason}") from None
-
-
-# Stages whose artifacts are models; the others use the model of a parent.
-MODEL_STAGES = ("pretrain", "finetune", "merge", "model", "quantize")
 
 
 def read_config(directory: Path) -> "PreTrainedConfig":

@@ -19,7 +19,7 @@ from effllm.runtime.local_files import sha256_of
 from effllm.runtime.provenance import code_fingerprint
 from effllm.runtime.stage import SCRATCH
 from effllm.stages import STAGES
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 from effllm.tables.record import read_record
 
 

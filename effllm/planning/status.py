@@ -15,7 +15,7 @@ from effllm.runtime.artifact import MANIFEST
 from effllm.runtime.lease import living_holder
 from effllm.runtime.stage import KEY, LEASE, SCRATCH, scratch_key
 from effllm.stages import STAGES
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 
 _LAST_LINES = 15
 _MOST_STRANGERS = 6
@@ -171,7 +171,7 @@ def text_of(entries: Sequence[Entry], others: Sequence[str]) -> str:
         lines += [
             "",
             f"Built by older code of their stage: {older.total()} ({by_stage}); they stand until its version "
-            "in effllm/stages.py is raised.",
+            "is raised (effllm/stages/).",
         ]
     if others:
         shown = ", ".join(others[:_MOST_STRANGERS]) + (", ..." if len(others) > _MOST_STRANGERS else "")

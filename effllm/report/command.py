@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def budgets_of(study: Path) -> dict[str, dict[str, Any]]:
     """The budgets of a study by table."""
-    from effllm.study import Graph, load_study
+    from effllm.stages.graph import Graph
+    from effllm.study import load_study
 
     return Graph(load_study(study)).budgets()
 

@@ -117,6 +117,10 @@ class Study(Section):
             return self.architecture_of(source.model)
         return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
 
+    def makes_adapter(self, source: FinetunedSource) -> bool:
+        """Whether fine-tuning makes an adapter, which is merged before it is used, and not a whole model."""
+        return not self.methods[source.method].trains_whole_model
+
     def _check_finetuned(self, where: str, source: FinetunedSource) -> None:
         require(f"{where}.suite", source.suite, self.finetuning)
         suite = self.finetuning[source.suite]

@@ -53,11 +53,10 @@ def table_tables(study: Study, name: str) -> dict[str, list[str]]:
     return {"tables": own, **paired} if name in DECISIONS else {}
 
 
-def measured_nodes(study: Study) -> frozenset[tuple[str, str]]:
-    """Stage and id of the trainings whose own time, memory and power are columns of a table."""
+def nodes_in_tables(study: Study) -> frozenset[tuple[str, str]]:
+    """Stage and id of the nodes that the study's own tables read."""
     nodes = [table.nodes(study) for table in study.tables.defined().values()]
-    stages = ("pretrain", "finetune")
-    return frozenset((stage, id) for found in nodes for stage in stages for id in found.get(stage, ()))
+    return frozenset((stage, id) for found in nodes for stage, ids in found.items() for id in ids)
 
 
 def _content(study: Study, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from effllm.models import costs
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.weights import weight_bytes
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 from effllm.study.inheritance import read_study
 from effllm.tables.assemble import assemble, write_csv
 from effllm.telemetry.sources import open_source

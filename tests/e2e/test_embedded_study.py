@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 from effllm.runtime.artifact import MANIFEST, Artifact
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from effllm.tables.assemble import assemble
 from tests.workflow.conftest import Workdir
 

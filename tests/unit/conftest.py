@@ -10,7 +10,8 @@ import pytest
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
 from effllm.stages import STAGES
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from tests.conftest import cut_down
 
 

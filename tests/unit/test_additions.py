@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 STUDY = REPOSITORY / "tests" / "additions" / "study.yaml"

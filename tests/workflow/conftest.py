@@ -17,7 +17,8 @@ from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.state import states_of
 from effllm.results.data import InstructionsSummary, SampleCounts
 from effllm.runtime.artifact import Manifest, Parent, digest_file
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from effllm.study.inheritance import read_study
 from effllm.tables.record import write_record
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down, run_snakemake

@@ -73,10 +73,10 @@ def test_a_checkout_and_a_change_of_code_rerun_nothing(paper: Workdir, tmp_path:
 
 def test_a_raised_stage_version_reruns_the_stage_and_what_follows(paper: Workdir, tmp_path: Path) -> None:
     checkout = _checkout(tmp_path)
-    stages = checkout / "effllm" / "stages.py"
-    raised = stages.read_text().replace('"effllm.profiling.inference", ', '"effllm.profiling.inference", 100 + ')
-    assert raised != stages.read_text()
-    stages.write_text(raised)
+    stage = checkout / "effllm" / "stages" / "profile.py"
+    raised = stage.read_text().replace("version: ClassVar[int] = ", "version: ClassVar[int] = 100 + ")
+    assert raised != stage.read_text()
+    stage.write_text(raised)
     profiles = {f"profile/{model}.{precision}" for model, precision in product(MODELS, PRECISIONS)}
     assert _planned_by(checkout, paper) == profiles | with_pairs({"table9.csv", "validity.csv"}) | FROM_TABLES
 

@@ -12,7 +12,8 @@ import pytest
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.runtime.artifact import MANIFEST
 from effllm.stages import STAGES
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from tests.workflow.conftest import LOCAL, Workdir, run_many, stand_in
 
 PROFILES = {"local": LOCAL, **{name: ["--profile", f"profiles/{name}"] for name in ("gh200", "h200")}}

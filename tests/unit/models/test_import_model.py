@@ -13,7 +13,8 @@ import torch
 from effllm.errors import UserError
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.planning.verify import damage_of
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from tests.unit.models.foreign import ROWS, add_token, edit, edit_weights, import_model, write_composite, write_model
 
 Change = Callable[[Path], Any]

@@ -13,7 +13,8 @@ from effllm.planning.nodes import nodes_behind, targets_of
 from effllm.results.provenance import Provenance
 from effllm.runtime.artifact import Artifact, Parent
 from effllm.runtime.publishing import publish
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 
 H100 = "NVIDIA H100 80GB HBM3"
 HUB_MODEL = {"source": {"kind": "hub", "repo": "a/b", "revision": "0" * 40}}

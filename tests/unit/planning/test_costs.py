@@ -7,9 +7,10 @@ import torch
 from pydantic import TypeAdapter
 from transformers import StaticCache
 
-from effllm.planning.cost import Subject
-from effllm.planning.costs import cost_of, weight_b
-from effllm.planning.training_costs import training_state_b
+from effllm.stages import STAGES
+from effllm.stages.cost import NodeContext
+from effllm.stages.training import training_state_b
+from effllm.stages.weights import precision_b
 from effllm.study.finetuning import FinetuningRun
 from effllm.study.training import Parallel
 from effllm.training.methods import AnyMethod
@@ -76,16 +77,16 @@ def test_an_adapter_on_chosen_layers_has_no_count(small_model: torch.nn.Module) 
 def test_weights_of_16_bits_are_two_bytes_each(small_model: torch.nn.Module) -> None:
     small_model = small_model.to(torch.bfloat16)
     held_b = sum(parameter.numel() * parameter.element_size() for parameter in small_model.parameters())
-    assert weight_b(small_model.config, {"kind": "cast", "dtype": "bfloat16"}) == held_b
+    assert precision_b(small_model.config, {"kind": "cast", "dtype": "bfloat16"}) == held_b
 
 
 def test_a_profile_holds_the_largest_cache_of_its_workloads(small_model: torch.nn.Module) -> None:
     def memory_b(**workloads: dict[str, Any]) -> float:
         config = {**protocol, "workloads": workloads}
-        subject = Subject(
+        node = NodeContext(
             "m.bf", config, lambda: small_model.config, lambda _: {"precision": precision}, lambda _: None
         )
-        return cost_of("profile", subject).memory_b
+        return STAGES["profile"].cost(node).memory_b
 
     def cache_b(length: int) -> int:
         cache = StaticCache(config=small_model.config, max_cache_len=length)

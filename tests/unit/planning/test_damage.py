@@ -20,7 +20,7 @@ from effllm.planning.status import status_of, text_of
 from effllm.planning.verify import damage_of
 from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact
 from effllm.runtime.stage import _open_inputs
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 from effllm.tables.record import damage_of_table, write_record
 from tests.unit.planning.conftest import build
 

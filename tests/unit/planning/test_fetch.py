@@ -14,7 +14,8 @@ from effllm.data import corpus, tokenizer
 from effllm.planning.fetch import find_needs, pending, run
 from effllm.planning.plan import plan_of
 from effllm.runtime import stage
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from tests.hub.fixtures import hub, waits  # noqa: F401
 from tests.hub.server import Corrupt, Hub, Reset, Status, Truncate
 

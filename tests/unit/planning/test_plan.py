@@ -18,7 +18,7 @@ from effllm.planning.nodes import targets_of
 from effllm.planning.plan import Plan, plan_of
 from effllm.results.telemetry import DeviceInfo, TelemetrySummary
 from effllm.results.training import Efficiency
-from effllm.study import Graph
+from effllm.stages.graph import Graph
 from tests.unit.planning.conftest import H100, HUB_MODEL, build
 
 Study = dict[str, Any]

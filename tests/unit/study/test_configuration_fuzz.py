@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from effllm.cli import main
 from effllm.errors import EXIT_USER_ERROR
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 from effllm.study.inheritance import read_study
 from tests.conftest import REPOSITORY
 

@@ -17,7 +17,8 @@ from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.families import model_config
 from effllm.runtime.artifact import MANIFEST
-from effllm.study import Graph, load_study, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 from effllm.study.inheritance import read_study
 from effllm.study.training import PretrainingRun
 from effllm.tables.assemble import assemble

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import UserError
-from effllm.study import Graph, load_study, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 from effllm.study.finetuning import FinetuningRun, FinetuningSuite
 from effllm.training.methods.low_rank import PARTLY_ADAPTED_MODEL_TYPES
 

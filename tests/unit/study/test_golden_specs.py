@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 
 _GOLDEN = Path(__file__).with_name("golden_specs.json")
 _STUDIES = ("config/tiny.yaml", "config/paper.yaml", "config/h200.yaml")

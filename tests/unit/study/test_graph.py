@@ -11,8 +11,9 @@ import yaml
 from effllm.cli import schema_text
 from effllm.errors import UserError
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study, parse_study
-from effllm.study.graph import expand_paths
+from effllm.stages.files import expand_paths
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 
 
 def _specs(study: dict[str, Any]) -> dict[str, dict[str, Any]]:

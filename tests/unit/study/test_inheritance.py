@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from effllm.cli import main
 from effllm.errors import UserError
 from effllm.stages import STAGES
-from effllm.study import Graph, load_study, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 from effllm.study.inheritance import merge, written_as_yaml
 from tests.conftest import REPOSITORY
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from effllm.errors import UserError
-from effllm.study import Graph, load_study, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study, parse_study
 
 
 def _row(*runs: str, method: str = "GQA") -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 from effllm.errors import CellFailure
 from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 from effllm.tables.assemble import assemble
 
 NO_SENSOR = ("energy_j", "energy_scope", "energy_source", "power_avg_w", "power_peak_w", "util_nvml")

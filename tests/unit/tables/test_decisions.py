@@ -9,7 +9,8 @@ import pytest
 import effllm.study.published as published
 from effllm.decision import claims, comparison, ranks
 from effllm.errors import UserError
-from effllm.study import Graph, load_study
+from effllm.stages.graph import Graph
+from effllm.study import load_study
 from effllm.study.table_graph import DECISIONS
 from effllm.tables.assemble import write_table
 from effllm.tables.record import damage_of_table, read_record

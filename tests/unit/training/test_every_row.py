@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from effllm.stages.graph import Graph
 from effllm.study import load_study
-from effllm.study.graph import Graph
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import Builder
 

@@ -1,11 +1,9 @@
 """The terms in which a stage says what a node costs, before any device is named."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-from effllm.models.costs import parameter_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -14,9 +12,13 @@ ON_THE_CPU = "it works on the CPU, though its job holds a device"
 _ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+class Unknown(Exception):
+    """A figure that is not known; the message says why, and how to make it known."""
+
+
 @dataclass(frozen=True)
-class Subject:
-    """What a cost function may ask about a node.
+class NodeContext:
+    """What a stage may ask about a node.
 
     config: the node's slice of the study (`spec["config"]`). shape: the configuration of its model; raises `Unknown`.
     config_of: the slice of the parent behind an input name, id_of its id; None where there is none.
@@ -52,22 +54,18 @@ class Cost:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class StageCost:
-    """How a stage is planned: `base`, which needs no model, and what the model's shape adds, keys of `Cost`."""
-
-    base: Callable[[Subject], Cost]
-    of_model: Callable[[Subject, "PreTrainedConfig"], Mapping[str, Any]]
+def with_model(cost: Cost, node: NodeContext, of_shape: Callable[["PreTrainedConfig"], Mapping[str, Any]]) -> Cost:
+    """The cost with what the shape of the node's model adds, keys of `Cost`; with reasons where that is not known."""
+    try:
+        return replace(cost, **of_shape(node.shape()))
+    except Unknown as error:
+        why = str(error)
+    except ValueError as error:
+        # An architecture without formulas, or a model that an adjusted study does not describe any more.
+        why = str(error).splitlines()[0]
+    return replace(cost, reasons=dict.fromkeys(("work", "memory_b", "disk_b", "scratch_b"), why))
 
 
 def number_type(dtype: str) -> Any:
     """What the formulas ask of a torch type, its size in bytes, without the import of torch."""
     return SimpleNamespace(itemsize=_ITEM_SIZES[dtype])
-
-
-def stored_b(shape: "PreTrainedConfig") -> Mapping[str, Any]:
-    """`disk_b` of a checkpoint in the type that its configuration names, as keys of `Cost`."""
-    stored = str(getattr(shape, "dtype", None)).removeprefix("torch.")
-    if stored not in _ITEM_SIZES:
-        return {"reasons": {"disk_b": "its configuration does not say in which type the weights are stored"}}
-    return {"disk_b": float(parameter_count(shape).total * _ITEM_SIZES[stored])}

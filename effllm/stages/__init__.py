@@ -1,0 +1,34 @@
+"""The stages of the workflow by name, in the order of the graph.
+
+To add one: a file with a subclass of `Stage`, like `merge.py`, and a line here. Nothing heavy is imported, because
+every parse of the workflow reads this table.
+"""
+
+from effllm.stages.benchmark import BenchmarkStage
+from effllm.stages.corpus import CorpusStage
+from effllm.stages.evaluate import EvaluateStage
+from effllm.stages.finetune import FinetuneStage
+from effllm.stages.instructions import InstructionsStage
+from effllm.stages.merge import MergeStage
+from effllm.stages.model import ModelStage
+from effllm.stages.pretrain import PretrainStage
+from effllm.stages.profile import ProfileStage
+from effllm.stages.quantize import QuantizeStage
+from effllm.stages.stage import Stage
+from effllm.stages.tokenizer import TokenizerStage
+from effllm.stages.tokens import TokensStage
+
+STAGES: dict[str, Stage] = {
+    "corpus": CorpusStage(),
+    "tokenizer": TokenizerStage(),
+    "tokens": TokensStage(),
+    "instructions": InstructionsStage(),
+    "pretrain": PretrainStage(),
+    "model": ModelStage(),
+    "finetune": FinetuneStage(),
+    "merge": MergeStage(),
+    "quantize": QuantizeStage(),
+    "benchmark": BenchmarkStage(),
+    "evaluate": EvaluateStage(),
+    "profile": ProfileStage(),
+}

@@ -1,0 +1,51 @@
+"""Stage `corpus`: documents of a source, drawn and split."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.stages.files import expand_paths
+from effllm.stages.stage import Parents, Stage
+from effllm.study import Study
+from effllm.study.data import Corpus, FilesCorpusSource, HubCorpusSource
+from effllm.study.instructions import HubInstructionSource
+
+if TYPE_CHECKING:
+    from effllm.hub.repository import HubFile, Repository
+    from effllm.stages.graph import Graph
+
+
+class CorpusStage(Stage):
+    """Nodes are the study's corpora."""
+
+    name: ClassVar[str] = "corpus"
+    module: ClassVar[str] = "effllm.data.corpus"
+    version: ClassVar[int] = 2
+    network: ClassVar[bool] = True
+
+    def ids(self, study: Study) -> list[str]:
+        return list(study.corpora)
+
+    def config(self, study: Study, id: str) -> Corpus:
+        return study.corpora[id]
+
+    def parents(self, graph: "Graph", id: str) -> Parents:
+        source = graph.study.corpora[id].source
+        return {"files": expand_paths(f"corpora.{id}", source.paths)} if isinstance(source, FilesCorpusSource) else {}
+
+    def hub_source(self, study: Study, id: str) -> HubCorpusSource | None:
+        source = study.corpora[id].source
+        return source if isinstance(source, HubCorpusSource) else None
+
+    def hub_files(self, source: HubCorpusSource, id: str, folder: Path) -> "Iterator[tuple[Repository, list[HubFile]]]":
+        return dataset_files(source, folder)
+
+
+def dataset_files(
+    source: HubCorpusSource | HubInstructionSource, folder: Path
+) -> "Iterator[tuple[Repository, list[HubFile]]]":
+    """The files of one split of a dataset on the hub."""
+    from effllm.hub.dataset import HubDataset
+
+    dataset = HubDataset(source.repo, source.name, source.revision, folder)
+    yield dataset.repository, dataset.files([source.split])

@@ -1,0 +1,73 @@
+"""Stage `evaluate`: a model in one precision, scored on a benchmark."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.models.costs import forward_flops
+from effllm.models.text import context_length, text_config
+from effllm.quantization import read_precision
+from effllm.stages.cost import Cost, NodeContext, with_model
+from effllm.stages.history import MeasuredWork, readable
+from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
+from effllm.stages.stage import Parents, Stage
+from effllm.stages.weights import parents_precision_b
+from effllm.study import Study
+from effllm.study.measure import EvaluationProtocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from effllm.runtime.artifact import Artifact
+    from effllm.stages.graph import Graph
+
+
+class EvaluateStage(Stage):
+    """Nodes are `model.precision.benchmark`."""
+
+    name: ClassVar[str] = "evaluate"
+    module: ClassVar[str] = "effllm.evaluation.evaluate"
+    version: ClassVar[int] = 2
+    uses_device: ClassVar[bool] = True
+
+    def ids(self, study: Study) -> list[str]:
+        variants = [f"{model}.{precision}" for model in study.models for precision in study.precisions]
+        return [f"{variant}.{benchmark}" for variant in variants for benchmark in study.benchmarks]
+
+    def config(self, study: Study, id: str) -> dict[str, Any]:
+        return {"protocol": study.evaluation.plain()}
+
+    def parents(self, graph: "Graph", id: str) -> Parents:
+        variant, benchmark = id.rsplit(".", 1)
+        return {"model": graph.manifest("quantize", variant), "benchmark": graph.manifest("benchmark", benchmark)}
+
+    def request(self, job: JobContext) -> Request:
+        weights = job.weights()
+        # Most of the time goes into benchmarks of thousands of requests, and grows with the parameters.
+        return rounded(60 + 12 * weights.gb_16_bit, PROCESS_MB + 2 * weights.bytes / MB, gpus=1)
+
+    def cost(self, node: NodeContext) -> Cost:
+        protocol = EvaluationProtocol.model_validate(node.config["protocol"])
+        precision = (node.config_of("model") or {}).get("precision")
+        name = read_precision(precision).label if precision else "a model"
+        limits = f"batch {protocol.batch_size}, {protocol.max_length} tokens"
+        base = Cost(1, f"{node.id_of('benchmark')} in {name}, {limits}")
+        return with_model(base, node, lambda shape: _cost_of_model(protocol, node, shape))
+
+    def measured_work(self, artifact: "Artifact") -> MeasuredWork:
+        from effllm.results.evaluation import Evaluation
+
+        evaluation = readable(Evaluation, artifact.directory)
+        return MeasuredWork(evaluation.telemetry, evaluation.cost.wall_seconds) if evaluation else MeasuredWork()
+
+
+def _cost_of_model(protocol: EvaluationProtocol, node: NodeContext, shape: "PreTrainedConfig") -> Mapping[str, Any]:
+    weights_b = parents_precision_b(node, shape)
+    known = {"work": float(forward_flops(shape, 1)), "memory_least_b": weights_b}
+    lengths = [length for length in (protocol.max_length, context_length(shape)) if length]
+    missing = {"disk_b": "the size of the answers is known once a model was scored", "scratch_b": "not measured"}
+    if not lengths:
+        why = "neither evaluation.max_length nor the model limits the length of an input"
+        return known | {"reasons": missing | {"memory_b": why}}
+    # At the longest input: 16-bit logits, and in float32 the logarithm of their softmax, at every position of a batch.
+    logits_b = protocol.batch_size * min(lengths) * text_config(shape).vocab_size * (2 + 4)
+    return known | {"memory_b": weights_b + logits_b, "reasons": missing}

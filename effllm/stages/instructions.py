@@ -1,0 +1,44 @@
+"""Stage `instructions`: conversations for fine-tuning, or random tokens in their place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.stages.corpus import dataset_files
+from effllm.stages.files import expand_paths
+from effllm.stages.stage import Parents, Stage
+from effllm.study import Study
+from effllm.study.instructions import FilesInstructionSource, HubInstructionSource, Instructions
+
+if TYPE_CHECKING:
+    from effllm.hub.repository import HubFile, Repository
+    from effllm.stages.graph import Graph
+
+
+class InstructionsStage(Stage):
+    """Nodes are the study's instruction data."""
+
+    name: ClassVar[str] = "instructions"
+    module: ClassVar[str] = "effllm.data.instructions.prepare"
+    version: ClassVar[int] = 2
+    network: ClassVar[bool] = True
+
+    def ids(self, study: Study) -> list[str]:
+        return list(study.instructions)
+
+    def config(self, study: Study, id: str) -> Instructions:
+        return study.instructions[id]
+
+    def parents(self, graph: "Graph", id: str) -> Parents:
+        source = graph.study.instructions[id].source
+        is_files = isinstance(source, FilesInstructionSource)
+        return {"files": expand_paths(f"instructions.{id}", source.paths)} if is_files else {}
+
+    def hub_source(self, study: Study, id: str) -> HubInstructionSource | None:
+        source = study.instructions[id].source
+        return source if isinstance(source, HubInstructionSource) else None
+
+    def hub_files(
+        self, source: HubInstructionSource, id: str, folder: Path
+    ) -> "Iterator[tuple[Repository, list[HubFile]]]":
+        return dataset_files(source, folder)

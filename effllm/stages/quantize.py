@@ -1,0 +1,71 @@
+"""Stage `quantize`: a model in one precision."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllm.models.costs import parameter_count
+from effllm.quantization import read_precision
+from effllm.quantization.precision import Precision
+from effllm.stages.cost import ON_THE_CPU, Cost, NodeContext, with_model
+from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
+from effllm.stages.stage import Parents, Stage
+from effllm.stages.weights import checkpoint_bytes, precision_b
+from effllm.study import Study
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from effllm.runtime.artifact import Artifact
+    from effllm.stages.graph import Graph
+
+
+class QuantizeStage(Stage):
+    """Nodes are `model.precision`."""
+
+    name: ClassVar[str] = "quantize"
+    module: ClassVar[str] = "effllm.quantization.quantize"
+    version: ClassVar[int] = 3
+    uses_device: ClassVar[bool] = True
+    makes_model: ClassVar[bool] = True
+
+    def ids(self, study: Study) -> list[str]:
+        return [f"{model}.{precision}" for model in study.models for precision in study.precisions]
+
+    def config(self, study: Study, id: str) -> dict[str, Any]:
+        return {"precision": _precision(study, id).plain()}
+
+    def parents(self, graph: "Graph", id: str) -> Parents:
+        model, _ = id.rsplit(".", 1)
+        parents = {"model": graph.weights(model)}
+        calibration = _precision(graph.study, id).calibration_set()
+        if calibration is None:
+            return parents
+        return parents | {calibration.stage: graph.manifest(calibration.stage, calibration.source)}
+
+    def request(self, job: JobContext) -> Request:
+        weights = job.weights()
+        minutes, minutes_per_gb = _precision(job.study, job.id).job_minutes
+        return rounded(minutes + minutes_per_gb * weights.gb_16_bit, PROCESS_MB + 3 * weights.bytes / MB, gpus=1)
+
+    def cost(self, node: NodeContext) -> Cost:
+        precision = node.config["precision"]
+        base = Cost(1, read_precision(precision).work)
+        return with_model(base, node, lambda shape: _cost_of_model(precision, shape))
+
+    def parameters(self, artifact: "Artifact") -> float:
+        precision = read_precision(artifact.manifest.spec["config"]["precision"])
+        return checkpoint_bytes(artifact) * 8 / precision.nominal_bits
+
+
+def _precision(study: Study, id: str) -> Precision:
+    return study.precision_of(*id.rsplit(".", 1))
+
+
+def _cost_of_model(precision: Mapping[str, Any], shape: "PreTrainedConfig") -> Mapping[str, Any]:
+    on_device = read_precision(precision).works_on_device
+    reason = "the quantizer moves one layer at a time to the device: no formula has its peak"
+    return {
+        "work": float(parameter_count(shape).total),
+        "disk_b": precision_b(shape, precision),
+        "reasons": {"memory_b": reason if on_device else ON_THE_CPU, "scratch_b": "not measured"},
+    }
