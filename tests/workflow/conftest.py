@@ -16,12 +16,14 @@ import yaml
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.state import states_of
 from effllm.results.data import InstructionsSummary, SampleCounts
+from effllm.results.model import ModelSummary
 from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
 from effllm.study.inheritance import read_study
 from effllm.tables.record import write_record
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down, run_snakemake
+from tests.summaries import model_summary
 
 LOCAL = ["--profile", "profiles/local", "--cores", "2"]
 
@@ -149,6 +151,9 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
             counts = SampleCounts(samples=1000, answers=1000, answer_utf8_bytes=100_000)
             summary = InstructionsSummary(splits={"train": counts})
             file.with_name(InstructionsSummary.FILE).write_text(summary.to_json())
+        if node.stage == "model":
+            # And jobs on a model on the number of its weights.
+            file.with_name(ModelSummary.FILE).write_text(model_summary({"bfloat16": 10**9}, 2 * 10**9))
         digests[name] = digest_file(file).sha256
     run_many(
         [["--directory", str(path), *workdir.arguments("all", options=["--touch", "--forceall", "--quiet", "all"])]]

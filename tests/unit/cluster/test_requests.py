@@ -12,31 +12,16 @@ from effllm.cluster.requests import GPU_STAGES, Request, request
 from effllm.stages import STAGES
 from effllm.study import load_study, parse_study
 from tests.conftest import REPOSITORY
+from tests.unit.cluster.manifests import checkpoint, imported, manifest, variant
 
 PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
-
-
-def _manifest(path: Path, config: dict[str, Any], **payload: int) -> str:
-    digests = {f"model/{name}.safetensors": {"size": size, "sha256": ""} for name, size in payload.items()}
-    spec = {"stage": "quantize", "config": config}
-    digests["config.json"] = {"size": 9**9, "sha256": ""}
-    identity = {"stage": "quantize", "id": path.stem, "status": "ok", "reason": None, "parents": {}}
-    path.write_text(json.dumps(identity | {"spec": spec, "payload": digests}))
-    return str(path)
-
-
-def _variant(tmp_path: Path, gigabytes: float, bits: int = 16) -> str:
-    calibration = {"corpus": "text", "samples": 8, "sequence_length": 64}
-    gptq = {"bits": bits, "group_size": 128, "act_order": False, "damping": 0.05, "calibration": calibration}
-    precision = {"kind": "cast", "dtype": "bfloat16"} if bits == 16 else {"kind": "gptq", **gptq}
-    half = int(gigabytes * 5e8)
-    return _manifest(tmp_path / f"{gigabytes}.{bits}.json", {"precision": precision}, one=half, two=half)
+FINETUNED = PAPER.finetuning[PAPER.tables.table7.suite].nodes(PAPER.tables.table7.suite)[0]
 
 
 @pytest.mark.parametrize("stage", ["quantize", "evaluate", "profile"])
 def test_a_larger_model_gets_more_time_and_memory(tmp_path: Path, stage: str) -> None:
     id = {"quantize": "qwen2.5-32b.int4", "evaluate": "qwen2.5-32b.int4.bbh", "profile": "qwen2.5-32b.int4"}[stage]
-    small, large = (request(PAPER, stage, id, {"model": _variant(tmp_path, size)}, cores=72) for size in (3.0, 65.0))
+    small, large = (request(PAPER, stage, id, {"model": variant(tmp_path, size)}, cores=72) for size in (3.0, 65.0))
     assert small.minutes < large.minutes and small.memory_mb < large.memory_mb
     # A node of the paper's cluster and the length of a partition of a day hold the largest.
     assert large.memory_mb <= 480_000 and large.minutes <= 24 * 60
@@ -45,10 +30,37 @@ def test_a_larger_model_gets_more_time_and_memory(tmp_path: Path, stage: str) ->
 
 
 def test_int4_models_are_timed_by_their_parameters_and_not_their_bytes(tmp_path: Path) -> None:
-    whole = request(PAPER, "evaluate", "x.y.z", {"model": _variant(tmp_path, 64.0)}, cores=72)
-    packed = request(PAPER, "evaluate", "x.y.z", {"model": _variant(tmp_path, 16.0, bits=4)}, cores=72)
+    whole = request(PAPER, "evaluate", "x.y.z", {"model": variant(tmp_path, 64.0)}, cores=72)
+    packed = request(PAPER, "evaluate", "x.y.z", {"model": variant(tmp_path, 16.0, bits=4)}, cores=72)
     assert packed.minutes == whole.minutes
     assert packed.memory_mb < whole.memory_mb
+
+
+@pytest.mark.parametrize("stage", ["quantize", "finetune"])
+def test_an_imported_model_is_timed_by_the_weights_that_its_record_counts(tmp_path: Path, stage: str) -> None:
+    id = {"quantize": "qwen2.5-7b.int4", "finetune": FINETUNED}[stage]
+    instructions = manifest(tmp_path / "instructions", "instructions", {}, {})
+    counts = {"splits": {"train": {"samples": 100_000, "answers": 1, "answer_utf8_bytes": 1}}}
+    (tmp_path / "instructions" / "instructions.json").write_text(json.dumps(counts))
+
+    def asked(model: str) -> Request:
+        return request(PAPER, stage, id, {"model": model, "instructions": instructions}, cores=72)
+
+    half, full = asked(imported(tmp_path, 14.0, "bfloat16")), asked(imported(tmp_path, 28.0, "float32"))
+    assert full.minutes == half.minutes < asked(imported(tmp_path, 28.0, "bfloat16")).minutes
+    # A job reads the bytes; training holds a type of its own.
+    assert full.memory_mb == half.memory_mb if stage == "finetune" else full.memory_mb > half.memory_mb
+
+
+@pytest.mark.parametrize("stage", ["merge", "finetune"])
+def test_a_model_made_of_another_has_the_type_that_its_configuration_names(tmp_path: Path, stage: str) -> None:
+    def minutes(dtype: str | None, gigabytes: float) -> int:
+        model = manifest(tmp_path / f"{dtype}", stage, {}, checkpoint(gigabytes))
+        (tmp_path / f"{dtype}" / "model").mkdir()
+        (tmp_path / f"{dtype}" / "model" / "config.json").write_text(json.dumps({"dtype": dtype}))
+        return request(PAPER, "quantize", "qwen2.5-7b.int4", {"model": model}, cores=72).minutes
+
+    assert minutes("float32", 28.0) == minutes("bfloat16", 14.0) == minutes(None, 14.0)
 
 
 def test_a_parent_that_is_not_built_yet_is_a_missing_file(tmp_path: Path) -> None:
@@ -94,7 +106,7 @@ def test_training_is_timed_by_its_flops_and_devices(tiny: dict[str, Any]) -> Non
 
 def test_training_is_warned_and_profiling_alone(tmp_path: Path, tiny: dict[str, Any]) -> None:
     assert any(option.startswith("--signal=TERM@") for option in _pretraining(tiny).options)
-    profile = request(PAPER, "profile", "qwen2.5-7b.int4", {"model": _variant(tmp_path, 15.0)}, cores=72)
+    profile = request(PAPER, "profile", "qwen2.5-7b.int4", {"model": variant(tmp_path, 15.0)}, cores=72)
     assert profile.options == ("--exclusive",)
 
 

@@ -1,0 +1,112 @@
+"""The table of requests in docs/cluster.md is what jobs ask for."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effllm.cluster.requests import request
+from effllm.models.costs import parameter_count, training_flops
+from effllm.models.costs.shapes import shape_of
+from effllm.stages import STAGES
+from effllm.study import Study, load_study, parse_study
+from tests.conftest import REPOSITORY
+from tests.unit.cluster.manifests import imported, manifest, variant
+
+PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
+CORES, GIGABYTES, BITS = 8, 33.0, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job, and the terms of the formulas that belong to it."""
+
+    study: Study
+    id: str
+    inputs: dict[str, str]
+    terms: dict[str, float]
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of the table by the name of the row."""
+    _, _, after = (REPOSITORY / "docs" / "cluster.md").read_text().partition("| stage | nodes |")
+    table = after.partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {name: rest for name, *rest in cells}
+
+
+def _pretrain(tiny: dict[str, Any], offload: bool) -> Case:
+    tiny["pretraining"]["llama-1m"] |= {
+        "dtype": "bfloat16",
+        "max_steps": 10**9,
+        "global_batch_size": 32,
+        "parallel": {"strategy": "zero2", "devices": 4, "nodes": 2, "offload": offload},
+    }
+    study = parse_study(tiny, "test")
+    run = study.pretraining["llama-1m"]
+    shape = shape_of(run.architecture, study.tokenizers["python-docs-2k"].vocab_size)
+    flops = run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
+    terms = {"nodes": 2, "devices": 4, "parameters": parameter_count(shape).total / 1e9}
+    return Case(study, "llama-1m", {}, terms | {"training": flops / (8 * 200e12) / 60})
+
+
+def _finetune(root: Path) -> Case:
+    suite = PAPER.tables.table7.suite
+    id = PAPER.finetuning[suite].nodes(suite)[0]
+    instructions = manifest(root / "instructions", "instructions", {}, {})
+    counts = {"splits": {"train": {"samples": 50_000, "answers": 1, "answer_utf8_bytes": 1}}}
+    (root / "instructions" / "instructions.json").write_text(json.dumps(counts))
+    run = STAGES["finetune"].config(PAPER, id)
+    tokens = run.steps(50_000) * run.samples_per_step * run.encoding.sequence_length
+    parameters = GIGABYTES / 2
+    training = 6 * parameters * 1e9 * tokens / (run.parallel.world_size * 200e12) / 60
+    terms = {"nodes": run.parallel.nodes, "devices": run.parallel.devices, "parameters": parameters}
+    inputs = {"model": imported(root, GIGABYTES, "bfloat16"), "instructions": instructions}
+    return Case(PAPER, id, inputs, terms | {"training": training})
+
+
+@pytest.fixture
+def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
+    """A case for each row."""
+    text = manifest(tmp_path / "text", "corpus", {}, {"part.parquet": 10**12})
+    base = {"model": imported(tmp_path, GIGABYTES, "float32")}
+    whole = {"weights": GIGABYTES, "weights_16": GIGABYTES / 2}
+    packed = {"model": variant(tmp_path, GIGABYTES, BITS)}
+    terms = {"weights": GIGABYTES, "weights_16": GIGABYTES * 16 / BITS}
+    protocol = PAPER.inference
+    windows = 2 * len(protocol.workloads) * protocol.repeats
+    seconds = windows * (protocol.minimum_window_s + protocol.cooldown_s) + protocol.idle_s
+    return {
+        "tokens": Case(PAPER, next(iter(PAPER.tokens)), {"corpus": text}, {"text": 10**12 / (1e6 * CORES) / 60}),
+        "pretrain": _pretrain(json.loads(json.dumps(tiny)), offload=False),
+        "pretrain, offloaded": _pretrain(tiny, offload=True),
+        "finetune": _finetune(tmp_path),
+        "merge": Case(PAPER, "a.b.c", base, whole),
+        "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),
+        "quantize, gptq": Case(PAPER, "qwen2.5-7b.int4", base, whole),
+        "evaluate": Case(PAPER, "qwen2.5-7b.int4.bbh", packed, terms),
+        "profile": Case(PAPER, "qwen2.5-7b.int4", packed, terms | {"protocol": seconds / 60}),
+    }
+
+
+def test_every_row_is_what_its_job_asks_for(cases: dict[str, Case]) -> None:
+    assert cases.keys() == rows().keys()
+    for name, (nodes, gpus, memory_gb, minutes) in rows().items():
+        case = cases[name]
+
+        def value(cell: str, terms: dict[str, float] = case.terms) -> float:
+            return eval(cell.split("`")[1], {}, terms)
+
+        asked = request(case.study, name.partition(",")[0], case.id, case.inputs, CORES)
+        assert (asked.nodes, asked.gpus_per_node) == (value(nodes), value(gpus)), name
+        assert asked.memory_mb == 1000 * math.ceil(int(1000 * value(memory_gb)) / 1000), name
+        assert asked.minutes == 10 * math.ceil(int(value(minutes)) / 10), name
+        assert ("--exclusive" in asked.options) == ("whole" in nodes or asked.nodes > 1), name
+
+
+def test_every_stage_that_is_a_job_has_a_row() -> None:
+    jobs = {name for name, stage in STAGES.items() if not stage.network}
+    assert {name.partition(",")[0] for name in rows()} == jobs
