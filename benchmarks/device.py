@@ -206,7 +206,7 @@ def preload(stages: set[str]) -> Callable[[str, list[str], Path, float], Outcome
     On a bare machine the imports take as long as a cell is measured. Without them each stage is a program of its own:
     where a library started CUDA when it was imported, which no fork survives.
     """
-    os.environ.update(stage_environment("pretrain", len(os.sched_getaffinity(0))))
+    os.environ.update(stage_environment(STAGES["pretrain"], len(os.sched_getaffinity(0))))
     # Asking whether there is a GPU must not start CUDA here, and a fork takes one thread along: leave none behind.
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     # Arrow's allocator has a thread that survives forks.
@@ -232,13 +232,13 @@ def _forked_stage(stage: str, argv: list[str], log: Path, deadline: float) -> Ou
 
     def work() -> None:
         sys.argv = [str(module.__file__), *argv]
-        stage_main(stage, module.build, argv)
+        stage_main(STAGES[stage], module.build, argv)
 
     return _outcome(_wait(_fork(work, log), deadline), log)
 
 
 def _program_stage(stage: str, argv: list[str], log: Path, deadline: float) -> Outcome:
-    environment = stage_environment(stage, len(os.sched_getaffinity(0)))
+    environment = stage_environment(STAGES[stage], len(os.sched_getaffinity(0)))
     return run_program([sys.executable, "-m", STAGES[stage].module, *argv], log, environment, deadline)
 
 

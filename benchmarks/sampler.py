@@ -112,7 +112,7 @@ def run_stage(paths: list[Path]) -> tuple[float, int]:
         spec = {"stage": "corpus", "version": STAGES["corpus"].version, "config": CONFIG}
         started = time.perf_counter()
         built = stage.run(
-            "corpus", build, spec=spec, inputs={"files": paths}, output=Path(results) / "corpus" / "sample"
+            STAGES["corpus"], build, spec=spec, inputs={"files": paths}, output=Path(results) / "corpus" / "sample"
         )
         return time.perf_counter() - started, built.json("corpus.json")["seen"]
 

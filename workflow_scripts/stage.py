@@ -1,9 +1,10 @@
 """Run the stage of a rule in a process of its own: rules are named after their stages."""
 
 from effllm.runtime.launch import run_stage
+from effllm.stages import STAGES
 
 run_stage(
-    snakemake.rule,
+    STAGES[snakemake.rule],
     spec=snakemake.params.spec,
     inputs=dict(snakemake.input.items()),
     manifest=snakemake.output.manifest,

@@ -286,4 +286,6 @@ def _require_documents(tally: _Tally, source: Source, config: Corpus) -> None:
 
 
 if __name__ == "__main__":
-    main("corpus", build)
+    from effllm.stages.corpus import CorpusStage
+
+    main(CorpusStage(), build)

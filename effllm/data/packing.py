@@ -196,4 +196,6 @@ def _opened(path: Path, size: int) -> BinaryIO:
 
 
 if __name__ == "__main__":
-    main("tokens", build)
+    from effllm.stages.tokens import TokensStage
+
+    main(TokensStage(), build)

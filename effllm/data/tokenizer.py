@@ -124,4 +124,6 @@ def fetch(config: HubTokenizer, directory: Path) -> "PreTrainedTokenizerBase":
 
 
 if __name__ == "__main__":
-    main("tokenizer", build)
+    from effllm.stages.tokenizer import TokenizerStage
+
+    main(TokenizerStage(), build)

@@ -263,4 +263,6 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 if __name__ == "__main__":
-    main("benchmark", build)
+    from effllm.stages.benchmark import BenchmarkStage
+
+    main(BenchmarkStage(), build)

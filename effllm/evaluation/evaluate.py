@@ -227,4 +227,6 @@ if __name__ == "__main__":
     # What a build imports, while the collector rests.
     for library in ("effllm.evaluation.metered", "effllm.models.loading", "lm_eval.evaluator", "lm_eval.tasks"):
         importlib.import_module(library)
-    main("evaluate", build)
+    from effllm.stages.evaluate import EvaluateStage
+
+    main(EvaluateStage(), build)

@@ -93,4 +93,6 @@ def needed_files(repository: Repository, directory: Path, where: str) -> list[Hu
 
 
 if __name__ == "__main__":
-    main("model", build)
+    from effllm.stages.model import ModelStage
+
+    main(ModelStage(), build)

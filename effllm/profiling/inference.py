@@ -219,4 +219,6 @@ def check_protocol(id: str, figures: Latency, protocol: InferenceProtocol, measu
 
 
 if __name__ == "__main__":
-    main("profile", build)
+    from effllm.stages.profile import ProfileStage
+
+    main(ProfileStage(), build)

@@ -36,4 +36,6 @@ def build(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main("quantize", build)
+    from effllm.stages.quantize import QuantizeStage
+
+    main(QuantizeStage(), build)

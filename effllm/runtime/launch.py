@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from effllm.runtime import lifeline
@@ -24,7 +24,9 @@ from effllm.runtime.artifact import write_text
 from effllm.runtime.clock import await_inputs
 from effllm.runtime.faults import fault_of_machine
 from effllm.runtime.stage import SCRATCH
-from effllm.stages import STAGES
+
+if TYPE_CHECKING:
+    from effllm.stages.stage import Stage
 
 _PR_SET_PDEATHSIG = 1
 # Opened here: it is called between a fork and the program's start, where a lock may be without its holder.
@@ -45,7 +47,7 @@ def name_interpreter() -> None:
 
 
 def run_stage(
-    stage: str,
+    stage: "Stage",
     *,
     spec: dict[str, Any],
     inputs: Mapping[str, str | Sequence[str]],
@@ -59,7 +61,7 @@ def run_stage(
     manifest.json. Exits this process with the stage's code, after printing why, if the stage fails.
     """
     output = Path(manifest).parent
-    scratch = output.parent.parent / SCRATCH / stage
+    scratch = output.parent.parent / SCRATCH / stage.name
     lists = {name: [paths] if isinstance(paths, str) else paths for name, paths in inputs.items()}
     spec_file = scratch / f"{output.name}.spec.json"
     try:
@@ -71,8 +73,8 @@ def run_stage(
         sentence = error if isinstance(error, UserError) else fault_of_machine(error, scratch)
         if sentence is None:
             raise
-        end_with(sentence, f"{stage} {output.name}", Path(log))
-    argv = [sys.executable, "-m", "effllm.runtime.start", STAGES[stage].module]
+        end_with(sentence, f"{stage.name} {output.name}", Path(log))
+    argv = [sys.executable, "-m", "effllm.runtime.start", stage.module]
     argv += ["--spec", str(spec_file), "--output", str(output)]
     for name, paths in lists.items():
         for path in paths:
@@ -83,9 +85,9 @@ def run_stage(
         sentence = fault_of_machine(error, Path(log))
         if sentence is None:
             raise
-        end_with(sentence, f"{stage} {output.name}", Path(log))
+        end_with(sentence, f"{stage.name} {output.name}", Path(log))
     if code:
-        print(_explain(stage, output, Path(log), code), file=sys.stderr)
+        print(_explain(stage.name, output, Path(log), code), file=sys.stderr)
         sys.exit(code)
 
 
@@ -98,14 +100,14 @@ def end_with(sentence: object, what: str, log: Path) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-def stage_environment(stage: str, threads: int) -> dict[str, str]:
+def stage_environment(stage: "Stage", threads: int) -> dict[str, str]:
     """The environment of a stage's process: thread counts, and the hub only where the stage needs it."""
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
         environment[name] = str(threads)
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["PYTHONUNBUFFERED"] = "1"
-    if not STAGES[stage].network:
+    if not stage.network:
         environment["HF_HUB_OFFLINE"] = "1"
         # A token is worth nothing there, and jobs get the environment of the host that submits them.
         environment.pop("HF_TOKEN", None)

@@ -2,8 +2,8 @@
 
     python -m effllm.<package>.<stage> --spec spec.json [--input NAME=PATH ...] --output results/<stage>/<id>
 
-A stage module defines `build(job)` and hands it to `main`. `main` takes the lease on the artifact, verifies the
-inputs, gives `build` a staging directory, and publishes what it leaves there.
+A program defines `build(job)` and hands it to `main` with its stage's declaration. `main` takes the lease on the
+artifact, verifies the inputs, gives `build` a staging directory, and publishes what it leaves there.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,7 +29,9 @@ from effllm.runtime.lease import lease
 from effllm.runtime.local_files import read_sha256
 from effllm.runtime.publishing import publish, restore
 from effllm.runtime.start import libraries_imported
-from effllm.stages import STAGES
+
+if TYPE_CHECKING:
+    from effllm.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -42,12 +44,14 @@ LEASE = "lease"
 class Job:
     """What `build` gets.
 
+    `stage` is the stage's name, `module` its program.
     `inputs` are verified artifacts by name; `files` are plain input files by name; `output` is an empty directory
     for the payload; `records` is a directory inside it for observations that are not part of the artifact's
     identity; `scratch` survives a killed run of the same spec on the same inputs, and holds checkpoints.
     """
 
     stage: str
+    module: str
     id: str
     spec: dict[str, Any]
     inputs: dict[str, Artifact]
@@ -74,11 +78,11 @@ class Job:
         artifact.write_text(path, result.to_json())
 
 
-def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None) -> None:
+def main(stage: "Stage", build: Callable[[Job], None], argv: list[str] | None = None) -> None:
     """Run one stage as a program and exit: 0 published, 2 the user's error, 75 interrupted, else a defect."""
     libraries_imported()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    arguments = _parse(stage, argv)
+    arguments = _parse(stage.module, argv)
     try:
         run(stage, build, **arguments)
     except UserError as error:
@@ -97,19 +101,18 @@ def main(stage: str, build: Callable[[Job], None], argv: list[str] | None = None
 
 
 def run(
-    stage: str, build: Callable[[Job], None], *, spec: dict[str, Any], inputs: dict[str, list[Path]], output: Path
+    stage: "Stage", build: Callable[[Job], None], *, spec: dict[str, Any], inputs: dict[str, list[Path]], output: Path
 ) -> Artifact:
     """Build and publish the artifact at `output`, or return it if it is already there, whole, of the same inputs."""
     started = time.time()
-    expected = STAGES[stage].version
-    if spec.get("version") != expected:
+    if spec.get("version") != stage.version:
         raise UserError(
-            f"the spec says version {spec.get('version')} of stage {stage}, this package builds {expected}: "
+            f"the spec says version {spec.get('version')} of stage {stage.name}, this package builds {stage.version}: "
             "take the spec from the workflow, or set its version."
         )
     artifacts, files, parents = _open_inputs(inputs, output.parent.parent / SCRATCH)
     key = scratch_key(spec, parents)
-    scratch = output.parent.parent / SCRATCH / stage / output.name
+    scratch = output.parent.parent / SCRATCH / stage.name / output.name
     with lease(scratch / LEASE, output.name) as held:
         finished = restore(output, spec, parents)
         if finished:
@@ -121,18 +124,18 @@ def run(
             shutil.rmtree(staging)
         records = staging / artifact.RECORDS
         records.mkdir(parents=True)
-        job = Job(stage, output.name, spec, artifacts, files, staging, records, scratch / "work")
+        job = Job(stage.name, stage.module, output.name, spec, artifacts, files, staging, records, scratch / "work")
         job.scratch.mkdir(exist_ok=True)
         failure = _build(build, job)
         held.require_held()
         published = publish(
             staging,
             output,
-            stage=stage,
+            stage=stage.name,
             id=output.name,
             spec=spec,
             parents=parents,
-            provenance=provenance.collect(STAGES[stage].module, started),
+            provenance=provenance.collect(stage.module, started),
             failure=failure,
         )
         shutil.rmtree(job.scratch)
@@ -151,8 +154,8 @@ def _build(build: Callable[[Job], None], job: Job) -> CellFailure | None:
     return None
 
 
-def _parse(stage: str, argv: list[str] | None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog=f"python -m {STAGES[stage].module}")
+def _parse(module: str, argv: list[str] | None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--spec", type=Path, required=True, help="JSON: stage, version, config")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="manifest.json or file")
     parser.add_argument("--output", type=Path, required=True, help="directory results/<stage>/<id>")

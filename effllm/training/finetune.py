@@ -339,4 +339,6 @@ def _save(task: Finetuning, model: nn.Module) -> Path | None:
 
 
 if __name__ == "__main__":
-    main("finetune", build)
+    from effllm.stages.finetune import FinetuneStage
+
+    main(FinetuneStage(), build)

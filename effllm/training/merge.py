@@ -26,4 +26,6 @@ def build(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main("merge", build)
+    from effllm.stages.merge import MergeStage
+
+    main(MergeStage(), build)

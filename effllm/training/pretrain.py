@@ -130,4 +130,6 @@ def _tokens_per_step(run: PretrainingRun) -> int:
 
 
 if __name__ == "__main__":
-    main("pretrain", build)
+    from effllm.stages.pretrain import PretrainStage
+
+    main(PretrainStage(), build)

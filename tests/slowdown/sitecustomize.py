@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "ranks")} & set(sys.orig_argv):
+if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "rank")} & set(sys.orig_argv):
     from effllm.training.checkpoints import MarkComplete
 
     mark = MarkComplete.on_save

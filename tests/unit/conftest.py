@@ -31,7 +31,7 @@ class Builder:
             inputs[name] = [path] if path else [Path(file) for file in parent]
         program = importlib.import_module(STAGES[stage].module).build
         output = Path(self.graph.manifest(stage, id)).parent
-        return run(stage, program, spec=self.graph.spec(stage, id), inputs=inputs, output=output)
+        return run(STAGES[stage], program, spec=self.graph.spec(stage, id), inputs=inputs, output=output)
 
 
 @pytest.fixture(scope="session")

@@ -57,8 +57,8 @@ def test_what_needs_the_hub_runs_on_the_submitting_host_and_nothing_else_does() 
 def test_jobs_have_neither_the_hub_nor_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for name, stage in STAGES.items():
-        environment = stage_environment(name, threads=1)
+    for stage in STAGES.values():
+        environment = stage_environment(stage, threads=1)
         assert (environment.get("HF_HUB_OFFLINE") == "1") == (not stage.network)
         assert ("HF_TOKEN" in environment) == stage.network
 

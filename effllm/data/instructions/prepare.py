@@ -144,4 +144,6 @@ def _require_samples(
 
 
 if __name__ == "__main__":
-    main("instructions", build)
+    from effllm.stages.instructions import InstructionsStage
+
+    main(InstructionsStage(), build)

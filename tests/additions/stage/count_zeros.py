@@ -4,9 +4,21 @@ in:  model, in one precision
 out: sparsity.json (share of the weights that are zero)
 """
 
+from typing import ClassVar
+
+from pydantic import Field
 from safetensors.numpy import load_file
 
+from effllm.results.base import Part, ResultFile
 from effllm.runtime.stage import Job, main
+
+
+class Sparsity(Part, ResultFile):
+    """What was counted."""
+
+    FILE: ClassVar[str] = "sparsity.json"
+
+    zero_share: float = Field(description="Share of the weights that are zero.")
 
 
 def build(job: Job) -> None:
@@ -17,8 +29,10 @@ def build(job: Job) -> None:
         for tensor in load_file(path).values()
     ]
     zeros = sum(int((abs(tensor) <= job.spec["config"]["threshold"]).sum()) for tensor in tensors)
-    job.write_json("sparsity.json", {"zero_share": zeros / sum(tensor.size for tensor in tensors)})
+    job.write(Sparsity(zero_share=zeros / sum(tensor.size for tensor in tensors)))
 
 
 if __name__ == "__main__":
-    main("sparsity", build)
+    from effllm.stages.sparsity import SparsityStage
+
+    main(SparsityStage(), build)

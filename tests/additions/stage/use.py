@@ -12,6 +12,7 @@ from effllm.cluster.requests import request
 from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.runtime.stage import run
+from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 from effllm.study import load_study
 
@@ -29,7 +30,7 @@ def main(results: Path) -> None:
     publish(staging, model.parent, **identity, provenance=Provenance(wall_s=1.0))
     asked = request(graph.study, "sparsity", ID, parents, cores=1)
     output = Path(graph.manifest("sparsity", ID)).parent
-    built = run("sparsity", build, spec=spec, inputs={"model": [model]}, output=output)
+    built = run(STAGES["sparsity"], build, spec=spec, inputs={"model": [model]}, output=output)
     facts = {"spec": spec, "parents": parents, "request": vars(asked), "result": built.json("sparsity.json")}
     print(json.dumps(facts))
 

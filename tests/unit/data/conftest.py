@@ -10,6 +10,7 @@ from effllm.data import corpus, packing, tokenizer
 from effllm.data.instructions import prepare
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
+from effllm.stages import STAGES
 from tests.conftest import spec_of
 from tests.hub.fixtures import hub, waits  # noqa: F401
 
@@ -32,7 +33,7 @@ def run_stage(tmp_path: Path) -> RunStage:
             for key, value in inputs.items()
         }
         spec = spec_of(name, config)
-        return stage.run(name, _BUILD[name], spec=spec, inputs=paths, output=tmp_path / "results" / name / id)
+        return stage.run(STAGES[name], _BUILD[name], spec=spec, inputs=paths, output=tmp_path / "results" / name / id)
 
     return run
 

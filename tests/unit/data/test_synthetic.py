@@ -12,6 +12,7 @@ from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
+from effllm.stages import STAGES
 from effllm.study.data import SyntheticStream
 from tests.conftest import spec_of
 
@@ -22,7 +23,7 @@ def _stream(**settings: Any) -> SyntheticStream:
 
 def _built(root: Path, **settings: Any) -> Artifact:
     spec = spec_of("tokens", _stream(**settings).plain())
-    return run("tokens", build, spec=spec, inputs={}, output=root / "results" / "tokens" / "random")
+    return run(STAGES["tokens"], build, spec=spec, inputs={}, output=root / "results" / "tokens" / "random")
 
 
 def test_a_seed_means_the_same_ids_and_another_seed_means_others(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import Quantization
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
+from effllm.stages import STAGES
 from tests.conftest import spec_of
 
 END = "<|endoftext|>"
@@ -26,7 +27,7 @@ PROTOCOL = {"batch_size": 8, "max_length": None, "bootstrap_iters": 200, "sample
 
 def publish_artifact(root, stage, id, build):
     """An artifact with whatever `build(job)` leaves in it."""
-    return run(stage, build, spec=spec_of(stage, {"id": id}), inputs={}, output=root / stage / id)
+    return run(STAGES[stage], build, spec=spec_of(stage, {"id": id}), inputs={}, output=root / stage / id)
 
 
 def make_corpus(root, id, held_out, train):
@@ -63,7 +64,9 @@ def make_benchmark(root, id, settings, corpus=None, files=()):
 
     inputs = {"corpus": [corpus.directory / "manifest.json"]} if corpus else {"files": list(files)} if files else {}
     output = root / "benchmark" / id
-    return run("benchmark", build, spec=spec_of("benchmark", {"benchmark": settings}), inputs=inputs, output=output)
+    return run(
+        STAGES["benchmark"], build, spec=spec_of("benchmark", {"benchmark": settings}), inputs=inputs, output=output
+    )
 
 
 def held_out_benchmark(root, corpus, task, items, seed=0):
@@ -76,7 +79,7 @@ def evaluate_model(root, model, benchmark, **protocol):
     from effllm.evaluation.evaluate import build
 
     return run(
-        "evaluate",
+        STAGES["evaluate"],
         build,
         spec=spec_of("evaluate", {"protocol": {**PROTOCOL, **protocol}}),
         inputs={

@@ -98,7 +98,7 @@ class Downloading:
         revision = hub.add(self.kind, self.repo, self.files, access, LARGE)
         config = self.config(revision if exists else "0" * 40)
         spec = {"stage": self.name, "version": STAGES[self.name].version, "config": config}
-        return stage.run(self.name, self.build, spec=spec, inputs={}, output=results / self.name / "x")
+        return stage.run(STAGES[self.name], self.build, spec=spec, inputs={}, output=results / self.name / "x")
 
 
 def parquet(rows: list[dict]) -> bytes:

@@ -18,6 +18,7 @@ from effllm.evaluation import benchmark
 from effllm.models import import_model
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
+from effllm.stages import STAGES
 from tests.conftest import spec_of
 from tests.hub.fixtures import environment
 from tests.hub.server import Corrupt, Hang, Hub, Reset, Status, Truncate
@@ -53,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def build_model(hub: Hub, files: dict[str, bytes], tmp_path: Path, access: str = "open") -> Artifact:
     revision = hub.add("model", "owner/name", files, access)
     spec = spec_of("model", {"kind": "hub", "repo": "owner/name", "revision": revision})
-    return stage.run("model", import_model.build, spec=spec, inputs={}, output=tmp_path / "results/model/m")
+    return stage.run(STAGES["model"], import_model.build, spec=spec, inputs={}, output=tmp_path / "results/model/m")
 
 
 def payload(artifact: Artifact) -> dict[str, bytes]:
@@ -150,7 +151,9 @@ def test_a_benchmark_reads_its_dataset_through_the_same_downloads(hub: Hub, tmp_
     hub.fault(r"GET cdn .*team", Status(403))
     settings = {"kind": "harness", "task": "leaderboard_musr", "revision": revision, "metric": "acc_norm"}
     spec = spec_of("benchmark", {"benchmark": settings | {"chance_level": 0.4}})
-    built = stage.run("benchmark", benchmark.build, spec=spec, inputs={}, output=tmp_path / "results/benchmark/b")
+    built = stage.run(
+        STAGES["benchmark"], benchmark.build, spec=spec, inputs={}, output=tmp_path / "results/benchmark/b"
+    )
     tasks = built.json("benchmark.json")["tasks"]
     found = [
         pq.read_table(built.directory / file).to_pylist() for task in tasks for file in task["data_files"].values()
@@ -159,4 +162,4 @@ def test_a_benchmark_reads_its_dataset_through_the_same_downloads(hub: Hub, tmp_
     hub.heal()
     wrong = spec_of("benchmark", {"benchmark": settings | {"chance_level": 0.4, "revision": "0" * 40}})
     with pytest.raises(UserError, match=r"'leaderboard_musr_.*' needs TAUR-Lab/MuSR, and .* has no revision 0{40}"):
-        stage.run("benchmark", benchmark.build, spec=wrong, inputs={}, output=tmp_path / "results/benchmark/c")
+        stage.run(STAGES["benchmark"], benchmark.build, spec=wrong, inputs={}, output=tmp_path / "results/benchmark/c")

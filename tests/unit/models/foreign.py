@@ -77,7 +77,7 @@ def import_model(directory: Path, results: Path, id: str = "x") -> Artifact:
     files = model_files(directory, f"models.{id}.source.path")
     version = STAGES["model"].version
     spec = {"stage": "model", "version": version, "config": {"kind": "local", "path": str(directory)}}
-    return run("model", build, spec=spec, inputs={"files": files}, output=results / "model" / id)
+    return run(STAGES["model"], build, spec=spec, inputs={"files": files}, output=results / "model" / id)
 
 
 def edit(directory: Path, name: str, **changes: Any) -> None:

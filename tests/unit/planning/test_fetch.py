@@ -14,6 +14,7 @@ from effllm.data import corpus, tokenizer
 from effllm.planning.fetch import find_needs, pending, run
 from effllm.planning.plan import plan_of
 from effllm.runtime import stage
+from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
 from tests.hub.fixtures import hub, waits  # noqa: F401
@@ -91,7 +92,9 @@ def build(graph: Graph, name: str) -> dict[str, Any]:
     programs = {"corpus": corpus.build, "tokenizer": tokenizer.build}
     stage_name, _, id = name.partition("/")
     output = Path(graph.results) / name
-    built = stage.run(stage_name, programs[stage_name], spec=graph.spec(stage_name, id), inputs={}, output=output)
+    built = stage.run(
+        STAGES[stage_name], programs[stage_name], spec=graph.spec(stage_name, id), inputs={}, output=output
+    )
     return built.manifest.payload
 
 

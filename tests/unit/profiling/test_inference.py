@@ -21,6 +21,7 @@ from effllm.results.profile import Latency
 from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import MANIFEST
 from effllm.runtime.stage import run
+from effllm.stages import STAGES
 from effllm.study.measure import InferenceProtocol, Workload
 
 WORKLOAD = Workload(prompt_tokens=10, new_tokens=3, batch_size=2)
@@ -265,7 +266,9 @@ def test_a_workload_longer_than_the_model_is_unsupported(builder: Any, tmp_path:
     spec = builder.graph.spec("profile", "llama-1m.bfloat16")
     spec["config"]["workloads"]["single"]["prompt_tokens"] = 512
     model = builder.build("quantize", "llama-1m.bfloat16").directory / MANIFEST
-    artifact = run("profile", build, spec=spec, inputs={"model": [model]}, output=tmp_path / "results/profile/x")
+    artifact = run(
+        STAGES["profile"], build, spec=spec, inputs={"model": [model]}, output=tmp_path / "results/profile/x"
+    )
     workloads = artifact.json("profile.json")["workloads"]
     assert workloads["single"]["status"] == "unsupported"
     assert "512 positions" in workloads["single"]["reason"]

@@ -357,7 +357,19 @@ def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> Non
     from effllm.runtime.stage import Job
 
     spec = {"config": {"kind": "synthetic", "vocab_size": 50, "tokens": 10 * 8 + 3}}
-    build(Job("tokens", "random", spec, {}, {}, tmp_path, tmp_path / "records", tmp_path / "scratch"))
+    build(
+        Job(
+            "tokens",
+            "effllm.data.packing",
+            "random",
+            spec,
+            {},
+            {},
+            tmp_path,
+            tmp_path / "records",
+            tmp_path / "scratch",
+        )
+    )
     drawn = np.fromfile(tmp_path / "train.bin", dtype="<u2")[:80].reshape(10, 8).tolist()
     calibration = Calibration(tokens="random", samples=10, sequence_length=8)
     sequences = calibration_sequences(tmp_path, tmp_path / "no-tokenizer", calibration)

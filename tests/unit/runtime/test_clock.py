@@ -10,6 +10,7 @@ import pytest
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime import clock, launch
 from effllm.runtime.clock import await_inputs
+from effllm.stages import STAGES
 from effllm.tables import assemble
 from effllm.tables.assemble import write_table
 
@@ -79,7 +80,7 @@ def test_no_stage_starts(
     manifest = str(tmp_path / "results" / "tokens" / "x" / "manifest.json")
     path, log = dated(7200.0), tmp_path / "logs" / "tokens.log"
     with pytest.raises(SystemExit) as end:
-        launch.run_stage("tokens", spec={}, inputs={"corpus": path}, manifest=manifest, log=str(log), threads=1)
+        launch.run_stage(STAGES["tokens"], spec={}, inputs={"corpus": path}, manifest=manifest, log=str(log), threads=1)
     assert end.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith(f"tokens x: {path} is dated ")
     assert log.read_text().startswith(f"error: {path} is dated ")

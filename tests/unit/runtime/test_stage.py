@@ -14,6 +14,7 @@ from effllm.errors import CellFailure, UserError
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.runtime.launch import run_logged
 from effllm.runtime.stage import Job, run
+from effllm.stages import STAGES
 from tests.conftest import spec_of
 
 SPEC = spec_of("corpus", {"x": 1})
@@ -35,26 +36,26 @@ def test_a_finished_artifact_is_not_built_again(tmp_path: Path) -> None:
         _write(job)
 
     for _ in range(2):
-        run("corpus", build, spec=SPEC, inputs={}, output=_output(tmp_path))
+        run(STAGES["corpus"], build, spec=SPEC, inputs={}, output=_output(tmp_path))
     assert calls == ["a"]
-    run("corpus", build, spec={**SPEC, "config": {"x": 2}}, inputs={}, output=_output(tmp_path))
+    run(STAGES["corpus"], build, spec={**SPEC, "config": {"x": 2}}, inputs={}, output=_output(tmp_path))
     assert calls == ["a", "a"]
 
 
 def test_a_manifest_that_was_deleted_is_put_back_without_building(tmp_path: Path) -> None:
-    artifact = run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path))
+    artifact = run(STAGES["corpus"], _write, spec=SPEC, inputs={}, output=_output(tmp_path))
     (artifact.directory / MANIFEST).unlink()
 
     def build(job: Job) -> None:
         raise AssertionError("nothing has changed, so nothing is to be built")
 
-    assert run("corpus", build, spec=SPEC, inputs={}, output=_output(tmp_path)).sha256 == artifact.sha256
+    assert run(STAGES["corpus"], build, spec=SPEC, inputs={}, output=_output(tmp_path)).sha256 == artifact.sha256
 
 
 def test_a_damaged_artifact_is_built_again(tmp_path: Path) -> None:
-    artifact = run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path))
+    artifact = run(STAGES["corpus"], _write, spec=SPEC, inputs={}, output=_output(tmp_path))
     (artifact.directory / "payload.json").write_text("{}")
-    run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path)).verify()
+    run(STAGES["corpus"], _write, spec=SPEC, inputs={}, output=_output(tmp_path)).verify()
 
 
 def test_two_writers_of_one_artifact_take_turns(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_two_writers_of_one_artifact_take_turns(tmp_path: Path) -> None:
         active[0] -= 1
 
     arguments = {"spec": SPEC, "inputs": {}, "output": _output(tmp_path)}
-    threads = [threading.Thread(target=run, args=("corpus", build), kwargs=arguments) for _ in range(3)]
+    threads = [threading.Thread(target=run, args=(STAGES["corpus"], build), kwargs=arguments) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -88,7 +89,7 @@ def test_scratch_survives_a_crash_of_the_same_spec_only(tmp_path: Path) -> None:
 
     for spec in (SPEC, SPEC, {**SPEC, "config": {"x": 2}}):
         with pytest.raises(RuntimeError):
-            run("corpus", crash, spec=spec, inputs={}, output=_output(tmp_path))
+            run(STAGES["corpus"], crash, spec=spec, inputs={}, output=_output(tmp_path))
     assert found == [False, True, False]
     assert not (_output(tmp_path) / MANIFEST).exists()
 
@@ -97,24 +98,34 @@ def test_a_failed_parent_passes_its_status_on(tmp_path: Path) -> None:
     def fail(job: Job) -> None:
         raise CellFailure("unsupported", "no kernel for it")
 
-    parent = run("corpus", fail, spec=SPEC, inputs={}, output=_output(tmp_path, "parent"))
+    parent = run(STAGES["corpus"], fail, spec=SPEC, inputs={}, output=_output(tmp_path, "parent"))
     child = run(
-        "corpus", _write, spec=SPEC, inputs={"corpus": [parent.directory / MANIFEST]}, output=_output(tmp_path, "child")
+        STAGES["corpus"],
+        _write,
+        spec=SPEC,
+        inputs={"corpus": [parent.directory / MANIFEST]},
+        output=_output(tmp_path, "child"),
     )
     assert child.manifest.status == "unsupported"
     assert child.manifest.reason == "corpus/parent: no kernel for it"
 
 
 def test_a_tampered_input_is_refused_before_any_work(tmp_path: Path) -> None:
-    parent = run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path, "parent"))
+    parent = run(STAGES["corpus"], _write, spec=SPEC, inputs={}, output=_output(tmp_path, "parent"))
     (parent.directory / "payload.json").write_text("tampered")
     with pytest.raises(UserError, match=r"payload\.json"):
-        run("corpus", _write, spec=SPEC, inputs={"c": [parent.directory / MANIFEST]}, output=_output(tmp_path, "child"))
+        run(
+            STAGES["corpus"],
+            _write,
+            spec=SPEC,
+            inputs={"c": [parent.directory / MANIFEST]},
+            output=_output(tmp_path, "child"),
+        )
 
 
 def test_a_spec_of_another_stage_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="version 99"):
-        run("corpus", _write, spec={**SPEC, "version": 99}, inputs={}, output=_output(tmp_path))
+        run(STAGES["corpus"], _write, spec={**SPEC, "version": 99}, inputs={}, output=_output(tmp_path))
 
 
 def test_a_spec_that_is_no_slice_of_a_study_is_refused_with_its_key(tmp_path: Path) -> None:
@@ -124,14 +135,14 @@ def test_a_spec_that_is_no_slice_of_a_study_is_refused_with_its_key(tmp_path: Pa
         job.config(InferenceProtocol)
 
     with pytest.raises(UserError, match=r"--spec: config\.workloads: Field required"):
-        run("corpus", build, spec=SPEC, inputs={}, output=_output(tmp_path))
+        run(STAGES["corpus"], build, spec=SPEC, inputs={}, output=_output(tmp_path))
 
 
 def _stage_program(root: Path, body: str) -> list[str]:
     program = root / "program.py"
     program.write_text(
-        "import sys\nfrom effllm.runtime.stage import main\n"
-        f"def build(job):\n    {body}\nmain('corpus', build, sys.argv[1:])\n"
+        "import sys\nfrom effllm.runtime.stage import main\nfrom effllm.stages import STAGES\n"
+        f"def build(job):\n    {body}\nmain(STAGES['corpus'], build, sys.argv[1:])\n"
     )
     spec = root / "spec.json"
     spec.write_text(json.dumps(SPEC))
@@ -186,7 +197,7 @@ def test_a_stage_dies_with_its_launcher(tmp_path: Path) -> None:
 
 
 def test_artifacts_open_where_they_were_published(tmp_path: Path) -> None:
-    run("corpus", _write, spec=SPEC, inputs={}, output=_output(tmp_path))
+    run(STAGES["corpus"], _write, spec=SPEC, inputs={}, output=_output(tmp_path))
     artifact = Artifact.open(_output(tmp_path) / MANIFEST)
     assert artifact.json("payload.json") == {"x": 1}
     assert artifact.manifest.spec == SPEC

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from effllm.errors import UserError
-from effllm.study import Graph, parse_study
+from effllm.stages.graph import Graph
+from effllm.study import parse_study
 
 
 def test_a_budget_of_a_table_that_is_left_out_waits_for_it(tiny: dict[str, Any]) -> None:

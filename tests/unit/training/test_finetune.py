@@ -57,7 +57,7 @@ class Finetunes:
         """Run the stage in this process: `name` is the method's id."""
         build = importlib.import_module(STAGES["finetune"].module).build
         output = root / "results" / "finetune" / _id(name)
-        return run("finetune", build, spec=self.spec(name, **changes), inputs=self.inputs(name), output=output)
+        return run(STAGES["finetune"], build, spec=self.spec(name, **changes), inputs=self.inputs(name), output=output)
 
     def command(self, root: Path, name: str, method: str, **changes: Any) -> tuple[list[str], Path]:
         """The stage as a program, and its output."""
