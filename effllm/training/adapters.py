@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from peft.import_utils import is_gptqmodel_available
@@ -35,8 +36,8 @@ def save_adapter(
     wrote for an adapter that did not start at zero. The same tensors give the same files.
     """
     # peft loads the start as a second adapter of the directory's name, and removes it again.
-    conversion = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
-    model.save_pretrained(directory, **conversion)
+    conversion: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
+    model.save_pretrained(str(directory), **conversion)
     (directory / "README.md").unlink(missing_ok=True)
     path = directory / CONFIG_NAME
     config = json.loads(path.read_text())

@@ -64,8 +64,8 @@ def answer_loss(
         scored.update(zip(indices, zip(sums, counts, strict=True), strict=True))
     model.train(was_training)
     by_sample = [(sequence.ids[0], *scored[index]) for index, sequence in enumerate(sequences)]
-    ids, sums, counts = zip(*by_sample, strict=True)
+    ids, sample_sums, sample_counts = zip(*by_sample, strict=True)
     # "<prompt>#2" is the prompt again, with another answer.
-    by_prompt = sums_by_cluster(sums, counts, [id.partition("#")[0] for id in ids])
-    tokens = sum(counts)
-    return AnswerLoss(math.fsum(sums) / tokens, ratio_standard_error(*by_prompt), tokens, len(ids), by_sample)
+    by_prompt = sums_by_cluster(sample_sums, sample_counts, [id.partition("#")[0] for id in ids])
+    tokens = sum(sample_counts)
+    return AnswerLoss(math.fsum(sample_sums) / tokens, ratio_standard_error(*by_prompt), tokens, len(ids), by_sample)

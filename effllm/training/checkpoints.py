@@ -23,6 +23,7 @@ class MarkComplete(TrainerCallback):
             torch.distributed.barrier()
         if not state.is_world_process_zero:
             return control
+        assert args.output_dir is not None
         directory = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         for path in directory.rglob("*"):
             if path.is_file():

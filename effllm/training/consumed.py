@@ -78,6 +78,7 @@ class RecordConsumed(TrainerCallback):
 
     @staticmethod
     def _in_checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+        assert args.output_dir is not None
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         return rank_file(checkpoint, args.process_index)
 

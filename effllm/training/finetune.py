@@ -39,7 +39,7 @@ from effllm.data.instructions.synthetic import read_synthetic
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models import costs
-from effllm.models.loading import load_causal_lm, load_tokenizer
+from effllm.models.loading import load_causal_lm, load_tokenizer, moved
 from effllm.models.saving import save_causal_lm
 from effllm.models.text import context_length, text_config
 from effllm.results.data import InstructionsSummary
@@ -114,6 +114,7 @@ class Finetuning:
         if self.unscored:
             instructions = self.job.inputs["instructions"]
             prompt_tokens = InstructionsSummary.read(instructions.directory).prompt_tokens
+            assert prompt_tokens is not None
             return read_synthetic(instructions.directory, prompt_tokens, self.run.encoding.sequence_length)
         return self._encoded("train", self.run.encoding)
 
@@ -154,14 +155,14 @@ class Finetuning:
             )
         return model
 
-    def setup(self) -> Setup:
+    def setup(self) -> Setup[PreTrainedModel | PeftModel]:
         """The model as the method makes it ready, and the samples in the order of training."""
         run, recipe = self.run, self.recipe
         set_seed(run.seed)
         model = self.load_base()
         if run.parallel.strategy == "single" and torch.cuda.is_available():
             # Methods that decompose the weights take minutes on a CPU.
-            model = model.to("cuda")
+            moved(model, "cuda")
         prepared = run.method.apply(model, f"methods.{self.method}")
         for parameter in prepared.model.parameters():
             if not parameter.requires_grad:
@@ -264,12 +265,12 @@ def build(job: Job) -> None:
     job.write(FinetuningQuality(**figures, reasons=reasons))
 
 
-def setup(job: Job) -> Setup:
+def setup(job: Job) -> Setup[PreTrainedModel | PeftModel]:
     """What a rank trains."""
     return Finetuning(job).setup()
 
 
-def load(job: Job, directory: Path) -> nn.Module:
+def load(job: Job, directory: Path) -> PreTrainedModel | PeftModel:
     """What the ranks have saved, over the base model if it is an adapter."""
     task = Finetuning(job)
     if task.run.trains_whole_model:
@@ -316,7 +317,7 @@ def _by_sample(before: AnswerLoss, after: AnswerLoss) -> pa.Table:
     return pa.table({"sample": ids, "tokens": tokens, "nll_before": nll_before, "nll": nll})
 
 
-def _save(task: Finetuning, model: nn.Module) -> Path | None:
+def _save(task: Finetuning, model: PreTrainedModel | PeftModel) -> Path | None:
     """Keep what was trained; the directory of the adapter, if it is one."""
     output = task.job.output
     if task.unscored:
@@ -324,11 +325,11 @@ def _save(task: Finetuning, model: nn.Module) -> Path | None:
             return None
         # Its size is a figure of the method, its weights are worth nothing.
         output = task.job.scratch / "discarded"
-    if task.run.trains_whole_model:
+    if not isinstance(model, PeftModel):
         text_config(model.config).use_cache = True
         # In the type that the base model was published in, which merged adapters have too.
         published = AutoConfig.from_pretrained(task.base.directory / "model", trust_remote_code=False).dtype
-        save_causal_lm(model.to(published or torch.float32), output / "model")
+        save_causal_lm(moved(model, published or torch.float32), output / "model")
         task.tokenizer.save_pretrained(output / "model")
         return None
     start = task.job.scratch / _START

@@ -46,8 +46,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     model.eval()
     ids = torch.from_numpy(stream.ids.astype(np.int64))
     stride = sequence_length - 1
-    nll = np.zeros(len(stream.boundaries))
-    counts = np.zeros(len(stream.boundaries), dtype=np.int64)
+    nll: np.ndarray = np.zeros(len(stream.boundaries))
+    counts: np.ndarray = np.zeros(len(stream.boundaries), dtype=np.int64)
     starts = list(range(0, len(ids) - 1, stride))
     full = [start for start in starts if start + sequence_length <= len(ids)]
     batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
@@ -69,6 +69,8 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
     nll, counts = nll[documents], counts[documents]
     total, scored = math.fsum(nll), int(counts.sum())
     loss = total / scored
+    # Only tokens that were drawn, which nobody scores, are no text.
+    assert stream.utf8_bytes is not None
     if not loss < _HIGHEST_LOSS:
         raise CellFailure("nan", f"the held-out loss is {loss:g} nats per token")
     return HeldOut(

@@ -109,12 +109,16 @@ class MeasureSteps(TrainerCallback):
         steps = len(self.measured)
         if not steps:
             reason = f"fewer than {WARMUP_STEPS + 1} steps ran in this process"
-            return Efficiency(**dict(run), steps=0, **dict.fromkeys(_FIGURES), reasons=dict.fromkeys(_FIGURES, reason))
+            absent: dict[str, Any] = dict.fromkeys(_FIGURES)
+            return Efficiency(**dict(run), steps=0, **absent, reasons=dict.fromkeys(_FIGURES, reason))
         reasons = {}
         summary = self.telemetry.summary(WINDOW)
         duration_s = summary.duration_s
-        low_high = list(mean_ci95(self.block_latency_s)[1:]) if len(self.block_latency_s) > 1 else [None, None]
-        if None in low_high:
+        low = high = None
+        if len(self.block_latency_s) > 1:
+            _, low, high = mean_ci95(self.block_latency_s)
+        interval = None if low is None or high is None else [low, high]
+        if interval is None:
             reasons["latency_s_per_iteration_ci95"] = f"{steps} steps are too few for an interval"
         tokens = sum(map(tokens_of_step, self.measured))
         flops = sum(map(flops_of_step, self.measured)) if flops_of_step else None
@@ -122,14 +126,15 @@ class MeasureSteps(TrainerCallback):
         if flops is None:
             reasons["flops"] = reasons["mfu"] = "no FLOP formula for this model and method"
         else:
-            mfu = model_flops_utilization(flops / run.world_size, duration_s, run.device.name, dtype)
+            if run.device.name is not None:
+                mfu = model_flops_utilization(flops / run.world_size, duration_s, run.device.name, dtype)
             if mfu is None:
                 reasons["mfu"] = f"no peak of {run.device.name!r} in {dtype} is known"
         return Efficiency(
             **dict(run),
             flops=flops,
             latency_s_per_iteration=duration_s / steps,
-            latency_s_per_iteration_ci95=None if None in low_high else low_high,
+            latency_s_per_iteration_ci95=interval,
             mfu=mfu,
             reasons=reasons,
             steps=steps,

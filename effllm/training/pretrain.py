@@ -19,7 +19,7 @@ from effllm.data.tokens import PackedTokens, Sequences
 from effllm.models import costs
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
-from effllm.models.loading import load_causal_lm
+from effllm.models.loading import load_causal_lm, moved
 from effllm.models.saving import save_causal_lm
 from effllm.results.training import PretrainingQuality
 from effllm.runtime.stage import Job, main
@@ -59,7 +59,7 @@ def build(job: Job) -> None:
     )
 
 
-def setup(job: Job) -> Setup:
+def setup(job: Job) -> Setup[PreTrainedModel]:
     """The model at its random weights, and the training part of the token stream."""
     run = job.config(PretrainingRun)
     tokens = _train_tokens(job)
@@ -83,7 +83,7 @@ def setup(job: Job) -> Setup:
 
 def load(job: Job, directory: Path) -> PreTrainedModel:
     """What the ranks have saved, on this process's device."""
-    return load_causal_lm(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+    return moved(load_causal_lm(directory), "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def collate(sequences: list) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -36,8 +36,19 @@ keep time with the steps see the same part of each."""
 TRAINED = "trained"
 
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+class MapStyle(Protocol):
+    """What torch's loaders ask of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[_Model]):
     """What is trained.
 
     model: weights on the CPU, the same on every rank. dataset: map-style. collate: samples to a batch.
@@ -50,8 +61,8 @@ class Setup:
     """
 
     recipe: Recipe
-    model: nn.Module
-    dataset: Sequence[Any]
+    model: _Model
+    dataset: MapStyle
     collate: Callable[[list], dict[str, torch.Tensor]]
     tokens_of_step: Callable[[int], int]
     flops_of_step: Callable[[int], float] | None
@@ -66,7 +77,7 @@ class Setup:
 class _Trainer(Trainer):
     """The Trainer with the setup's optimizer, made once the model is where it will be trained."""
 
-    def __init__(self, setup: Setup, **arguments: Any):
+    def __init__(self, setup: Setup[Any], **arguments: Any):
         self.setup = setup
         super().__init__(**arguments)
 
@@ -74,6 +85,7 @@ class _Trainer(Trainer):
         if self.setup.make_optimizer is None:
             return super().create_optimizer(*arguments, **keywords)
         if self.optimizer is None:
+            assert self.model is not None
             self.optimizer = self.setup.make_optimizer(self.model, self.args)
         return self.optimizer
 
@@ -87,16 +99,17 @@ class _Trainer(Trainer):
 
 
 def train(
-    job: Job, recipe: Recipe, setup: Callable[[Job], Setup], load: Callable[[Job, Path], nn.Module]
-) -> tuple[nn.Module, LossCurve]:
+    job: Job, recipe: Recipe, setup: Callable[[Job], Setup[_Model]], load: Callable[[Job, Path], _Model]
+) -> tuple[_Model, LossCurve]:
     """Train, or go on from the last complete checkpoint in the scratch; the trained model and its loss curve.
 
     Writes `records/loss_curve.json`, `records/efficiency.json` and `records/telemetry/`. `load` reads a model that the
     ranks have saved. Raises CellFailure: nan for a lost run, oom where it does not fit.
     """
     if recipe.parallel.strategy == "single":
-        trainer = run_rank(job, setup(job))
-        model = trainer.model
+        made = setup(job)
+        run_rank(job, made)
+        model = made.model
     else:
         # Only a run of several ranks pays for what starts them.
         from effllm.training.ranks import run_ranks
@@ -106,7 +119,7 @@ def train(
     return model, LossCurve.read(job.output)
 
 
-def run_rank(job: Job, setup: Setup) -> Trainer:
+def run_rank(job: Job, setup: Setup[Any]) -> Trainer:
     """The part of one rank, which is all of it on one device; the first rank writes the records."""
     recipe = setup.recipe
     if recipe.deterministic:
@@ -126,7 +139,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
         measure = MeasureSteps(telemetry)
         trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    job.write(LossCurve(curve=[LossPoint(step=entry["step"], loss=entry["loss"]) for entry in logged]))
+    job.write(LossCurve(curve=[LossPoint(step=int(entry["step"]), loss=entry["loss"]) for entry in logged]))
     conditions = RunConditions(
         device=device_info(device),
         kernels=kernels,
@@ -140,7 +153,7 @@ def run_rank(job: Job, setup: Setup) -> Trainer:
 
 
 def _run(
-    setup: Setup, arguments: TrainingArguments, callbacks: list[Any], checkpoint: Path | None
+    setup: Setup[Any], arguments: TrainingArguments, callbacks: list[Any], checkpoint: Path | None
 ) -> tuple[Trainer, dict[str, dict[str, str | None]]]:
     """Train; the trainer, and which kernels its model's modules ran by (`choice.choosing`)."""
     try:

@@ -69,9 +69,9 @@ class LowRankMethod(Method):
 
 def linear_layers(shape: Any) -> list[tuple[int, int]] | None:
     """(inputs, outputs) of a decoder layer's linear modules, as Transformers builds them; None for unknown families."""
-    hidden, inner = shape.hidden_size, getattr(shape, "intermediate_size", None)
     if shape.model_type not in ("llama", "mistral", "qwen2", "phi3"):
         return None
+    hidden, inner = shape.hidden_size, shape.intermediate_size
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     width, shared = shape.num_attention_heads * head_dim, shape.num_key_value_heads * head_dim
     rest = [(width, hidden), (inner, hidden)]
