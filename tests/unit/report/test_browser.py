@@ -12,7 +12,7 @@ import pytest
 
 from effllm.cli import main
 from tests.unit.report.conftest import Pages
-from tests.unit.report.hand_made import row
+from tests.unit.report.hand_made import row, table9, write_results
 from tests.unit.report.test_page import NASTY
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -121,6 +121,28 @@ def test_it_reads_everywhere(page: Path, open_page, size: str, scheme: str, scri
     contrasts = opened.page.evaluate(CONTRASTS)
     assert min(contrasts[name] for name in ("fg", "mute", "link")) >= 4.5
     assert min(contrasts.values()) >= 3, contrasts
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two runs: one row is slower in the second, one is gone, one is new."""
+    root = tmp_path_factory.mktemp("two")
+    rows = [*table9()]
+    later = [dict(rows[0], latency_ms=rows[0]["latency_ms"] * 1.5), *rows[2:], row("Qwen2-1M", "int8", 0.6, 250, 0.5)]
+    before, after = (write_results(root / name, of) for name, of in (("before", rows), ("after", later)))
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(before), str(after)])
+    return after / "report.html"
+
+
+@pytest.mark.parametrize(("size", "scheme", "script"), CASES, ids=[", ".join(case) for case in CASES])
+def test_two_runs_read_everywhere(two_runs: Path, open_page, size: str, scheme: str, script: str) -> None:
+    opened = open_page(two_runs, width=SIZES[size], scheme=scheme, script=script == "script")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]
+    assert opened.page.evaluate(WIDEST) == []
+    sizes = opened.page.evaluate(TEXT_SIZES)
+    assert sizes and min(map(float, sizes)) >= SMALLEST_TEXT_PX, sizes
+    assert opened.requests == [opened.address] and opened.complaints == []
 
 
 @pytest.mark.parametrize("size", SIZES)
