@@ -17,7 +17,7 @@ from effllm.planning.state import (
     older_code_line,
     require_readable,
     require_todays_specs,
-    standing_tables,
+    tables_up_to_date,
 )
 from effllm.runtime.stage import SCRATCH
 from effllm.stages.graph import Graph
@@ -261,8 +261,8 @@ def report_tables(wildcards):
     paths = {table: f"{RESULTS}/{table}.csv" for table in GRAPH.tables()}
     asked = {str(Path(target)) for target in workflow.dag_settings.targets}
     refuse_damaged({}, f"{RESULTS}/report.html", "logs/report.log")
-    standing = standing_tables(GRAPH)
-    chosen = {table for table in paths if paths[table] in asked or table in standing}
+    up_to_date = tables_up_to_date(GRAPH)
+    chosen = {table for table in paths if paths[table] in asked or table in up_to_date}
     with_rows = [table for table in chosen if table in DESCRIPTIONS]
     chosen.update(map(pairs_of, with_rows))
     # Findings and differences alone make no report.
@@ -305,8 +305,8 @@ def require_records():
     if workflow.remote_exec:
         return
     dag = workflow.dag
-    standing = [path for job in dag.jobs if not dag.needrun(job) for path in job.output]
+    up_to_date = [path for job in dag.jobs if not dag.needrun(job) for path in job.output]
     try:
-        require_todays_specs(GRAPH, standing)
+        require_todays_specs(GRAPH, up_to_date)
     except UserError as error:
         raise WorkflowError(str(error)) from None

@@ -25,7 +25,7 @@ from effllm.data.corpus_parts import Part, compare, compared, index, shards, wri
 from effllm.data.drawing import Drawing, draw
 from effllm.data.exact_duplicates import merge, merges, rows_of
 from effllm.data.near_duplicates import HeldOutGrams
-from effllm.data.sampling import Fate, dropped_fates
+from effllm.data.sampling import Decision, dropping_decisions
 from effllm.data.sources import Source, open_source
 from effllm.data.workers import Workers, job_threads
 from effllm.errors import UserError
@@ -35,7 +35,7 @@ from effllm.runtime.stage import Job, main
 from effllm.study.data import Corpus
 
 _PARALLEL_FETCHES = 2
-SPLITS = {"train": Fate.TRAIN, "held_out": Fate.HELD_OUT}
+SPLITS = {"train": Decision.TRAIN, "held_out": Decision.HELD_OUT}
 
 
 def build(job: Job) -> None:
@@ -63,7 +63,7 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
             )
     units = source.units()
     drawings = [Drawing(unit, n, scratch / "drawn" / f"{n:05d}", config) for n, unit in enumerate(units)]
-    tally = _Tally(dropped_fates(config.filters))
+    tally = _Tally(dropping_decisions(config.filters))
     with Workers(min(processes, len(units))) as workers:
         parts = _draw(drawings, source, config, tally, scratch, workers)
         held_out = _index(parts, scratch, workers)
@@ -115,12 +115,12 @@ def _fetched_ahead(drawings: Iterable[Drawing], processes: int) -> Iterator[Draw
                 future.cancel()
 
 
-def _fates(drawing: Drawing, merged: Sequence[Path]) -> np.ndarray:
+def _decisions(drawing: Drawing, merged: Sequence[Path]) -> np.ndarray:
     """What becomes of a unit's documents before near duplicates are known: uint8 (documents,)."""
-    fates = np.array(drawing.fates())
+    decisions = np.array(drawing.decisions())
     for rows in rows_of(drawing, merged):
-        fates[rows] = Fate.DUPLICATE
-    return fates
+        decisions[rows] = Decision.DUPLICATE
+    return decisions
 
 
 def _cut(drawings: Sequence[Drawing], merged: Sequence[Path], budget: int | None) -> tuple[int, int] | None:
@@ -129,7 +129,7 @@ def _cut(drawings: Sequence[Drawing], merged: Sequence[Path], budget: int | None
         return None
     before = 0
     for drawing in drawings:
-        counts = np.cumsum(np.where(_fates(drawing, merged) == Fate.TRAIN, drawing.tokens(), 0))
+        counts = np.cumsum(np.where(_decisions(drawing, merged) == Decision.TRAIN, drawing.tokens(), 0))
         if len(counts) and before + counts[-1] >= budget:
             return drawing.number, int(np.searchsorted(counts, budget - before)) + 1
         before += int(counts[-1]) if len(counts) else 0
@@ -142,14 +142,14 @@ def _decide(
     for drawing in drawings:
         if cut is not None and drawing.number > cut[0]:
             return
-        fates = _fates(drawing, merged)
+        decisions = _decisions(drawing, merged)
         if cut is not None and drawing.number == cut[0]:
-            fates = fates[: cut[1]]
-        tally.draw(fates, drawing.tokens())
+            decisions = decisions[: cut[1]]
+        tally.draw(decisions, drawing.tokens())
         directory = scratch / "parts" / f"{drawing.number:05d}"
         directory.mkdir(parents=True, exist_ok=True)
-        arrays.save(directory / "fates.npy", fates)
-        yield Part(drawing, directory / "fates.npy")
+        arrays.save(directory / "decisions.npy", decisions)
+        yield Part(drawing, directory / "decisions.npy")
 
 
 def _index(parts: Sequence[Part], scratch: Path, workers: Workers) -> HeldOutGrams:
@@ -168,27 +168,27 @@ def _separate(
     parts: Sequence[Part], held_out: HeldOutGrams, tally: "_Tally", scratch: Path, label: str, workers: Workers
 ) -> dict[str, list[Path]]:
     """Find the documents that are near to the other side's; returns by split, for each part, a mask of what stays."""
-    total = tally.documents(Fate.TRAIN)
+    total = tally.documents(Decision.TRAIN)
     with Progress(total, unit="documents", label=f"comparing train of {label}") as bar:
         for part, _ in zip(parts, workers.map(compare, ((p, scratch / "held_out") for p in parts)), strict=True):
-            bar.update(int(np.count_nonzero(part.rows(Fate.TRAIN))))
+            bar.update(int(np.count_nonzero(part.rows(Decision.TRAIN))))
     stays: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for part in parts:
         leaving, observed = compared(part)
         held_out.note(observed)
-        stays["train"].append(_stay(part, "train", leaving, Fate.NEAR_DUPLICATE, tally))
+        stays["train"].append(_stay(part, "train", leaving, Decision.NEAR_DUPLICATE, tally))
     # What stays in training decides which held-out documents lie within it.
     for part in parts:
-        contained = held_out.which_contained(int(np.count_nonzero(part.rows(Fate.HELD_OUT))))
-        stays["held_out"].append(_stay(part, "held_out", contained, Fate.CONTAINED, tally))
+        contained = held_out.which_contained(int(np.count_nonzero(part.rows(Decision.HELD_OUT))))
+        stays["held_out"].append(_stay(part, "held_out", contained, Decision.CONTAINED, tally))
     return stays
 
 
-def _stay(part: Part, split: str, leaving: np.ndarray, fate: Fate, tally: "_Tally") -> Path:
+def _stay(part: Part, split: str, leaving: np.ndarray, decision: Decision, tally: "_Tally") -> Path:
     mask = part.rows(SPLITS[split])
     rows = np.flatnonzero(mask)
     mask[rows[leaving]] = False
-    tally.leave(SPLITS[split], fate, int(leaving.sum()))
+    tally.leave(SPLITS[split], decision, int(leaving.sum()))
     tally.keep(split, part.drawing.tokens()[mask], part.drawing.utf8_bytes()[mask])
     arrays.save(part.directory / f"{split}.npy", mask)
     return part.directory / f"{split}.npy"
@@ -217,42 +217,42 @@ def _write(
 
 
 class _Tally:
-    """Counts of documents by fate, and of tokens and bytes by split."""
+    """Counts of documents by decision, and of tokens and bytes by split."""
 
-    def __init__(self, reasons: Sequence[Fate]) -> None:
+    def __init__(self, reasons: Sequence[Decision]) -> None:
         self._reasons = reasons
-        self.fates = np.zeros(len(Fate), dtype=np.int64)
+        self.decisions = np.zeros(len(Decision), dtype=np.int64)
         self.drawn_tokens = 0
         self.tokens = dict.fromkeys(SPLITS, 0)
         self.utf8_bytes = dict.fromkeys(SPLITS, 0)
 
-    def draw(self, fates: np.ndarray, tokens: np.ndarray) -> None:
-        self.fates += np.bincount(fates, minlength=len(Fate))
-        self.drawn_tokens += int(tokens[: len(fates)][fates == Fate.TRAIN].sum())
+    def draw(self, decisions: np.ndarray, tokens: np.ndarray) -> None:
+        self.decisions += np.bincount(decisions, minlength=len(Decision))
+        self.drawn_tokens += int(tokens[: len(decisions)][decisions == Decision.TRAIN].sum())
 
-    def leave(self, before: Fate, after: Fate, documents: int) -> None:
-        self.fates[before] -= documents
-        self.fates[after] += documents
+    def leave(self, before: Decision, after: Decision, documents: int) -> None:
+        self.decisions[before] -= documents
+        self.decisions[after] += documents
 
     def keep(self, split: str, tokens: np.ndarray, utf8_bytes: np.ndarray) -> None:
         self.tokens[split] += int(tokens.sum())
         self.utf8_bytes[split] += int(utf8_bytes.sum())
 
-    def documents(self, fate: Fate) -> int:
-        return int(self.fates[fate])
+    def documents(self, decision: Decision) -> int:
+        return int(self.decisions[decision])
 
     def dropped(self) -> dict[str, int]:
-        return {fate.name.lower(): self.documents(fate) for fate in self._reasons}
+        return {decision.name.lower(): self.documents(decision) for decision in self._reasons}
 
     def summary(self, maximum_tokens: int | None, overlap: Overlap) -> CorpusSummary:
         return CorpusSummary(
-            seen=int(self.fates.sum()),
+            seen=int(self.decisions.sum()),
             dropped=self.dropped(),
             splits={
                 split: DocumentCounts(
-                    documents=self.documents(fate), tokens=self.tokens[split], utf8_bytes=self.utf8_bytes[split]
+                    documents=self.documents(decision), tokens=self.tokens[split], utf8_bytes=self.utf8_bytes[split]
                 )
-                for split, fate in SPLITS.items()
+                for split, decision in SPLITS.items()
             },
             budget_met=None if maximum_tokens is None else self.drawn_tokens >= maximum_tokens,
             overlap=overlap,
@@ -260,16 +260,16 @@ class _Tally:
 
 
 def _require_documents(tally: _Tally, source: Source, config: Corpus) -> None:
-    train, held_out = (tally.documents(fate) for fate in SPLITS.values())
-    near, contained = tally.documents(Fate.NEAR_DUPLICATE), tally.documents(Fate.CONTAINED)
+    train, held_out = (tally.documents(decision) for decision in SPLITS.values())
+    near, contained = tally.documents(Decision.NEAR_DUPLICATE), tally.documents(Decision.CONTAINED)
     if train and held_out:
         return
-    if not tally.fates.any():
+    if not tally.decisions.any():
         raise UserError(f"{source.label} hold no document: name files or a split that do.")
     if not train + held_out + near + contained:
         dropped = ", ".join(f"{reason} {count}" for reason, count in tally.dropped().items())
         raise UserError(
-            f"nothing of {source.label} is left: of {int(tally.fates.sum())} documents the filters dropped all "
+            f"nothing of {source.label} is left: of {int(tally.decisions.sum())} documents the filters dropped all "
             f"({dropped}); loosen languages, minimum_int_score, filters or sample_fraction."
         )
     empty, change, alike = ("held-out", "raise", contained) if train else ("training", "lower", near)

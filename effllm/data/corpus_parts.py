@@ -16,7 +16,7 @@ import pyarrow as pa
 from effllm.data import arrays
 from effllm.data.drawing import Drawing
 from effllm.data.near_duplicates import HeldOutGrams, Observed
-from effllm.data.sampling import Fate
+from effllm.data.sampling import Decision
 from effllm.data.shards import ShardWriter
 
 _OBSERVED = ("documents", "jaccard", "within", "in_training")
@@ -24,7 +24,7 @@ _OBSERVED = ("documents", "jaccard", "within", "in_training")
 
 @dataclass(frozen=True)
 class Part:
-    """A unit that is part of the corpus, and the file of its documents' fates: uint8, up to the token budget."""
+    """A unit that is part of the corpus, and the file of its documents' decisions: uint8, up to the token budget."""
 
     drawing: Drawing
     fates_file: Path
@@ -34,16 +34,16 @@ class Part:
         """Where the results of its steps are."""
         return self.fates_file.parent
 
-    def rows(self, fate: Fate) -> np.ndarray:
-        """Which of all documents of the unit have this fate: bool (documents,)."""
-        found = np.zeros(len(self.drawing.fates()), dtype=bool)
-        fates = arrays.load(self.fates_file)
-        found[: len(fates)] = fates == fate
+    def rows(self, decision: Decision) -> np.ndarray:
+        """Which of all documents of the unit have this decision: bool (documents,)."""
+        found = np.zeros(len(self.drawing.decisions()), dtype=bool)
+        decisions = arrays.load(self.fates_file)
+        found[: len(decisions)] = decisions == decision
         return found
 
-    def texts(self, fate: Fate) -> Iterator[pa.StringArray]:
-        """Yield the texts of the documents with this fate, in order, some at a time."""
-        for batch in self.drawing.documents(self.rows(fate), ["text"]):
+    def texts(self, decision: Decision) -> Iterator[pa.StringArray]:
+        """Yield the texts of the documents with this decision, in order, some at a time."""
+        for batch in self.drawing.documents(self.rows(decision), ["text"]):
             yield batch.column("text")
 
 
@@ -54,7 +54,7 @@ def index(part: Part) -> Path:
     if not (target / "entries.npy").exists():
         target.mkdir(exist_ok=True)
         grams = HeldOutGrams()
-        for texts in part.texts(Fate.HELD_OUT):
+        for texts in part.texts(Decision.HELD_OUT):
             grams.add(texts)
         grams.save(target)
     return target
@@ -73,7 +73,7 @@ def compare(task: tuple[Part, Path]) -> None:
         return
     grams = _index_in(directory, (directory / "entries.npy").stat().st_mtime_ns)
     grams.observed()
-    leaving = [np.zeros(0, dtype=bool), *(grams.leaves(texts) for texts in part.texts(Fate.TRAIN))]
+    leaving = [np.zeros(0, dtype=bool), *(grams.leaves(texts) for texts in part.texts(Decision.TRAIN))]
     observed = grams.observed()
     for name in _OBSERVED:
         arrays.save(part.directory / f"{name}.npy", getattr(observed, name))

@@ -1,6 +1,6 @@
 """The first look at a unit of a source: what becomes of each document by itself, and the digests of the texts.
 
-A unit's directory gets, for each of its documents, `fates.npy` (uint8, before duplicates are known), `tokens.npy`
+A unit's directory gets, for each of its documents, `decisions.npy` (uint8, before duplicates are known), `tokens.npy`
 (int64), `bytes.npy` (int64, of the text in UTF-8), and the digests of the texts that passed as runs of `DIGEST`, each
 sorted and at most `RUN_DIGESTS` long. Where the unit cannot be read again, the documents that passed are copied to
 parquet. `drawn.json` is written last: without it nothing in the directory counts.
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from effllm.data import arrays
 from effllm.data.parquet import parquet_rows
-from effllm.data.sampling import Fate, digests_of, fates, held_out
+from effllm.data.sampling import Decision, decisions, digests_of, held_out
 from effllm.data.schema import SCHEMA
 from effllm.data.shards import ShardWriter
 from effllm.data.sources import Unit
@@ -48,9 +48,9 @@ class Drawing:
         """Whether the unit was read to its end."""
         return (self.directory / _MARK).exists()
 
-    def fates(self) -> np.ndarray:
-        """The `Fate` of each document by itself: uint8 (documents,)."""
-        return arrays.load(self.directory / "fates.npy")
+    def decisions(self) -> np.ndarray:
+        """The `Decision` of each document by itself: uint8 (documents,)."""
+        return arrays.load(self.directory / "decisions.npy")
 
     def tokens(self) -> np.ndarray:
         """Column token_count: int64 (documents,)."""
@@ -70,7 +70,7 @@ class Drawing:
         Only documents that passed can be wanted.
         """
         if not self.unit.is_seekable:
-            wanted = wanted[self.fates() <= Fate.HELD_OUT]
+            wanted = wanted[self.decisions() <= Decision.HELD_OUT]
         rows = np.flatnonzero(wanted)
         if not len(rows):
             return
@@ -100,29 +100,29 @@ def draw(drawing: Drawing) -> int:
         drawing.directory.mkdir(parents=True)
         _read(drawing)
         drawing.unit.release()
-    return len(drawing.fates())
+    return len(drawing.decisions())
 
 
 def _read(drawing: Drawing) -> None:
     unit, config, directory = drawing.unit, drawing.config, drawing.directory
-    found: dict[str, list[np.ndarray]] = {"fates": [], "tokens": [], "bytes": []}
+    found: dict[str, list[np.ndarray]] = {"decisions": [], "tokens": [], "bytes": []}
     runs, rows, copied = _Runs(directory), 0, not unit.is_seekable
     names = SCHEMA.names if copied else _needed(config)
     with closing(ShardWriter(directory, _COPY, 1 << 62)) as copy:
         for batch in unit.batches(names):
-            fate = fates(batch, config)
-            passed = np.flatnonzero(fate == Fate.TRAIN)
+            decision = decisions(batch, config)
+            passed = np.flatnonzero(decision == Decision.TRAIN)
             digests = digests_of(batch.column("text"), passed)
-            fate[passed[held_out(digests, config)]] = Fate.HELD_OUT
+            decision[passed[held_out(digests, config)]] = Decision.HELD_OUT
             runs.add(digests, rows + passed)
             if copied:
-                copy.write(batch.take(pa.array(passed)) if len(passed) < len(fate) else batch)
-            found["fates"].append(fate)
+                copy.write(batch.take(pa.array(passed)) if len(passed) < len(decision) else batch)
+            found["decisions"].append(decision)
             found["tokens"].append(batch.column("token_count").to_numpy())
             found["bytes"].append(_lengths(batch.column("text")))
             rows += batch.num_rows
     for name, parts in found.items():
-        dtype = np.uint8 if name == "fates" else np.int64
+        dtype = np.uint8 if name == "decisions" else np.int64
         arrays.save(directory / f"{name}.npy", np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype))
     write_text(directory / _MARK, json.dumps({"documents": rows, "runs": runs.close()}))
 

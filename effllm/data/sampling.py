@@ -1,6 +1,6 @@
 """Which documents of a source enter a corpus, and on which side of its split.
 
-A document's fate depends on its content and on what came before it: filters first, then the draw by seed and id,
+A document's decision depends on its content and on what came before it: filters first, then the draw by seed and id,
 then its text, of which the first in source order stays. Hashes are xxh3_128 over UTF-8 bytes, which are the same in
 every process, on every machine and in every version of the library.
 """
@@ -19,7 +19,7 @@ from effllm.study.data import Corpus, Filters
 SPLIT_SALT = 0x68656C645F6F7574
 
 
-class Fate(IntEnum):
+class Decision(IntEnum):
     """What became of a document; the dropped ones by the first reason that applies.
 
     A document by itself decides all but the last three; `effllm.data.exact_duplicates` and
@@ -41,55 +41,57 @@ class Fate(IntEnum):
     REPETITION = 12
 
 
-def dropped_fates(filters: Filters | None) -> list[Fate]:
+def dropping_decisions(filters: Filters | None) -> list[Decision]:
     """Why documents may be left out of a corpus; of the filters only those that are set."""
-    found = [fate for fate in Fate if Fate.HELD_OUT < fate <= Fate.CONTAINED]
+    found = [decision for decision in Decision if Decision.HELD_OUT < decision <= Decision.CONTAINED]
     if filters is not None:
         is_set = {
-            Fate.LANGUAGE_SCORE: filters.minimum_language_score,
-            Fate.SCORE: filters.minimum_score,
-            Fate.LENGTH: filters.minimum_document_tokens or filters.maximum_document_tokens,
-            Fate.REPETITION: filters.maximum_repeated_line_share,
+            Decision.LANGUAGE_SCORE: filters.minimum_language_score,
+            Decision.SCORE: filters.minimum_score,
+            Decision.LENGTH: filters.minimum_document_tokens or filters.maximum_document_tokens,
+            Decision.REPETITION: filters.maximum_repeated_line_share,
         }
-        found += [fate for fate, value in is_set.items() if value is not None]
+        found += [decision for decision, value in is_set.items() if value is not None]
     return found
 
 
-def fates(batch: pa.RecordBatch, config: Corpus) -> np.ndarray:
-    """What the documents of `batch` are by themselves, whatever others there are: `Fate`, uint8 (documents,)."""
-    fate = np.full(batch.num_rows, Fate.TRAIN, dtype=np.uint8)
+def decisions(batch: pa.RecordBatch, config: Corpus) -> np.ndarray:
+    """What the documents of `batch` are by themselves, whatever others there are: `Decision`, uint8 (documents,)."""
+    decision = np.full(batch.num_rows, Decision.TRAIN, dtype=np.uint8)
     if config.languages is not None:
-        fate[~_mask(pc.is_in(batch.column("language"), pa.array(config.languages, pa.string())))] = Fate.LANGUAGE
+        decision[~_mask(pc.is_in(batch.column("language"), pa.array(config.languages, pa.string())))] = (
+            Decision.LANGUAGE
+        )
     if config.minimum_int_score > 0:
         passes = _mask(pc.greater_equal(batch.column("int_score"), config.minimum_int_score))
-        fate[~passes & (fate == Fate.TRAIN)] = Fate.INT_SCORE
+        decision[~passes & (decision == Decision.TRAIN)] = Decision.INT_SCORE
     lengths = pc.binary_length(batch.column("text")).to_numpy()
-    fate[(lengths == 0) & (fate == Fate.TRAIN)] = Fate.EMPTY
+    decision[(lengths == 0) & (decision == Decision.TRAIN)] = Decision.EMPTY
     if config.filters is not None:
         for reason, fails in _failures(batch, config.filters):
-            fate[fails & (fate == Fate.TRAIN)] = reason
+            decision[fails & (decision == Decision.TRAIN)] = reason
     if config.sample_fraction < 1:
-        rows = np.flatnonzero(fate == Fate.TRAIN)
+        rows = np.flatnonzero(decision == Decision.TRAIN)
         draws = _leading_bits(_digests(batch.column("id"), rows, prefix=f"{config.seed}:".encode()))
-        fate[rows[draws >= _threshold(config.sample_fraction)]] = Fate.NOT_SAMPLED
-    return fate
+        decision[rows[draws >= _threshold(config.sample_fraction)]] = Decision.NOT_SAMPLED
+    return decision
 
 
-def _failures(batch: pa.RecordBatch, filters: Filters) -> Iterator[tuple[Fate, np.ndarray]]:
+def _failures(batch: pa.RecordBatch, filters: Filters) -> Iterator[tuple[Decision, np.ndarray]]:
     """For each filter that is set, why and which documents it removes: bool (documents,)."""
     if filters.minimum_language_score is not None:
         passes = pc.greater_equal(batch.column("language_score"), filters.minimum_language_score)
-        yield Fate.LANGUAGE_SCORE, ~_mask(passes)
+        yield Decision.LANGUAGE_SCORE, ~_mask(passes)
     if filters.minimum_score is not None:
-        yield Fate.SCORE, ~_mask(pc.greater_equal(batch.column("score"), filters.minimum_score))
+        yield Decision.SCORE, ~_mask(pc.greater_equal(batch.column("score"), filters.minimum_score))
     tokens = batch.column("token_count").to_numpy()
     if filters.minimum_document_tokens is not None:
-        yield Fate.LENGTH, tokens < filters.minimum_document_tokens
+        yield Decision.LENGTH, tokens < filters.minimum_document_tokens
     if filters.maximum_document_tokens is not None:
-        yield Fate.LENGTH, tokens > filters.maximum_document_tokens
+        yield Decision.LENGTH, tokens > filters.maximum_document_tokens
     if filters.maximum_repeated_line_share is not None:
         shares = np.array([repeated_line_share(text) for text in batch.column("text").to_pylist()])
-        yield Fate.REPETITION, shares > filters.maximum_repeated_line_share
+        yield Decision.REPETITION, shares > filters.maximum_repeated_line_share
 
 
 def repeated_line_share(text: str) -> float:

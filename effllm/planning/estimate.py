@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from effllm.planning.earlier import Earlier
 from effllm.planning.nodes import Node
+from effllm.planning.run_history import RunHistory
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
 from effllm.stages import STAGES
@@ -79,7 +79,7 @@ class Estimator:
         graph: Graph,
         states: Mapping[str, State],
         shapes: Shapes,
-        earlier: Earlier,
+        earlier: RunHistory,
         device: str | None,
         assumptions: Assumptions,
     ):
@@ -93,9 +93,9 @@ class Estimator:
         sample = self._earlier.nearest(node.stage, cost, self._device)
         wall_s = self._wall(node, cost, sample)
         device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
-        # Of the same work: an earlier build of this very node, or its twin.
-        twin = sample if sample and sample.cost == cost else None
-        memory_b = self._memory(cost, twin) if cost.devices else None
+        # Of the same work: an earlier build of this very node, or of an equal one.
+        exact_match = sample if sample and sample.cost == cost else None
+        memory_b = self._memory(cost, exact_match) if cost.devices else None
         return Estimate(
             name=node.name,
             stage=node.stage,
@@ -183,9 +183,9 @@ class Estimator:
             return Figure(float(sample.disk_b), "measured", sample.name)
         return Figure(None, None, cost.reasons.get("disk_b") or f"no {node.stage} of this kind was built yet")
 
-    def _memory(self, cost: Cost, twin: Any) -> Figure:
-        if twin and twin.memory_b is not None:
-            return Figure(twin.memory_b, "measured", twin.name)
+    def _memory(self, cost: Cost, exact_match: Any) -> Figure:
+        if exact_match and exact_match.memory_b is not None:
+            return Figure(exact_match.memory_b, "measured", exact_match.name)
         return _computed(cost, "memory_b")
 
 

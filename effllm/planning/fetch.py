@@ -58,7 +58,7 @@ def pending(graph: Graph, targets: Sequence[str]) -> list[Node]:
     """The nodes behind the targets that are to be built and use the hub."""
     wanted = targets_of(graph, targets)
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
-    return [state.node for state in states.values() if not state.stands and uses_hub(graph, state.node)]
+    return [state.node for state in states.values() if not state.up_to_date and uses_hub(graph, state.node)]
 
 
 def find_needs(graph: Graph, nodes: Iterable[Node]) -> list[Need]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from effllm.errors import UserError, reason_of
 from effllm.fields import suggestion
-from effllm.planning.earlier import GB, Earlier
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
 from effllm.planning.needs import needs_of, uses_hub
 from effllm.planning.nodes import TABLE, Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
+from effllm.planning.run_history import GB, RunHistory
 from effllm.planning.schedule import Task, makespan
 from effllm.planning.shapes import Shapes
 from effllm.planning.show_plan import text_of
@@ -43,9 +43,9 @@ class Plan:
     """What `--json` prints. Seconds, joules and bytes; device_hours are hours of one device each.
 
     stages: nodes, of them cached, absent but not needed, and to do, by stage. wall_least_s: the wall time if what is
-    unknown took none, None if the graph cannot run on so many devices. download_b: what the hub's cache lacks. misfits:
-    nodes that cannot run on the device, with a sentence; risks: nodes that fit unless an input is as long as the
-    protocol admits.
+    unknown took none, None if the graph cannot run on so many devices. download_b: what the hub's cache lacks.
+    wont_fit: nodes that cannot run on the device, with a sentence; risks: nodes that fit unless an input is as long as
+    the protocol admits.
     """
 
     study: str
@@ -62,7 +62,7 @@ class Plan:
     energy_j: Total
     disk_b: Total
     download_b: Total
-    misfits: dict[str, str]
+    wont_fit: dict[str, str]
     risks: dict[str, str]
     nodes: list[Estimate]
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         fetch=arguments.fetch,
     )
     print(json.dumps(plan.plain(), indent=1) if arguments.json else text_of(plan))
-    return 1 if plan.misfits else 0
+    return 1 if plan.wont_fit else 0
 
 
 def plan_of(
@@ -117,15 +117,15 @@ def plan_of(
     """The plan for the targets, all tables if none is named."""
     wanted = targets_of(graph, targets)
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
-    earlier = Earlier(graph.results)
+    earlier = RunHistory(graph.results)
     device, source, found_b = _device(earlier, device, is_described=device_memory_b is not None)
     device_memory_b = device_memory_b or found_b
     shapes = Shapes(graph, states, assumptions.vocab_size, fetch)
     estimator = Estimator(graph, states, shapes, earlier, device, assumptions)
-    pending = {name: state for name, state in states.items() if not state.stands}
+    pending = {name: state for name, state in states.items() if not state.up_to_date}
     nodes = [estimator.estimate(state) for state in pending.values() if state.node.stage != TABLE]
-    misfits = dict(_misfits(nodes, gpus, device, device_memory_b))
-    risks = {name: text for name, text in _risks(nodes, device, device_memory_b) if name not in misfits}
+    wont_fit = dict(_wont_fit(nodes, gpus, device, device_memory_b))
+    risks = {name: text for name, text in _risks(nodes, device, device_memory_b) if name not in wont_fit}
     wall_s, wall_least_s = _wall(nodes, pending, gpus)
     return Plan(
         study=graph.study.name,
@@ -142,7 +142,7 @@ def plan_of(
         energy_j=_total(node.energy_j for node in nodes),
         disk_b=_total(node.disk_b for node in nodes),
         download_b=_total(_download(graph, state.node, fetch) for state in pending.values()),
-        misfits=misfits,
+        wont_fit=wont_fit,
         risks=risks,
         nodes=nodes,
     )
@@ -156,7 +156,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{key.replace('_', '-')} {value}: the value must be {limit}.")
 
 
-def _device(earlier: Earlier, name: str | None, is_described: bool) -> tuple[str | None, str, float | None]:
+def _device(earlier: RunHistory, name: str | None, is_described: bool) -> tuple[str | None, str, float | None]:
     """Name, where it comes from, and memory in bytes where a table or an earlier build tells it."""
     if name is not None and name in PEAKS:
         return name, "--device", memory_b(name)
@@ -183,7 +183,7 @@ def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:
     for state in states.values():
         row = counts.setdefault(state.node.stage, {"nodes": 0, "cached": 0, "absent": 0, "to_do": 0})
         row["nodes"] += 1
-        row["absent" if state.is_absent else "cached" if state.stands else "to_do"] += 1
+        row["absent" if state.is_absent else "cached" if state.up_to_date else "to_do"] += 1
     order = [*STAGES, TABLE]
     return {stage: counts[stage] for stage in sorted(counts, key=order.index)}
 
@@ -240,7 +240,7 @@ def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) ->
     return Figure(seconds, basis, "list scheduling of the graph; stages of the CPU run beside"), seconds
 
 
-def _misfits(
+def _wont_fit(
     nodes: Sequence[Estimate], gpus: int, device: str | None, device_memory_b: float | None
 ) -> Iterable[tuple[str, str]]:
     for node in nodes:

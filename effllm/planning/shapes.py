@@ -87,7 +87,7 @@ class Shapes:
     def _imported(self, node: Node) -> "PreTrainedConfig":
         source = self._graph.study.models[node.id].source
         state = self._states.get(node.name)
-        if state and state.stands and state.artifact.manifest.status == "ok":
+        if state and state.up_to_date and state.artifact.manifest.status == "ok":
             return read_config(state.artifact.directory / "model")
         if isinstance(source, LocalModelSource):
             return read_config(Path(source.path))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from effllm.planning.earlier import GB
+from effllm.planning.run_history import GB
 
 if TYPE_CHECKING:
     from effllm.planning.plan import Plan, Total
@@ -35,9 +35,9 @@ def text_of(plan: "Plan") -> str:
         lines += _total("download", plan.download_b, GB, "GB")
     lines += _scratch(plan)
     lines += _memory(plan)
-    if plan.misfits:
-        lines += ["", f"Cannot fit: {len(plan.misfits)} nodes"]
-        lines += [f"  {name} {sentence}" for name, sentence in plan.misfits.items()]
+    if plan.wont_fit:
+        lines += ["", f"Cannot fit: {len(plan.wont_fit)} nodes"]
+        lines += [f"  {name} {sentence}" for name, sentence in plan.wont_fit.items()]
     if plan.risks:
         lines += ["", f"May not fit: {len(plan.risks)} nodes"]
         lines += [f"  {name} {sentence}" for name, sentence in plan.risks.items()]

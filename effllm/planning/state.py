@@ -1,7 +1,7 @@
-"""Whether a node stands, and if not, why: the workflow's own rules of rerunning, without Snakemake.
+"""Whether a node is up to date, and if not, why: the workflow's own rules of rerunning, without Snakemake.
 
-A node stands when its manifest exists with the spec of today and with the digests that its inputs have now, and every
-input stands. One that was deleted is built again only for a node that is to run, or if it is wanted itself: artifacts
+A node is up to date when its manifest exists with the spec of today and with the digests that its inputs have now, and every
+input is up to date. One that was deleted is built again only for a node that is to run, or if it is wanted itself: artifacts
 may be deleted to save space. No payload is read.
 """
 
@@ -53,14 +53,14 @@ class State:
     changes: list[Change] = field(default_factory=list)
 
     @property
-    def stands(self) -> bool:
+    def up_to_date(self) -> bool:
         """Nothing is to do."""
         return not self.changes
 
     @property
     def is_absent(self) -> bool:
         """It is not there, and nothing needs it."""
-        return self.artifact is None and self.stands and self.node.stage != TABLE
+        return self.artifact is None and self.up_to_date and self.node.stage != TABLE
 
     @property
     def exists(self) -> bool:
@@ -77,11 +77,11 @@ def states_of(graph: Graph, nodes: Mapping[str, Node], wanted: Collection[str]) 
     return {name: _settled(state, runs, found) for name, state in found.items()}
 
 
-def standing_tables(graph: Graph) -> set[str]:
+def tables_up_to_date(graph: Graph) -> set[str]:
     """The tables that are there and of which nothing is to do."""
     there = [name for name in targets_of(graph) if Path(graph.results, name).is_file()]
     states = states_of(graph, nodes_behind(graph, there), there)
-    return {states[name].node.id for name in there if states[name].stands}
+    return {states[name].node.id for name in there if states[name].up_to_date}
 
 
 def _running(nodes: Mapping[str, Node], found: Mapping[str, State], wanted: Collection[str]) -> set[str]:
@@ -171,7 +171,7 @@ def _open_in_place(path: Path) -> Artifact:
     return artifact
 
 
-def require_todays_specs(graph: Graph, standing: Iterable[str]) -> None:
+def require_todays_specs(graph: Graph, up_to_date: Iterable[str]) -> None:
     """Raise `UserError` if a manifest among these outputs, which are not rebuilt, is of another configuration.
 
     Outputs that are tables are passed over. A manifest of another artifact or that cannot be read is refused as well.
@@ -180,7 +180,7 @@ def require_todays_specs(graph: Graph, standing: Iterable[str]) -> None:
     whose record was deleted, it knows nothing.
     """
     others = []
-    for path in map(Path, standing):
+    for path in map(Path, up_to_date):
         # Tables stand too; Snakemake's record and their own tell what they were made from.
         if path.name != MANIFEST or not path.exists():
             continue

@@ -57,7 +57,7 @@ def register(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the status of a study; always 0."""
     graph = graph_of(arguments)
-    entries, others = status_of(graph), strangers(graph)
+    entries, others = status_of(graph), orphaned_artifacts(graph)
     if arguments.json:
         print(json.dumps({"nodes": [asdict(entry) for entry in entries], "of_no_node": others}, indent=1))
     else:
@@ -74,7 +74,7 @@ def status_of(graph: Graph) -> list[Entry]:
     return [_entry(graph, state, states) for state in states.values()]
 
 
-def strangers(graph: Graph) -> list[str]:
+def orphaned_artifacts(graph: Graph) -> list[str]:
     """Artifacts below the results that are no node of the study."""
     known = {graph.manifest(stage, id) for stage in STAGES for id in graph.ids(stage)}
     found = sorted(Path(graph.results).glob(f"[!.]*/*/{MANIFEST}"))
@@ -85,7 +85,7 @@ def _entry(graph: Graph, state: State, states: Mapping[str, State]) -> Entry:
     node, artifact = state.node, state.artifact
     scratch = Path(graph.results, SCRATCH, node.stage, node.id)
     is_running = node.stage != TABLE and living_holder(scratch / LEASE) is not None
-    is_waiting = not state.stands and not is_running
+    is_waiting = not state.up_to_date and not is_running
     log = Path(graph.results).parent / "logs" / node.stage / f"{node.id}.log"
     return Entry(
         name=node.name,
@@ -109,7 +109,7 @@ def _entry(graph: Graph, state: State, states: Mapping[str, State]) -> Entry:
 def _name_of(state: State) -> str:
     if state.is_absent:
         return "absent"
-    if state.stands:
+    if state.up_to_date:
         return state.artifact.manifest.status if state.artifact else "ok"
     return "stale" if state.exists else "missing"
 

@@ -129,9 +129,9 @@ class Lease:
                     draft.replace(self._claim_file)
                     return
                 self._watch(holder, wait)
-                twin = draft.with_suffix(".twin")
-                os.link(draft, twin)
-                twin.replace(self._claim_file)
+                second = draft.with_suffix(".second")
+                os.link(draft, second)
+                second.replace(self._claim_file)
                 time.sleep(_SETTLE_S)
                 if self._read() == self._claim:
                     return

@@ -77,7 +77,7 @@ def restore(destination: Path, spec: dict[str, Any], parents: dict[str, Parent])
     """The artifact at `destination`, its manifest put back if need be, if it is whole and of this spec and parents.
 
     This is what stops a rerun from spreading: an input that was rebuilt to the same bytes has the same digest, so
-    what was built from it still stands.
+    what was built from it is up to date.
     """
     copy = destination / PUBLISHED
     if not copy.is_file():

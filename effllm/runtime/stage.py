@@ -116,7 +116,7 @@ def run(
     with lease(scratch / LEASE, output.name) as held:
         finished = restore(output, spec, parents)
         if finished:
-            log.info("%s stands: same spec, same inputs, payload intact; delete it to build it anew", output)
+            log.info("%s is up to date: same spec, same inputs, payload intact; delete it to build it again", output)
             return finished
         _reset_unless(scratch, key)
         staging = scratch / "staging"

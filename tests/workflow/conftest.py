@@ -78,7 +78,7 @@ class Workdir:
         graph = Graph(parse_study(study, "test"))
         wanted = targets_of(graph)
         states = states_of(graph, nodes_behind(graph, wanted), wanted)
-        return {name for name, state in states.items() if not state.stands}
+        return {name for name, state in states.items() if not state.up_to_date}
 
     def built_by_running(self, target: str, options: Sequence[str] = ()) -> set[str]:
         """Artifacts that a run published; those that it found up to date keep their provenance."""

@@ -1,4 +1,4 @@
-"""What a source of readings is: its quantities, its errors, its energy meter, and its null twin."""
+"""What a source of readings is: its quantities, its errors, its energy meter, and its null object."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class NullSource(Source):
-    """The twin of a source that is not there: it reads nothing and says why."""
+    """The null object of a source that is not there: it reads nothing and says why."""
 
     name: str
     reason: str

@@ -122,12 +122,12 @@ def test_what_is_built_costs_nothing(study: Study, graph_of: GraphOf) -> None:
 
 def test_nodes_that_cannot_fit_are_named(study: Study, graph_of: GraphOf) -> None:
     study["pretraining"]["llama-1m"] |= {"parallel": {"strategy": "ddp", "devices": 2}, "micro_batch_size": 2}
-    assert "needs 2 devices" in plan_of(graph_of(study), device=H100).misfits["pretrain/llama-1m"]
+    assert "needs 2 devices" in plan_of(graph_of(study), device=H100).wont_fit["pretrain/llama-1m"]
     plan = plan_of(graph_of(study), device=H100, device_memory_b=2e7)
-    assert "of device memory" in plan.misfits["pretrain/qwen2-1m"]
+    assert "of device memory" in plan.wont_fit["pretrain/qwen2-1m"]
     # Its weights fit; whether the longest input does depends on the benchmark.
     assert "at the longest input" in plan.risks["evaluate/llama-1m.bfloat16.word-order"]
-    assert not plan_of(graph_of(study), device=H100, gpus=2).misfits
+    assert not plan_of(graph_of(study), device=H100, gpus=2).wont_fit
 
 
 def test_the_stages_that_hold_a_device_are_those_that_ask_a_cluster_for_one(tiny: Study, graph_of: GraphOf) -> None:

@@ -51,7 +51,7 @@ class Sample:
     disk_b: int
 
 
-class Earlier:
+class RunHistory:
     """The samples below a results directory, by stage, read when a stage is first asked for."""
 
     def __init__(self, results: str):
