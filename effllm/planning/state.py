@@ -1,8 +1,8 @@
 """Whether a node is up to date, and if not, why: the workflow's own rules of rerunning, without Snakemake.
 
-A node is up to date when its manifest exists with the spec of today and with the digests that its inputs have now, and every
-input is up to date. One that was deleted is built again only for a node that is to run, or if it is wanted itself: artifacts
-may be deleted to save space. No payload is read.
+A node is up to date when its manifest exists with the spec of today and with the digests that its inputs have now, and
+every input is up to date. One that was deleted is built again only for a node that is to run, or if it is wanted
+itself: artifacts may be deleted to save space. No payload is read.
 """
 
 import json
