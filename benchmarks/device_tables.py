@@ -1,6 +1,6 @@
 """Tables of a study from what `device.py` measured, also on another machine.
 
-    python benchmarks/device_tables.py --study config/h200.yaml --results DIR [DIR ...] --output DIR
+    python benchmarks/device_tables.py --study config/single-gpu-shapes.yaml --results DIR [DIR ...] --output DIR
 
 Several DIRs are of several cards or calls; of a node that more than one of them has, the first one's counts. They are
 copied, not changed. A cell that was not reached is a row with the status `timeout` and the reason.

@@ -1,4 +1,4 @@
-"""config/h200.yaml: real shapes on random tokens and weights, within one GPU's memory, and never a score."""
+"""config/single-gpu-shapes.yaml: real shapes on random tokens and weights, within one GPU's memory, and never a score."""
 
 import copy
 import csv
@@ -25,7 +25,7 @@ from effllm.tables.assemble import assemble
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import Builder
 
-STUDY = REPOSITORY / "config" / "h200.yaml"
+STUDY = REPOSITORY / "config" / "single-gpu-shapes.yaml"
 # The smaller of the two cards, less what its driver and CUDA's context take.
 DEVICE_BYTES = 80e9
 LOADED = load_study(STUDY)
@@ -103,7 +103,7 @@ def test_every_model_fits_with_its_cache(id: str) -> None:
 def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repository: Path) -> None:
     graph = Graph(LOADED)
     plan = yaml.safe_load((repository / "benchmarks" / "device_plan.yaml").read_text())
-    assert plan["study"] == "config/h200.yaml"
+    assert plan["study"] == "config/single-gpu-shapes.yaml"
     nodes = [(item["stage"], item["id"]) for item in plan["items"] if "stage" in item]
     assert all(id in graph.ids(stage) for stage, id in nodes)
     for item in plan["items"]:
@@ -117,7 +117,7 @@ def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repositor
 
 def test_the_plan_for_two_gpus_has_every_run_that_needs_them_and_its_counterpart(repository: Path) -> None:
     plan = yaml.safe_load((repository / "benchmarks" / "device_plan_two.yaml").read_text())
-    assert plan["study"] == "config/h200.yaml"
+    assert plan["study"] == "config/single-gpu-shapes.yaml"
     items = {item["id"]: LOADED.pretraining[item["id"]] for item in plan["items"]}
     assert {id for id, run in LOADED.pretraining.items() if run.parallel.world_size > 1} < set(items)
     assert {run.parallel.world_size for run in items.values()} == {1, 2}

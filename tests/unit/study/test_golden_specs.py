@@ -16,7 +16,7 @@ from effllm.stages.graph import Graph
 from effllm.study import load_study
 
 _GOLDEN = Path(__file__).with_name("golden_specs.json")
-_STUDIES = ("config/tiny.yaml", "config/paper.yaml", "config/h200.yaml")
+_STUDIES = ("config/tiny.yaml", "config/paper.yaml", "config/single-gpu-shapes.yaml")
 
 
 def _digest(content: Any) -> str:

@@ -24,7 +24,7 @@ COLUMNS = {"ranks": ranks.COLUMNS, "comparison": comparison.COLUMNS, "claims": c
 @pytest.fixture
 def graph(tmp_path: Path) -> Graph:
     """The study of the committed results, with copies of its tables in place."""
-    found = Graph(load_study(REPOSITORY / "config" / "h200.yaml"), str(tmp_path))
+    found = Graph(load_study(REPOSITORY / "config" / "single-gpu-shapes.yaml"), str(tmp_path))
     for path in found.table_parents("ranks")["tables"]:
         shutil.copy(H100 / Path(path).name, path)
     for path in found.table_parents("ranks")["pairs"]:
