@@ -1,4 +1,4 @@
-"""config/single-gpu-shapes.yaml: real shapes on random tokens and weights, within one GPU's memory, and never a score."""
+"""config/single-gpu-shapes.yaml: real shapes on random tokens and weights, within one GPU's memory, and no score."""
 
 import copy
 import csv
