@@ -21,7 +21,7 @@ from effllm.results import benchmark as results
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
 from effllm.study.code_tasks import HumanEvalBenchmark
-from effllm.study.measure import Benchmark, HarnessBenchmark, HeldOutBenchmark
+from effllm.study.evaluation import Benchmark, HarnessBenchmark, HeldOutBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0
 NEXT_WORD_TOKENS = 16

@@ -32,7 +32,7 @@ from effllm.results.quantization import Quantization
 from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
-from effllm.study.measure import EvaluationProtocol
+from effllm.study.evaluation import EvaluationProtocol
 
 if TYPE_CHECKING:
     from effllm.evaluation.metered import MeteredLM

@@ -13,7 +13,7 @@ from effllm.models.text import text_config
 from effllm.profiling.decoding import Generation
 from effllm.results.profile import Energy, Latency, Utilization
 from effllm.results.telemetry import TelemetrySummary
-from effllm.study.measure import Workload
+from effllm.study.evaluation import Workload
 from effllm.telemetry.metrics import (
     energy_above_idle_j,
     energy_per_token_j,

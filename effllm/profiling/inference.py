@@ -39,7 +39,7 @@ from effllm.results.profile import (
 from effllm.results.quantization import Quantization
 from effllm.results.telemetry import DeviceInfo, Finding
 from effllm.runtime.stage import Job, main
-from effllm.study.measure import InferenceProtocol
+from effllm.study.evaluation import InferenceProtocol
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.telemetry.validity import (

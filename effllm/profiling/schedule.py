@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effllm.profiling.decoding import Decoding, Generation
-from effllm.study.measure import InferenceProtocol
+from effllm.study.evaluation import InferenceProtocol
 from effllm.telemetry import Telemetry
 
 Phase = Literal["generate", "prefill"]

@@ -9,7 +9,7 @@ from effllm.stages.files import expand_paths
 from effllm.stages.stage import Parents, Stage
 from effllm.study import Study
 from effllm.study.code_tasks import HumanEvalBenchmark, ProblemFiles
-from effllm.study.measure import HarnessBenchmark, HeldOutBenchmark
+from effllm.study.evaluation import HarnessBenchmark, HeldOutBenchmark
 
 if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository

@@ -12,7 +12,7 @@ from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import parents_precision_b
 from effllm.study import Study
-from effllm.study.measure import EvaluationProtocol
+from effllm.study.evaluation import EvaluationProtocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

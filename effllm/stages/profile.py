@@ -10,7 +10,7 @@ from effllm.stages.request import MB, PROCESS_MB, WHOLE_NODES, JobContext, Reque
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import parents_precision_b
 from effllm.study import Study
-from effllm.study.measure import InferenceProtocol
+from effllm.study.evaluation import InferenceProtocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -11,16 +11,16 @@ from effllm.study.agreement import check_lengths, check_names, check_vocabularie
 from effllm.study.architectures import Architecture
 from effllm.study.budgets import Budget, check_budgets
 from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
-from effllm.study.finetuning import FinetuningSuite, suite_misfit
-from effllm.study.harness_index import harness_suggestions, harness_task_exists
-from effllm.study.instructions import Instructions
-from effllm.study.measure import (
+from effllm.study.evaluation import (
     Benchmark,
     EvaluationProtocol,
     HarnessBenchmark,
     HeldOutBenchmark,
     InferenceProtocol,
 )
+from effllm.study.finetuning import FinetuningSuite, suite_misfit
+from effllm.study.harness_index import harness_suggestions, harness_task_exists
+from effllm.study.instructions import Instructions
 from effllm.study.models import (
     FinetunedSource,
     Model,

@@ -22,7 +22,7 @@ from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import MANIFEST
 from effllm.runtime.stage import run
 from effllm.stages import STAGES
-from effllm.study.measure import InferenceProtocol, Workload
+from effllm.study.evaluation import InferenceProtocol, Workload
 
 WORKLOAD = Workload(prompt_tokens=10, new_tokens=3, batch_size=2)
 

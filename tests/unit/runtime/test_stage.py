@@ -129,7 +129,7 @@ def test_a_spec_of_another_stage_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_spec_that_is_no_slice_of_a_study_is_refused_with_its_key(tmp_path: Path) -> None:
-    from effllm.study.measure import InferenceProtocol
+    from effllm.study.evaluation import InferenceProtocol
 
     def build(job: Job) -> None:
         job.config(InferenceProtocol)
