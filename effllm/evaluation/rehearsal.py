@@ -7,6 +7,7 @@ found here.
 
 import logging
 import socket
+import unittest.mock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,9 @@ class _Answers(LM):
 @contextmanager
 def _no_network() -> Iterator[None]:
     """Refuse connections, as a node without a network does."""
-    connect = socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:
         raise ConnectionRefusedError(f"a connection to {address} was asked for, which evaluations do not have")
 
-    socket.socket.connect = refuse
-    try:
+    with unittest.mock.patch.object(socket.socket, "connect", refuse):
         yield
-    finally:
-        socket.socket.connect = connect

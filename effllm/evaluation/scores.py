@@ -33,7 +33,8 @@ def summarize(results: dict[str, Any], benchmark: Benchmark, bootstrap_iters: in
     outcomes, clusters = _outcomes(results["samples"], benchmark, key)
     score = float(values[key])
     reasons: dict[str, str] = {}
-    stderr, source = _number(values.get(_stderr_key(key))), "lm-eval"
+    stderr = _number(values.get(_stderr_key(key)))
+    source: str | None = "lm-eval"
     interval = method = None
     if _is_share(outcomes, score):
         trials = effective_trials(outcomes, clusters)
@@ -43,7 +44,8 @@ def summarize(results: dict[str, Any], benchmark: Benchmark, bootstrap_iters: in
     elif stderr is not None:
         interval, method = [score - Z95 * stderr, score + Z95 * stderr], _NORMAL
     elif benchmark.role == "perplexity" and len(names) == 1 and bootstrap_iters:
-        documents = list(zip(*sums_by_cluster(*zip(*outcomes, strict=True), clusters), strict=True))
+        sums, counts = zip(*outcomes, strict=True)
+        documents = list(zip(*sums_by_cluster(sums, counts, clusters), strict=True))
         resampled = resample_perplexity(key.partition(",")[0], documents, bootstrap_iters, seed)
         stderr, source = float(resampled.std(ddof=1)), f"{bootstrap_iters} resamplings of the documents"
         interval, method = [float(edge) for edge in numpy.percentile(resampled, [2.5, 97.5])], _BOOTSTRAP

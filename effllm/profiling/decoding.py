@@ -2,13 +2,16 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from effllm.errors import CellFailure
 from effllm.models.greedy import greedy_config
+
+if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TimedDecoding:
     Of the model's own generation configuration only the ids of end-of-text and padding stay.
     """
 
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, device: str):
+    def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int, device: str):
         self.model, self.prompt, self.new_tokens, self.device = model, prompt, new_tokens, device
         own = model.generation_config
         ids = own.eos_token_id, own.pad_token_id
@@ -76,7 +79,8 @@ class _Stamps(StoppingCriteria):
         now = self._now()
         self.seconds.append(now - self.clock)
         self.clock = now
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        goes_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        return cast(torch.BoolTensor, goes_on)
 
     def _now(self) -> float:
         if self.device != "cpu":

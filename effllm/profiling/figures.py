@@ -94,7 +94,7 @@ def energy_figures(
     else:
         decoding = energy / figures.generations - prefill.energy_j / prefills
         result["decode_energy_j_per_token"] = decoding / (workload.batch_size * (workload.new_tokens - 1))
-    missing = reason or idle.reasons.get("power_avg_w")
+    missing = reason or idle.reasons.get("power_avg_w") or "the telemetry does not say why"
     return Energy(**result, reasons={key: missing for key, value in result.items() if value is None})
 
 

@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, StaticCache
-from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from effllm.errors import CellFailure
 from effllm.profiling.decoding import Generation
+
+if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
 
 WARMUP_RUNS = 3
 
@@ -22,7 +26,7 @@ class _PlainLayer(StaticLayer):
 
     is_empty = False
 
-    def get_seq_length(self) -> int | torch.Tensor:
+    def get_seq_length(self) -> int:
         return 0 if self.is_empty else super().get_seq_length()
 
 
@@ -35,7 +39,7 @@ class StaticSteps:
     Raises `CellFailure` (unsupported) for a model whose cache is not of that kind alone.
     """
 
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int):
+    def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int):
         self.model, self.prompt = model, prompt
         name = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
@@ -76,7 +80,7 @@ class StaticSteps:
         self.token.copy_(output.logits[:, -1].argmax(-1, keepdim=True))
 
 
-def _is_plain(layer: CacheLayerMixin, length: int) -> bool:
+def _is_plain(layer: object, length: int) -> bool:
     """Whether a layer keeps all `length` tokens: it has no window, or one that is as long."""
     is_covered = type(layer) is StaticSlidingWindowLayer and layer.max_cache_len == length
     return is_covered or type(layer) is StaticLayer
@@ -90,7 +94,7 @@ class Graphs:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, device: str):
+    def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int, device: str):
         if not device.startswith("cuda"):
             raise CellFailure("unsupported", f"CUDA graphs need an NVIDIA GPU, and this ran on {device}")
         self.device = device

@@ -7,10 +7,9 @@ out: profile.json (latency, throughput, memory, utilisation, power, energy by wo
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from effllm.errors import CellFailure
 from effllm.models.greedy import decode_greedily
@@ -51,6 +50,9 @@ from effllm.telemetry.validity import (
     check_summary,
     status_of,
 )
+
+if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
 
 # Sensors of power average over up to a second and update about ten times in one.
 POWER_WINDOW_S = 30.0
@@ -99,7 +101,7 @@ def build(job: Job) -> None:
 
 
 def measure(
-    model: PreTrainedModel, protocol: InferenceProtocol, device: str, telemetry: Telemetry, label: str
+    model: "CausalLM", protocol: InferenceProtocol, device: str, telemetry: Telemetry, label: str
 ) -> tuple[Measured, dict[str, CellFailure]]:
     """Measure the workloads, and say of each that could not run why; `CellFailure` where none could.
 
@@ -143,7 +145,7 @@ def measure(
 
 
 def _replay(
-    id: str, model: PreTrainedModel, prompt: torch.Tensor, protocol: InferenceProtocol, telemetry: Telemetry, label: str
+    id: str, model: "CausalLM", prompt: torch.Tensor, protocol: InferenceProtocol, telemetry: Telemetry, label: str
 ) -> Measured:
     """Record a workload's graphs, measure them, and forget them."""
     new_tokens = protocol.workloads[id].new_tokens

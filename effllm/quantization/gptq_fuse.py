@@ -32,12 +32,12 @@ def fuse_layers(checkpoint: Path, model_type: str) -> None:
 
 def _fuse(checkpoint: Path, fused: str, parts: tuple[str, ...]) -> None:
     files = sorted(checkpoint.glob("*.safetensors"))
-    home = {}
+    home: dict[str, Path] = {}
     for path in files:
         with safe_open(path, framework="pt") as tensors:
             home |= dict.fromkeys(tensors.keys(), path)
     first, *others = parts
-    where = {}
+    where: dict[str, str] = {}
     for path in files:
         rewritten = {}
         for name in [name for name, file in home.items() if file == path]:

@@ -104,8 +104,8 @@ def _require_shapes(checkpoint: Path) -> None:
     quantizer = GPTQQuantizer.from_dict(GPTQConfig.from_dict(settings).to_dict_optimum())
     try:
         quantizer.select_quant_linear(device_map={"": run_device()})
-    except NotImplementedError as refusal:
-        raise _unsupported(refusal) from None
+    except NotImplementedError as error:
+        raise _unsupported(error) from None
     for in_features, out_features in sorted(packed_shapes(checkpoint)):
         runs, refusal = quantizer.quant_linear.validate(
             bits=quantizer.bits,

@@ -1,6 +1,6 @@
 """The model of a `quantize` artifact, loaded where it runs."""
 
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from effllm.models.loading import load_causal_lm
 from effllm.quantization import read_precision
@@ -8,8 +8,11 @@ from effllm.quantization.precision import Precision
 from effllm.results.quantization import Quantization
 from effllm.runtime.artifact import Artifact
 
+if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
 
-def load_quantized(artifact: Artifact, device: str) -> tuple[PreTrainedModel, Precision]:
+
+def load_quantized(artifact: Artifact, device: str) -> "tuple[CausalLM, Precision]":
     """The model on `device`, and its precision.
 
     The kernel of quantized layers is chosen for the device that is named here: a model that is moved there later would

@@ -72,6 +72,9 @@ class _Process:
         self._child = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
+        # Both are pipes, as asked for above.
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._stdin, self._stdout = self._child.stdin, self._child.stdout
 
     def __enter__(self) -> "_Process":
         return self
@@ -79,22 +82,22 @@ class _Process:
     def __exit__(self, *_: object) -> None:
         self._child.kill()
         self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout):
-            stream.close()
+        self._stdin.close()
+        self._stdout.close()
 
     def send(self, line: bytes) -> None:
         """Write `line`; `TimeoutError` at the deadline, `OSError` once the child is gone."""
         rest = memoryview(line + b"\n")
         while rest:
             # A pipe that is ready takes this many bytes without a wait.
-            self._wait([], [self._child.stdin])
-            rest = rest[self._child.stdin.write(rest[: select.PIPE_BUF]) :]
+            self._wait([], [self._stdin])
+            rest = rest[self._stdin.write(rest[: select.PIPE_BUF]) :]
 
     def receive(self) -> bytes:
         """The next line; `TimeoutError` at the deadline, `ValueError` if it ends or never comes to an end."""
         while b"\n" not in self._buffer:
-            self._wait([self._child.stdout], [])
-            more = self._child.stdout.read(2**16)
+            self._wait([self._stdout], [])
+            more = self._stdout.read(2**16)
             if not more or len(self._buffer) > _LONGEST_LINE:
                 raise ValueError("no whole line")
             self._buffer += more
