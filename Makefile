@@ -10,11 +10,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup table9 test test-all test-slow test-slurm lint docs check-python
 help:
 	@echo "make table9       set up, run the embedded study, print its Table 9"
-	@echo "make test         set up, check style, run the tests that are not slow"
+	@echo "make test         set up, check style and types, run the tests that are not slow"
 	@echo "make test-all     make test, then the slow tests and those on Slurm"
 	@echo "make test-slow    set up, run the slow tests"
 	@echo "make test-slurm   set up, run the tests on a Slurm of two nodes on this machine (Debian, root)"
-	@echo "make lint         style checks only"
+	@echo "make lint         style and types only"
 	@echo "make docs         the documents as a site, in site/"
 
 check-python:
@@ -39,6 +39,7 @@ table9: setup
 lint: setup
 	ruff check .
 	ruff format --check .
+	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
