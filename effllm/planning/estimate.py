@@ -96,6 +96,9 @@ class Estimator:
         # Of the same work: an earlier build of this very node, or of an equal one.
         exact_match = sample if sample and sample.cost == cost else None
         memory_b = self._memory(cost, exact_match) if cost.devices else None
+        least_b = cost.memory_least_b
+        if least_b is None and memory_b is not None:
+            least_b = memory_b.value
         return Estimate(
             name=node.name,
             stage=node.stage,
@@ -107,7 +110,7 @@ class Estimator:
             disk_b=self._disk(node, cost, sample),
             scratch_b=_computed(cost, "scratch_b") if cost.devices else None,
             memory_b=memory_b,
-            memory_least_b=cost.memory_least_b if cost.memory_least_b is not None else memory_b and memory_b.value,
+            memory_least_b=least_b,
         )
 
     def _context(self, node: Node) -> NodeContext:
@@ -138,13 +141,13 @@ class Estimator:
                 cost.protocol_s, "computed", "windows and rests of the protocol; loading and warm-up not counted"
             )
         if cost.flops is not None:
-            return self._wall_of_flops(node, cost)
+            return self._wall_of_flops(node, cost.flops, cost.devices)
         on_device = f" on {self._device}" if cost.devices and self._device else ""
         return Figure(
             None, None, cost.reasons.get("work") or f"no {node.stage} of this kind was measured yet{on_device}"
         )
 
-    def _wall_of_flops(self, node: Node, cost: Cost) -> Figure:
+    def _wall_of_flops(self, node: Node, flops: float, devices: int) -> Figure:
         dtype = self._graph.spec(node.stage, node.id)["config"].get("dtype", "bfloat16")
         if self._device is None:
             return Figure(None, None, "no device is named: give --device")
@@ -153,28 +156,29 @@ class Estimator:
             return Figure(None, None, f"the peak of {self._device!r} in {dtype} is not in the table of peaks")
         mfu = self._assumptions.mfu
         if mfu is None:
-            least_h = cost.flops / peak / 3600
+            least_h = flops / peak / 3600
             return Figure(
                 None,
                 None,
                 f"no {node.stage} was measured on {self._device}: give --assume-mfu (at the peak {least_h:,.1f} h)",
             )
-        return Figure(cost.flops / (peak * mfu * cost.devices), "assumed", f"{cost.flops:.3g} FLOP at MFU {mfu:g}")
+        return Figure(flops / (peak * mfu * devices), "assumed", f"{flops:.3g} FLOP at MFU {mfu:g}")
 
     def _energy(self, node: Node, device_s: Figure) -> Figure:
-        if device_s.value is None:
+        if device_s.value is None or device_s.basis is None:
             return device_s
+        basis: Basis
         sample = self._earlier.power_w(node.stage, self._device)
-        if sample:
-            power = Figure(sample.power_w, "measured", f"power of {sample.name}")
-        elif self._assumptions.power_w is not None:
-            power = Figure(self._assumptions.power_w, "assumed", f"{self._assumptions.power_w:g} W per device")
+        assumed_w = self._assumptions.power_w
+        if sample and sample.power_w is not None:
+            power_w, basis, source = sample.power_w, "measured", f"power of {sample.name}"
+        elif assumed_w is not None:
+            power_w, basis, source = assumed_w, "assumed", f"{assumed_w:g} W per device"
         else:
             on_device = f" on {self._device}" if self._device else ""
             why = f"no {node.stage} with a power figure was measured{on_device}: give --assume-power-w"
             return Figure(None, None, why)
-        basis = weakest([power.basis, device_s.basis])
-        return Figure(device_s.value * power.value, basis, f"{power.source}; time: {device_s.source}")
+        return Figure(device_s.value * power_w, weakest([basis, device_s.basis]), f"{source}; time: {device_s.source}")
 
     def _disk(self, node: Node, cost: Cost, sample: Any) -> Figure:
         if cost.disk_b is not None:

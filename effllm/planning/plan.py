@@ -204,12 +204,12 @@ def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
 
 def _total(figures: Iterable[Figure | None]) -> Total:
     applying = [figure for figure in figures if figure is not None]
-    known = [figure for figure in applying if figure.value is not None]
+    known = [(figure.value, figure.basis) for figure in applying if figure.value is not None and figure.basis]
     unknown = Counter(figure.source for figure in applying if figure.value is None)
     by_basis: dict[str, float] = {}
-    for figure in known:
-        by_basis[figure.basis] = by_basis.get(figure.basis, 0.0) + figure.value
-    total = sum(figure.value for figure in known)
+    for value, basis in known:
+        by_basis[basis] = by_basis.get(basis, 0.0) + value
+    total = sum(value for value, _ in known)
     return Total(None if unknown else total, total, len(known), by_basis, dict(unknown))
 
 
@@ -236,7 +236,8 @@ def _wall(nodes: Sequence[Estimate], pending: Mapping[str, State], gpus: int) ->
     unknown = sum(node.wall_s.value is None for node in nodes)
     if unknown:
         return Figure(None, None, f"the time of {unknown} of {len(nodes)} nodes is unknown"), seconds
-    basis = weakest([node.wall_s.basis for node in nodes]) if nodes else "computed"
+    bases = [node.wall_s.basis for node in nodes if node.wall_s.basis]
+    basis = weakest(bases or ["computed"])
     return Figure(seconds, basis, "list scheduling of the graph; stages of the CPU run beside"), seconds
 
 

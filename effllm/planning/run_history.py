@@ -17,6 +17,7 @@ from effllm.study.training import PretrainingRun
 
 # Planning reads results of few commands: models of all of them would slow every one.
 if TYPE_CHECKING:
+    from effllm.models.costs.shapes import Shape
     from effllm.results.provenance import Provenance
 
 GB = 1e9
@@ -72,11 +73,13 @@ class RunHistory:
             for sample in self.of(stage)
             if sample.cost.kind == cost.kind
             and (cost.devices == 0 or (sample.device is not None and sample.device.name == device))
-            and (cost.work is None) == (sample.cost.work is None)
         ]
-        if cost.work is None:
-            return fitting[0] if fitting else None
-        return min(fitting, key=lambda sample: abs(math.log(sample.cost.work / cost.work)), default=None)
+        work = cost.work
+        if work is None:
+            return next((sample for sample in fitting if sample.cost.work is None), None)
+        worked = [(sample.cost.work, sample) for sample in fitting if sample.cost.work is not None]
+        _, nearest = min(worked, key=lambda pair: abs(math.log(pair[0] / work)), default=(None, None))
+        return nearest
 
     def power_w(self, stage: str, device: str | None) -> Sample | None:
         """A build of the stage on the device during which power was measured."""
@@ -118,7 +121,7 @@ class RunHistory:
                 history = _provenance(path.parent)
                 try:
                     device = _device(path.parent, history) if history else None
-                    if device and history.host:
+                    if history and history.host and device:
                         seen.setdefault(history.host.name, {})[device.name] = device
                 except _OF_ANOTHER_FORMAT:
                     continue
@@ -135,7 +138,7 @@ def _sample(artifact: Artifact, history: "Provenance") -> Sample:
     telemetry, devices = measured.telemetry, measured.devices
     # Without a record of the part that grows with the work, all of the time is taken to.
     work_s = wall_s if measured.work_s is None else measured.work_s
-    memory_gb = telemetry and (telemetry.memory_process_peak_gb or telemetry.memory_device_peak_gb)
+    memory_gb = (telemetry.memory_process_peak_gb or telemetry.memory_device_peak_gb) if telemetry else None
     disk_b = sum(digest.size for digest in manifest.payload.values())
     disk_b += sum(record.size for record in history.records.values())
     return Sample(
@@ -158,7 +161,7 @@ def _device(directory: Path, history: "Provenance") -> Device | None:
     from effllm.results.training import Efficiency
 
     told = readable(Efficiency, directory) or readable(Profile, directory)
-    if told:
+    if told and told.device.name is not None:
         memory_gb = told.device.memory_total_gb
         return Device(told.device.name, memory_gb * GB if memory_gb else None)
     windows = readable(WindowsRecord, directory)
@@ -184,7 +187,7 @@ def _context(artifact: Artifact) -> NodeContext:
         found = Artifact.open(path)
         return found.manifest.spec["config"] if found.sha256 == parent.sha256 else None
 
-    def shape():
+    def shape() -> "Shape":
         own = artifact.directory / "model"
         if own.is_dir():
             return read_config(own)

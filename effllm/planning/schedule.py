@@ -59,7 +59,7 @@ def makespan(tasks: Mapping[str, Task], devices: int) -> float:
 
 def _ways_to_the_end(tasks: Mapping[str, Task]) -> dict[str, float]:
     longest = {name: task.seconds for name, task in tasks.items()}
-    for name in reversed(tasks):
+    for name in reversed(list(tasks)):
         for parent in tasks[name].after:
             longest[parent] = max(longest[parent], tasks[parent].seconds + longest[name])
     return longest

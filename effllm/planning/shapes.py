@@ -15,7 +15,7 @@ from effllm.study.data import HubTokenizer, SyntheticStream
 from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from effllm.models.costs.shapes import Shape
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
@@ -33,9 +33,9 @@ class Shapes:
         self._states = states
         self._vocab_size = vocab_size
         self._fetch = fetch
-        self._known: dict[str, PreTrainedConfig | Unknown] = {}
+        self._known: dict[str, Shape | Unknown] = {}
 
-    def of(self, node: Node) -> "PreTrainedConfig":
+    def of(self, node: Node) -> "Shape":
         """The configuration of the model that a node makes or uses; raises `Unknown`."""
         if node.name not in self._known:
             try:
@@ -47,7 +47,7 @@ class Shapes:
             raise found
         return found
 
-    def _find(self, node: Node) -> "PreTrainedConfig":
+    def _find(self, node: Node) -> "Shape":
         if node.stage == "pretrain":
             run = self._graph.study.pretraining[node.id]
             shape = shape_of(run.architecture, run.architecture.vocab_size or self._words(run.tokens))
@@ -70,9 +70,8 @@ class Shapes:
         if not isinstance(settings, HubTokenizer):
             return settings.vocab_size
         manifest = self._graph.manifest("tokenizer", tokenizer)
-        path = Path(manifest).parent / "tokenizer" / _TOKENIZER
-        if not path.is_file():
-            path = self._of_hub(settings.repo, settings.revision, _TOKENIZER)
+        built = Path(manifest).parent / "tokenizer" / _TOKENIZER
+        path = built if built.is_file() else self._of_hub(settings.repo, settings.revision, _TOKENIZER)
         if path is not None:
             from tokenizers import Tokenizer
 
@@ -84,15 +83,18 @@ class Shapes:
             "--assume-vocab-size"
         )
 
-    def _imported(self, node: Node) -> "PreTrainedConfig":
+    def _imported(self, node: Node) -> "Shape":
         source = self._graph.study.models[node.id].source
         state = self._states.get(node.name)
-        if state and state.up_to_date and state.artifact.manifest.status == "ok":
+        if state and state.up_to_date and state.artifact and state.artifact.manifest.status == "ok":
             return read_config(state.artifact.directory / "model")
         if isinstance(source, LocalModelSource):
             return read_config(Path(source.path))
         if isinstance(source, RandomSource):
-            shape = shape_of(source.architecture, source.architecture.vocab_size)
+            words = source.architecture.vocab_size
+            # The study demands it of random weights.
+            assert words is not None
+            shape = shape_of(source.architecture, words)
             shape.dtype = source.dtype
             return shape
         assert isinstance(source, HubModelSource)
@@ -122,7 +124,7 @@ class Shapes:
             raise Unknown(f"{name} of {repo} cannot be fetched: {reason}") from None
 
 
-def read_config(directory: Path) -> "PreTrainedConfig":
+def read_config(directory: Path) -> "Shape":
     """The configuration in a model's directory; raises `Unknown` if it cannot be read."""
     from transformers import AutoConfig
 

@@ -71,13 +71,17 @@ def _scratch(plan: "Plan") -> list[str]:
 
 
 def _memory(plan: "Plan") -> list[str]:
-    known = [node for node in plan.nodes if node.memory_b and node.memory_b.value is not None]
+    known = [
+        (memory.value, memory.basis, node.name)
+        for node in plan.nodes
+        if (memory := node.memory_b) and memory.value is not None
+    ]
     if not known:
         return []
     lines = ["", "Largest peaks of device memory"]
-    for node in sorted(known, key=lambda node: -node.memory_b.value)[:_MOST_NODES]:
-        share = f"{node.memory_b.value / plan.device_memory_b:6.0%}" if plan.device_memory_b else ""
-        lines.append(f"  {node.memory_b.value / GB:9.3g} GB {share}  {node.name} ({node.memory_b.basis})")
+    for memory_b, basis, name in sorted(known, key=lambda entry: -entry[0])[:_MOST_NODES]:
+        share = f"{memory_b / plan.device_memory_b:6.0%}" if plan.device_memory_b else ""
+        lines.append(f"  {memory_b / GB:9.3g} GB {share}  {name} ({basis})")
     return lines
 
 
@@ -91,8 +95,8 @@ def _unknown(plan: "Plan") -> list[str]:
     ):
         for reason in total.unknown:
             reasons.setdefault(reason, set()).add(name)
-    memory = [node for node in plan.nodes if node.memory_b and node.memory_b.value is None]
-    for node in memory:
-        reasons.setdefault(node.memory_b.source, set()).add("memory")
+    for node in plan.nodes:
+        if node.memory_b and node.memory_b.value is None:
+            reasons.setdefault(node.memory_b.source, set()).add("memory")
     lines = ["", "Not known"] if reasons else []
     return lines + [f"  {', '.join(sorted(figures))}: {reason}" for reason, figures in reasons.items()]

@@ -133,10 +133,10 @@ def _last_checkpoint(graph: Graph, state: State, states: Mapping[str, State]) ->
     scratch = Path(graph.results, SCRATCH, node.stage, node.id)
     key = scratch / KEY
     inputs = {name: states[items[0]].artifact for name, items in node.inputs.items() if items[0] in states}
-    if not key.is_file() or not all(inputs.values()):
+    if not key.is_file():
         return None
-    parents = {name: artifact.as_parent() for name, artifact in inputs.items()}
-    if key.read_text() != scratch_key(graph.spec(node.stage, node.id), parents):
+    parents = {name: artifact.as_parent() for name, artifact in inputs.items() if artifact}
+    if len(parents) < len(inputs) or key.read_text() != scratch_key(graph.spec(node.stage, node.id), parents):
         return None
     steps = [
         int(path.parent.name.rsplit("-", 1)[1])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from effllm.models.costs.shapes import Shape
 
 ON_THE_CPU = "it works on the CPU, though its job holds a device"
 _ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -26,7 +26,7 @@ class NodeContext:
 
     id: str
     config: Mapping[str, Any]
-    shape: Callable[[], "PreTrainedConfig"]
+    shape: Callable[[], "Shape"]
     config_of: Callable[[str], Mapping[str, Any] | None]
     id_of: Callable[[str], str | None]
 
@@ -54,7 +54,7 @@ class Cost:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def with_model(cost: Cost, node: NodeContext, of_shape: Callable[["PreTrainedConfig"], Mapping[str, Any]]) -> Cost:
+def with_model(cost: Cost, node: NodeContext, of_shape: Callable[["Shape"], Mapping[str, Any]]) -> Cost:
     """The cost with what the shape of the node's model adds, keys of `Cost`; with reasons where that is not known."""
     try:
         return replace(cost, **of_shape(node.shape()))

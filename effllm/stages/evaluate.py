@@ -15,8 +15,7 @@ from effllm.study import Study
 from effllm.study.evaluation import EvaluationProtocol
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -60,7 +59,7 @@ class EvaluateStage(Stage):
         return MeasuredWork(evaluation.telemetry, evaluation.cost.wall_seconds) if evaluation else MeasuredWork()
 
 
-def _cost_of_model(protocol: EvaluationProtocol, node: NodeContext, shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(protocol: EvaluationProtocol, node: NodeContext, shape: "Shape") -> Mapping[str, Any]:
     weights_b = parents_precision_b(node, shape)
     known = {"work": float(forward_flops(shape, 1)), "memory_least_b": weights_b}
     lengths = [length for length in (protocol.max_length, context_length(shape)) if length]

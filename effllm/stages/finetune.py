@@ -15,8 +15,7 @@ from effllm.study import Study
 from effllm.study.finetuning import FinetuningRun, run_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -59,7 +58,7 @@ class FinetuneStage(Stage):
         # Lengths of samples are known once they are encoded: rates carry over between models, on the same data.
         amount = f"{run.max_steps} steps of {run.samples_per_step}" if run.max_steps else f"{run.epochs} epochs"
         data = f"{node.id_of('instructions')} to {encoding.sequence_length} tokens, packing {encoding.packing}"
-        base = Cost(run.parallel.world_size, f"{run.method.kind} in {run.dtype}, {amount} of {data}")
+        base = Cost(run.parallel.world_size, f"{node.config['method']['kind']} in {run.dtype}, {amount} of {data}")
         return with_model(base, node, lambda shape: _cost_of_model(run, shape))
 
     def measured_work(self, artifact: "Artifact") -> MeasuredWork:
@@ -69,7 +68,7 @@ class FinetuneStage(Stage):
         return parameters_by_dtype(artifact)
 
 
-def _cost_of_model(run: FinetuningRun, shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(run: FinetuningRun, shape: "Shape") -> Mapping[str, Any]:
     total, trained = parameter_count(shape).total, run.method.trained_parameters(shape)
     length = run.encoding.sequence_length
     known: dict[str, Any] = {"work": float(forward_flops(shape, length))}

@@ -31,8 +31,9 @@ class InstructionsStage(Stage):
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         source = graph.study.instructions[id].source
-        is_files = isinstance(source, FilesInstructionSource)
-        return {"files": expand_paths(f"instructions.{id}", source.paths)} if is_files else {}
+        if not isinstance(source, FilesInstructionSource):
+            return {}
+        return {"files": expand_paths(f"instructions.{id}", source.paths)}
 
     def hub_source(self, study: Study, id: str) -> HubInstructionSource | None:
         source = study.instructions[id].source

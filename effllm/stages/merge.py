@@ -12,8 +12,7 @@ from effllm.study import Study
 from effllm.study.models import FinetunedSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -50,7 +49,7 @@ class MergeStage(Stage):
         return parameters_by_dtype(artifact)
 
 
-def _cost_of_model(shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(shape: "Shape") -> Mapping[str, Any]:
     stored = stored_b(shape)
     reasons = {"memory_b": ON_THE_CPU, "scratch_b": "not measured"} | stored.get("reasons", {})
-    return {"work": float(parameter_count(shape).total)} | stored | {"reasons": reasons}
+    return {"work": float(parameter_count(shape).total), **stored, "reasons": reasons}

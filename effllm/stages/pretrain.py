@@ -16,8 +16,7 @@ from effllm.study.data import SyntheticStream, TrainedTokenizer
 from effllm.study.training import PretrainingRun
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -74,7 +73,7 @@ def _flops(run: PretrainingRun, shape: Any) -> int:
     return run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
 
 
-def _cost_of_model(run: PretrainingRun, shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(run: PretrainingRun, shape: "Shape") -> Mapping[str, Any]:
     parameters, flops = parameter_count(shape).total, _flops(run, shape)
     kept_b = activation_bytes(
         shape, run.micro_batch_size, run.sequence_length, number_type(run.dtype), run.activation_checkpointing

@@ -13,8 +13,7 @@ from effllm.study import Study
 from effllm.study.evaluation import InferenceProtocol
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -66,7 +65,7 @@ def _protocol_s(protocol: InferenceProtocol) -> float:
     return protocol.idle_s + windows * (protocol.minimum_window_s + protocol.cooldown_s)
 
 
-def _cost_of_model(protocol: InferenceProtocol, node: NodeContext, shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(protocol: InferenceProtocol, node: NodeContext, shape: "Shape") -> Mapping[str, Any]:
     caches_b = [
         workload.batch_size * cache_bytes(shape, workload.prompt_tokens + workload.new_tokens, number_type("bfloat16"))
         for workload in protocol.workloads.values()

@@ -13,8 +13,7 @@ from effllm.stages.weights import checkpoint_bytes, precision_b
 from effllm.study import Study
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
@@ -61,7 +60,7 @@ def _precision(study: Study, id: str) -> Precision:
     return study.precision_of(*id.rsplit(".", 1))
 
 
-def _cost_of_model(precision: Mapping[str, Any], shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def _cost_of_model(precision: Mapping[str, Any], shape: "Shape") -> Mapping[str, Any]:
     on_device = read_precision(precision).works_on_device
     reason = "the quantizer moves one layer at a time to the device: no formula has its peak"
     return {

@@ -11,8 +11,7 @@ from effllm.stages.cost import NodeContext, Unknown, number_type
 from effllm.stages.request import GB
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
 
 
@@ -49,7 +48,7 @@ def parameters_by_dtype(artifact: "Artifact") -> float:
     return checkpoint_bytes(artifact) / itemsize
 
 
-def stored_b(shape: "PreTrainedConfig") -> Mapping[str, Any]:
+def stored_b(shape: "Shape") -> Mapping[str, Any]:
     """`disk_b` of a checkpoint in the type that its configuration names, as keys of `Cost`."""
     stored = str(getattr(shape, "dtype", None)).removeprefix("torch.")
     try:
@@ -59,7 +58,7 @@ def stored_b(shape: "PreTrainedConfig") -> Mapping[str, Any]:
     return {"disk_b": float(parameter_count(shape).total * itemsize)}
 
 
-def precision_b(shape: "PreTrainedConfig", precision: Mapping[str, Any]) -> float:
+def precision_b(shape: "Shape", precision: Mapping[str, Any]) -> float:
     """Bytes of a model's weights in a precision, by its own formula of packed layers and other parameters."""
     settings, total = read_precision(precision), parameter_count(shape).total
     model = describe(shape)
@@ -67,7 +66,7 @@ def precision_b(shape: "PreTrainedConfig", precision: Mapping[str, Any]) -> floa
     return settings.weight_bytes(packed, total - packed)
 
 
-def parents_precision_b(node: NodeContext, shape: "PreTrainedConfig") -> float:
+def parents_precision_b(node: NodeContext, shape: "Shape") -> float:
     """Bytes of the weights of a node's model, in the precision that it was brought into; raises `Unknown`."""
     parent = node.config_of("model")
     if parent is None or "precision" not in parent:
