@@ -305,7 +305,9 @@ def require_records():
     if workflow.remote_exec:
         return
     dag = workflow.dag
-    up_to_date = [path for job in dag.jobs if not dag.needrun(job) for path in job.output]
+    up_to_date = [
+        path for job in dag.jobs if not dag.needrun(job) for path in job.output
+    ]
     try:
         require_todays_specs(GRAPH, up_to_date)
     except UserError as error:
