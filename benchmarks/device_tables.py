@@ -13,13 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from effllm.assembly.assemble import assemble, write_csv
 from effllm.errors import CellFailure
 from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 from effllm.study import load_study
-from effllm.tables.assemble import assemble, write_csv
 
 RECORD = "device.json"
 Outcomes = dict[str, dict[str, Any]]

@@ -148,8 +148,8 @@ def bare_loop(spec: Path, instructions: Path, result: Path) -> None:
     from effllm.data.instructions.encoding import encode
     from effllm.data.instructions.samples import read_samples
     from effllm.data.instructions.templates import set_template
-    from effllm.study.finetuning import FinetuningRun
     from effllm.training.consumed import sample_order
+    from effllm.training.suites import FinetuningRun
 
     run = FinetuningRun.model_validate(json.loads(spec.read_text())["config"])
     path = spec.parent / "model"

@@ -93,8 +93,8 @@ def run_datasets(paths: list[Path]) -> tuple[float, int]:
 def run_sampler(paths: list[Path]) -> tuple[float, int]:
     """Seconds to sample the files into shards, and the number of documents seen."""
     from effllm.data.corpus import sample
+    from effllm.data.settings import Corpus
     from effllm.data.sources.files import FilesSource
-    from effllm.study.data import Corpus
 
     with tempfile.TemporaryDirectory(dir=paths[0].parent) as output:
         started = time.perf_counter()

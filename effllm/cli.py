@@ -100,11 +100,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
 
 def check(path: Path, resolved: bool) -> int:
     """Say what a study holds (or print it written out), or what is wrong with it."""
-    from effllm.decision.paired import pairs_of
     from effllm.stages import STAGES
     from effllm.stages.graph import Graph
     from effllm.study import load_study
     from effllm.study.inheritance import written_as_yaml
+    from effllm.tables.paired import pairs_of
 
     study = load_study(path)
     graph = Graph(study)

@@ -7,7 +7,7 @@ from pathlib import Path
 from effllm.runtime import lifeline
 from effllm.runtime.slurm import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
-from effllm.decision.paired import pairs_of
+from effllm.tables.paired import pairs_of
 from effllm.errors import UserError
 from effllm.runtime.faults import fault_of_machine, require_place, require_writable
 from effllm.runtime.launch import name_interpreter

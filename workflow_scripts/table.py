@@ -1,6 +1,6 @@
 """Assemble one table from the artifacts of its rows; the spec names the table."""
 
-from effllm.tables.assemble import write_table
+from effllm.assembly.assemble import write_table
 
 write_table(
     snakemake.params.spec["table"],

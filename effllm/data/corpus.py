@@ -26,13 +26,13 @@ from effllm.data.drawing import Drawing, draw
 from effllm.data.exact_duplicates import merge, merges, rows_of
 from effllm.data.near_duplicates import HeldOutGrams
 from effllm.data.sampling import Decision, dropping_decisions
+from effllm.data.settings import Corpus
 from effllm.data.sources import Source, open_source
 from effllm.data.workers import Workers, job_threads
 from effllm.errors import UserError
 from effllm.results.data import CorpusSummary, DocumentCounts, Overlap
 from effllm.runtime.progress import Progress, progress
 from effllm.runtime.stage import Job, main
-from effllm.study.data import Corpus
 
 _PARALLEL_FETCHES = 2
 SPLITS = {"train": Decision.TRAIN, "held_out": Decision.HELD_OUT}

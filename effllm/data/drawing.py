@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effllm.data import arrays
-from effllm.data.parquet import parquet_rows
 from effllm.data.sampling import Decision, decisions, digests_of, held_out
 from effllm.data.schema import SCHEMA
+from effllm.data.settings import Corpus
 from effllm.data.shards import ShardWriter
 from effllm.data.sources import Unit
+from effllm.hub.parquet import parquet_rows
 from effllm.runtime.artifact import write_text
-from effllm.study.data import Corpus
 
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
 RUN_DIGESTS = 1 << 20

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from effllm.data import arrays
-from effllm.data.parquet import parquet_rows
+from effllm.data.settings import SyntheticStream, TokenStream
 from effllm.data.shards import shards_of
 from effllm.data.synthetic import write_stream
 from effllm.data.tokenizer import load as load_tokenizer
@@ -29,11 +29,11 @@ from effllm.data.tokens import BOUNDARY_DTYPE, boundaries_file, id_dtype, tokens
 from effllm.data.workers import Workers, job_threads
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
+from effllm.hub.parquet import parquet_rows
 from effllm.results.data import CorpusSummary, DocumentCounts, TokensIndex
 from effllm.runtime.artifact import write_text
 from effllm.runtime.progress import Progress
 from effllm.runtime.stage import Job, main
-from effllm.study.data import SyntheticStream, TokenStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from effllm.study.data import Corpus, Filters
+from effllm.data.settings import Corpus, Filters
 
 # Part of the definition of the held-out split: another value would let held-out texts into older training sets.
 SPLIT_SALT = 0x68656C645F6F7574

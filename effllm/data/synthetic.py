@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from effllm.data.settings import SyntheticStream
 from effllm.data.tokens import BOUNDARY_DTYPE, boundaries_file, id_dtype, tokens_file
 from effllm.data.writing import named_errors
 from effllm.results.data import DocumentCounts, TokensIndex
 from effllm.runtime.stage import Job
-from effllm.study.data import SyntheticStream
 
 SPLIT = "train"
 RANDOM_TOKENS = "random tokens"

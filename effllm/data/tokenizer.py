@@ -13,13 +13,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from effllm.data.settings import HubTokenizer, Tokenizer, TrainedTokenizer
 from effllm.data.shards import read_batches
 from effllm.errors import UserError
 from effllm.fields import Section
 from effllm.hub.repository import HubFile, Repository
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
-from effllm.study.data import HubTokenizer, Tokenizer, TrainedTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from effllm.decision.choice import Choice, Field
 from effllm.decision.dominance import members
 from effllm.decision.numbers import lost, per_cent
-from effllm.decision.paired import pairs_of
 from effllm.decision.query import CARD, Query
 from effllm.decision.rows import Row, Table
+from effllm.tables.paired import pairs_of
 
 _SEEDS = "seeds"
 _STATED = {CARD: "the card", "software": "the library versions"}

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 
-from effllm.decision.description import Better
 from effllm.decision.rows import Figure
+from effllm.tables.description import Better
 
 
 class Order:

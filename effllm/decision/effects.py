@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effllm.decision.loss import Pair, read_pairs
-from effllm.decision.paired import ratio_change, student
 from effllm.decision.rows import Figure, Table
 from effllm.decision.sheet import Names, Sheet
+from effllm.tables.paired import ratio_change, student
 
 Verdict = Literal["holds", "does not hold", "cannot be said"]
 HOLDS: Verdict = "holds"

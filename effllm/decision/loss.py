@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from effllm.decision.description import Better, Column
-from effllm.decision.paired import pairs_of
 from effllm.decision.rows import Figure, Row, Table
 from effllm.errors import UserError
+from effllm.tables.description import Better, Column
+from effllm.tables.paired import pairs_of
 
 _NUMBERS = ("value", "baseline_value", "change", "low", "high", "bound")
 _COLUMNS = {"row", "baseline", "column", "measure", *_NUMBERS}

@@ -1,8 +1,8 @@
 """Figures as people read them: four digits, ratios instead of large percentages."""
 
 from effllm.decision.budget import Limit
-from effllm.decision.description import Column
 from effllm.decision.rows import Figure
+from effllm.tables.description import Column
 
 _TWICE = 2.0
 

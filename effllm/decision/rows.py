@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from effllm.decision.description import Better, Column, Description
 from effllm.errors import Status, UserError
 from effllm.tables.cells import REASON_SEPARATOR
+from effllm.tables.description import Better, Column, Description
 from effllm.tables.descriptions import DESCRIPTIONS
 
 _MEASURED = ("quality", "cost")

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from effllm.decision.description import Column
 from effllm.decision.published import COLUMNS, Published, read_published
 from effllm.decision.rows import Figure, Table
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
+from effllm.tables.description import Column
 from effllm.tables.descriptions import DESCRIPTIONS
 
 Names = tuple[str, str]

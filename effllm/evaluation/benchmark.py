@@ -148,7 +148,7 @@ def _harness(job: Job, settings: HarnessBenchmark) -> results.Benchmark:
 
 
 def _human_eval(job: Job, settings: HumanEvalBenchmark) -> results.Benchmark:
-    from effllm.evaluation.code.isolation import require_isolation
+    from effllm.evaluation.code.requirement import require_isolation
     from effllm.evaluation.human_eval import TASK, metric, problems, task_config
 
     require_isolation(settings.isolation, "benchmark")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effllm.data.parquet import parquet_rows
 from effllm.errors import UserError
+from effllm.hub.parquet import parquet_rows
 from effllm.hub.repository import HubFile, Repository
 
 if TYPE_CHECKING:

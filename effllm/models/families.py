@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from effllm.errors import UserError
-from effllm.study.architectures import (
+from effllm.models.architectures import (
     Architecture,
     DecoderArchitecture,
     GptNeoxArchitecture,

@@ -17,9 +17,9 @@ from effllm.hub.repository import HubFile, Repository
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import MODEL_FILES, is_taken, model_files, weight_files
 from effllm.models.checkpoint.settings import check_settings
+from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 from effllm.results.model import ModelSummary
 from effllm.runtime.stage import Job, main
-from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 
 def build(job: Job) -> None:

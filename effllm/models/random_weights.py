@@ -6,9 +6,9 @@ import torch
 
 from effllm.models.families import model_config, random_model
 from effllm.models.saving import save_causal_lm
+from effllm.models.sources import RandomSource
 from effllm.results.model import ModelSummary
 from effllm.runtime.artifact import Artifact
-from effllm.study.models import RandomSource
 
 RANDOM_WEIGHTS = "random weights"
 """Why no score of such a model means anything."""

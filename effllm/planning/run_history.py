@@ -13,7 +13,7 @@ from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.stages import STAGES
 from effllm.stages.cost import Cost, NodeContext, Unknown
 from effllm.stages.history import readable
-from effllm.study.training import PretrainingRun
+from effllm.training.settings import PretrainingRun
 
 # Planning reads results of few commands: models of all of them would slow every one.
 if TYPE_CHECKING:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllm.data.settings import HubTokenizer, SyntheticStream
 from effllm.errors import reason_of
 from effllm.models.costs.shapes import shape_of
+from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.stages import STAGES
 from effllm.stages.cost import Unknown
 from effllm.stages.graph import Graph
-from effllm.study.data import HubTokenizer, SyntheticStream
-from effllm.study.models import HubModelSource, LocalModelSource, RandomSource
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape

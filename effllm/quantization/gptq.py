@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from effllm.fields import Fraction
+from effllm.quantization.gptq_tensors import packed_layers
 from effllm.quantization.precision import Calibration, PackedLayer, Precision
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 # `model_type`s of the study's own architectures that gptqmodel quantizes (a test compares them with the library).
 GPTQ_MODEL_TYPES = frozenset({"llama", "phi3", "qwen2"})
-# The tensors of a quantized layer, in place of its `weight`.
-_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 # The scale of a group of weights; its zero point has the weights' own bits.
 _SCALE_BITS = 16
 
@@ -102,17 +101,6 @@ class GptqPrecision(Precision):
         from effllm.quantization.gptq_kernels import kernel_of
 
         return kernel_of(model)
-
-
-def packed_layers(tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
-    """The packed layers among the tensors of a GPTQ checkpoint, by name."""
-    layers = {}
-    for layer in (name.rpartition(".")[0] for name in tensors if name.endswith(".qweight")):
-        (in_features,) = tensors[f"{layer}.g_idx"].shape
-        # Scales are [groups, out_features].
-        _, out_features = tensors[f"{layer}.scales"].shape
-        layers[layer] = PackedLayer(in_features, out_features, tuple(f"{layer}.{kind}" for kind in _TENSORS))
-    return layers
 
 
 def _divisor(width: int) -> int:

@@ -6,6 +6,7 @@ Imports of gptqmodel are inside functions: they take seconds and change the proc
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,15 +14,18 @@ from transformers import GPTQConfig, PreTrainedModel
 
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
-from effllm.quantization.gptq import GptqPrecision, packed_layers
+from effllm.quantization.gptq_tensors import packed_layers
 from effllm.quantization.weights import tensor_headers
 from effllm.runtime.artifact import write_text
+
+if TYPE_CHECKING:
+    from effllm.quantization.gptq import GptqPrecision
 
 _PLAIN = "gptq_torch"
 """gptqmodel's kernel in plain PyTorch, which takes every shape on every device."""
 
 
-def require_kernel(settings: GptqPrecision) -> None:
+def require_kernel(settings: "GptqPrecision") -> None:
     """Raise `UserError`, before anything is quantized, if the kernel that the precision names does not run here."""
     if settings.kernel == "auto":
         return

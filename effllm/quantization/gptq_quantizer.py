@@ -4,18 +4,21 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.quantization.calibration import calibration_sequences
-from effllm.quantization.gptq import GptqPrecision
 from effllm.quantization.gptq_fuse import fuse_layers
 from effllm.quantization.gptq_kernels import check_runs, choose_kernel, require_kernel
 
+if TYPE_CHECKING:
+    from effllm.quantization.gptq import GptqPrecision
 
-def quantize_gptq(source: Path, target: Path, settings: GptqPrecision, data: Path, records: Path) -> None:
+
+def quantize_gptq(source: Path, target: Path, settings: "GptqPrecision", data: Path, records: Path) -> None:
     """Quantize the model in `source` into `target`; the per-layer losses go to `records/gptq.csv`.
 
     `data` is the artifact of the corpus or of the token stream that the calibration names. Raises `CellFailure`

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from effllm.decision.description import Column
 from effllm.decision.rows import Figure, Row
 from effllm.decision.scope import Scope
 from effllm.report.blocks import ChartFigure, Figures
@@ -10,6 +9,7 @@ from effllm.report.figures import count_text, listed
 from effllm.report.forest import Line, forest
 from effllm.report.rows import View, absent_rows, capital, chart_listing, mark_of, status_words, told
 from effllm.report.scatter import Axis, Mark, Scatter, scatter
+from effllm.tables.description import Column
 
 _MOST_NAMES = 4
 

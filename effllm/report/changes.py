@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from effllm.decision.description import Column
 from effllm.decision.rows import Figure, Row
 from effllm.report.absolute import drawn_notes
 from effllm.report.blocks import Block, Cell, ChartFigure, Entry, Figures, Head, Heading, Listing, Text, csv_text
@@ -12,6 +11,7 @@ from effllm.report.forest import Line, ends_text, forest, value_text
 from effllm.report.listings import Sheet, number_of
 from effllm.report.rows import View, capital
 from effllm.report.scatter import Axis, Mark, scatter
+from effllm.tables.description import Column
 
 _COLUMNS = ("table", "row", "baseline", "column", "measure", "change", "low", "high", "items", "differing", "reason")
 

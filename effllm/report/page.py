@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from effllm.decision.paired import pairs_of
 from effllm.report.blocks import Absent, Answer, Block, Page, Section
 from effllm.report.changes import change_blocks, read_changes
 from effllm.report.decisions import answer_of, beaten_rows, decide, decision_blocks, limits_of
@@ -12,6 +11,7 @@ from effllm.report.provenance import facts_of, plan_section, provenance_section
 from effllm.report.rows import View, view_of
 from effllm.report.run import Run
 from effllm.report.tables import TITLES, table_section
+from effllm.tables.paired import pairs_of
 
 _AUDITS = (
     ("claims", "Claims", "What the published study claims, held against these rows."),

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from effllm.decision.description import Column
 from effllm.decision.rows import Figure, Row, Table
 from effllm.decision.scope import Scope, differing, scopes
 from effllm.report.blocks import Cell, Entry, Head, Listing, csv_text
 from effllm.report.figures import figure_text, interval_text
 from effllm.report.scatter import COLOURS, SHAPES, Axis, Mark
+from effllm.tables.description import Column
 
 _TECHNIQUES = ("precision", "method")
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from effllm.decision.paired import pairs_of
 from effllm.decision.rows import Table, read_table
 from effllm.errors import UserError
 from effllm.report.listings import Sheet, read_sheet
 from effllm.runtime.artifact import PROVENANCE, read_object
 from effllm.tables.descriptions import DESCRIPTIONS
+from effllm.tables.paired import pairs_of
 from effllm.tables.record import read_record
 
 SHEETS = (*map(pairs_of, DESCRIPTIONS), "comparison", "ranks", "claims", "validity")

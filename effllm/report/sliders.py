@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from effllm.decision.description import Column
 from effllm.decision.rows import Table
 from effllm.report.blocks import Slider, Sliders
 from effllm.report.rows import View, capital
+from effllm.tables.description import Column
 
 _STOPS = 40
 _DIGITS = 3

@@ -1,8 +1,6 @@
 """The page of two results directories: the same rows before and after, or on two machines."""
 
-from effllm.decision.description import Column
 from effllm.decision.loss import loss
-from effllm.decision.paired import ratio_change
 from effllm.decision.rows import Figure, Row, Table
 from effllm.report.blocks import (
     Answer,
@@ -27,6 +25,8 @@ from effllm.report.rows import View, capital, told, view_of
 from effllm.report.run import Run
 from effllm.report.scatter import Axis
 from effllm.report.tables import TITLES
+from effllm.tables.description import Column
+from effllm.tables.paired import ratio_change
 
 _VERDICTS = ("surely better", "surely worse", "not told apart", "no interval")
 _WORDS = {"no interval": "without an interval"}

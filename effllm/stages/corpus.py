@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.data.instructions.settings import HubInstructionSource
+from effllm.data.settings import Corpus, FilesCorpusSource, HubCorpusSource
 from effllm.stages.files import expand_paths
 from effllm.stages.stage import Parents, Stage
 from effllm.study import Study
-from effllm.study.data import Corpus, FilesCorpusSource, HubCorpusSource
-from effllm.study.instructions import HubInstructionSource
 
 if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository

@@ -12,7 +12,7 @@ from effllm.stages.stage import Parents, Stage
 from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
 from effllm.stages.weights import parameters_by_dtype, stored_b
 from effllm.study import Study
-from effllm.study.finetuning import FinetuningRun, run_of
+from effllm.training.suites import FinetuningRun, run_of
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape

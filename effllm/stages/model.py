@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import model_files
+from effllm.models.sources import HubModelSource, LocalModelSource
 from effllm.stages.cost import Cost, NodeContext, with_model
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import stored_b
 from effllm.study import Study
-from effllm.study.models import FinetunedSource, HubModelSource, LocalModelSource, ModelSource, PretrainedSource
+from effllm.study.models import FinetunedSource, ModelSource, PretrainedSource
 
 if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository

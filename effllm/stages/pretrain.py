@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.data.settings import SyntheticStream, TrainedTokenizer
 from effllm.models.costs import activation_bytes, parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
 from effllm.stages.cost import Cost, NodeContext, number_type, with_model
@@ -12,8 +13,7 @@ from effllm.stages.stage import Parents, Stage
 from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
 from effllm.stages.weights import checkpoint_bytes
 from effllm.study import Study
-from effllm.study.data import SyntheticStream, TrainedTokenizer
-from effllm.study.training import PretrainingRun
+from effllm.training.settings import PretrainingRun
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.data.settings import HubTokenizer, TrainedTokenizer
 from effllm.stages.stage import Parents, Stage
 from effllm.study import Study
-from effllm.study.data import HubTokenizer, TrainedTokenizer
 
 if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.data.settings import SyntheticStream, TokenStream
 from effllm.stages.request import PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import payload_bytes
 from effllm.study import Study
-from effllm.study.data import SyntheticStream, TokenStream
 
 if TYPE_CHECKING:
     from effllm.stages.graph import Graph

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from effllm.stages.cost import number_type
 from effllm.stages.history import MeasuredWork, readable
 from effllm.stages.request import MB, PROCESS_MB, WHOLE_NODES, Request, rounded
-from effllm.study.training import Parallel
+from effllm.training.settings import Parallel
 
 if TYPE_CHECKING:
     from effllm.runtime.artifact import Artifact

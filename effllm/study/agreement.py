@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from effllm.data.instructions.settings import SyntheticInstructionSource
+from effllm.data.settings import SyntheticStream, TrainedTokenizer
 from effllm.fields import repeated
-from effllm.study.data import SyntheticStream, TrainedTokenizer
-from effllm.study.instructions import SyntheticInstructionSource
 from effllm.study.models import PretrainedSource
 
 if TYPE_CHECKING:

@@ -4,13 +4,15 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from effllm.data.instructions.settings import Instructions
+from effllm.data.settings import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
+from effllm.models.architectures import Architecture
+from effllm.models.sources import RandomSource
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_lengths, check_names, check_vocabularies
-from effllm.study.architectures import Architecture
 from effllm.study.budgets import Budget, check_budgets
-from effllm.study.data import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.study.evaluation import (
     Benchmark,
     EvaluationProtocol,
@@ -18,18 +20,12 @@ from effllm.study.evaluation import (
     HeldOutBenchmark,
     InferenceProtocol,
 )
-from effllm.study.finetuning import FinetuningSuite, suite_misfit
 from effllm.study.harness_index import harness_suggestions, harness_task_exists
-from effllm.study.instructions import Instructions
-from effllm.study.models import (
-    FinetunedSource,
-    Model,
-    PretrainedSource,
-    RandomSource,
-)
+from effllm.study.models import FinetunedSource, Model, PretrainedSource
 from effllm.study.tables import Tables
-from effllm.study.training import PretrainingRun
 from effllm.training.methods import AnyMethod
+from effllm.training.settings import PretrainingRun
+from effllm.training.suites import FinetuningSuite, suite_misfit
 
 
 class _PrecisionOf(Section):

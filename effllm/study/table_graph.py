@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from effllm.decision.paired import PAIRS, pairs_of
+from effllm.decision.paper import CLAIMS as CLAIMS_FILE
+from effllm.decision.paper import published_digest, published_tables
 from effllm.errors import UserError
 from effllm.fields import sort_keys
 from effllm.study.models import FinetunedSource, PretrainedSource
-from effllm.study.published import CLAIMS as CLAIMS_FILE
-from effllm.study.published import published_digest, published_tables
 from effllm.study.study import Study
 from effllm.tables.kinds import TABLES
 from effllm.tables.kinds.kind import Table
+from effllm.tables.paired import PAIRS, pairs_of
 
 VALIDITY = "validity"
 RANKS = "ranks"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from effllm.decision.paired import Change, Code, mean_change, paired_difference
 from effllm.errors import UserError
 from effllm.intervals import sums_by_cluster
 from effllm.results.evaluation import Evaluation
 from effllm.tables.artifacts import Result
+from effllm.tables.paired import Change, Code, mean_change, paired_difference
 
 SAMPLES = "records/samples.jsonl"
 HELD_OUT = "records/held_out.parquet"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from effllm.decision.paired import Change, Code
 from effllm.tables.items import Items, compare, compare_mean
+from effllm.tables.paired import Change, Code
 
 MEANS = ("average_performance", "mean")
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from effllm.decision.description import Column, Description
-from effllm.decision.paired import PAIRS, REASONS, Change, ratio_change
 from effllm.tables.cells import rounded
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS
+from effllm.tables.description import Column, Description
 from effllm.tables.kinds import TABLES
 from effllm.tables.members import Member
+from effllm.tables.paired import PAIRS, REASONS, Change, ratio_change
 
 PAIR_COLUMNS = (
     "table",

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from effllm.errors import UserError
-from effllm.study.training import Parallel, Recipe
+from effllm.training.settings import Parallel, Recipe
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy

@@ -46,13 +46,13 @@ from effllm.results.data import InstructionsSummary
 from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job, main
-from effllm.study.finetuning import FinetuningRun
-from effllm.study.training import Recipe
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
 from effllm.training.methods import Method
 from effllm.training.run import Setup, train
+from effllm.training.settings import Recipe
+from effllm.training.suites import FinetuningRun
 
 _LOSSES = (
     "held_out_loss",

@@ -23,9 +23,9 @@ from effllm.models.loading import load_causal_lm, moved
 from effllm.models.saving import save_causal_lm
 from effllm.results.training import PretrainingQuality
 from effllm.runtime.stage import Job, main
-from effllm.study.training import PretrainingRun
 from effllm.training.held_out import held_out_loss
 from effllm.training.run import Setup, train
+from effllm.training.settings import PretrainingRun
 
 _SCORES = tuple(
     f"held_out_{figure}" for figure in ("bits_per_byte", "documents", "loss", "loss_stderr", "perplexity", "tokens")

@@ -18,8 +18,8 @@ import torch
 from effllm.errors import CellFailure, Interrupted, UserError
 from effllm.runtime.artifact import Artifact, write_text
 from effllm.runtime.stage import Job
-from effllm.study.training import Parallel
 from effllm.training import torchrun
+from effllm.training.settings import Parallel
 
 _LAST_LINES = 15
 

@@ -20,7 +20,6 @@ from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.results.training import LossCurve, LossPoint, RunConditions
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job
-from effllm.study.training import Recipe
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.training.arguments import training_arguments
@@ -29,6 +28,7 @@ from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.determinism import be_deterministic
 from effllm.training.preemption import SaveAndStop
 from effllm.training.step_timing import MeasureSteps
+from effllm.training.settings import Recipe
 
 SAMPLE_PERIOD_S = 0.1
 """As often as power sensors are updated. The second of arXiv 2505.13840 is near the length of a step, and readings that

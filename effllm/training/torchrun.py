@@ -14,7 +14,7 @@ import psutil
 
 from effllm.errors import UserError
 from effllm.runtime.launch import die_with_parent
-from effllm.study.training import Parallel
+from effllm.training.settings import Parallel
 
 # Of 10,000 ports, by the job's number: two jobs that share a node rarely meet.
 _FIRST_PORT, _PORTS = 20_000, 10_000

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.decision.description import Column, Description
 from effllm.fields import Id, require
 from effllm.tables.columns.shared import STATUS
+from effllm.tables.description import Column, Description
 from effllm.tables.kinds.kind import Inputs, Nodes, Spec, Table
 
 if TYPE_CHECKING:

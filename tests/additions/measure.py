@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm import cli
+from effllm.assembly.assemble import assemble, write_csv
 from effllm.models import costs
 from effllm.models.families import model_config, random_model
 from effllm.models.loading import load_causal_lm
 from effllm.quantization.weights import weight_bytes
 from effllm.stages.graph import Graph
 from effllm.study.inheritance import read_study
-from effllm.tables.assemble import assemble, write_csv
 from effllm.telemetry.sources import open_source
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, ENERGY, FIGURES, TELEMETRY, UTILIZATION, Study
 

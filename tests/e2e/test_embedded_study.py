@@ -12,10 +12,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from effllm.assembly.assemble import assemble
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
-from effllm.tables.assemble import assemble
 from tests.workflow.conftest import Workdir
 
 TARGETS = ["results/table9.csv", "results/table16.csv"]

@@ -39,10 +39,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from effllm.data.instructions.samples import Message, Sample
+from effllm.data.instructions.settings import Encoding
 from effllm.data.instructions.templates import RefusedByTemplateError, Rendered, Renderer
 from effllm.errors import UserError
 from effllm.runtime.progress import Progress
-from effllm.study.instructions import Encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

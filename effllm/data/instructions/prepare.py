@@ -23,6 +23,7 @@ import xxhash
 from effllm.data.instructions.advice import described
 from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
 from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
+from effllm.data.instructions.settings import Instructions, SyntheticInstructionSource
 from effllm.data.instructions.sources import RowSource, open_source
 from effllm.data.instructions.synthetic import write_synthetic
 from effllm.data.sampling import SPLIT_SALT
@@ -30,7 +31,6 @@ from effllm.errors import UserError
 from effllm.results.data import InstructionsSummary, SampleCounts
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
-from effllm.study.instructions import Instructions, SyntheticInstructionSource
 
 
 def build(job: Job) -> None:

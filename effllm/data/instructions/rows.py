@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from effllm.data.instructions.samples import Message, Role
+from effllm.data.instructions.settings import ChatColumns, Columns, PromptResponseColumns
 from effllm.data.instructions.turns import NoTextError, is_conversation, text_of, turns_of
-from effllm.study.instructions import ChatColumns, Columns, PromptResponseColumns
 
 REASONS = ("not_text", "unknown_role", "role_order", "empty_message")
 """not_text: a needed value is missing, null or no text. unknown_role: not system, user or assistant. role_order: not

@@ -9,10 +9,7 @@ import pyarrow as pa
 
 from effllm.data.instructions.advice import advice, listed
 from effllm.data.instructions.questions import QUESTIONS
-from effllm.data.sources.reading import json_array, json_lines, open_parquet, require_ending
-from effllm.errors import UserError
-from effllm.hub.dataset import HubDataset
-from effllm.study.instructions import (
+from effllm.data.instructions.settings import (
     Columns,
     EmbeddedInstructionSource,
     FilesInstructionSource,
@@ -20,6 +17,9 @@ from effllm.study.instructions import (
     InstructionSource,
     PromptResponseColumns,
 )
+from effllm.data.sources.reading import json_array, json_lines, open_parquet, require_ending
+from effllm.errors import UserError
+from effllm.hub.dataset import HubDataset
 
 _BATCH_ROWS = 1000
 _ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from effllm.data.instructions.encoding import DROPPED, IGNORED, NOT_LEARNED, Encoded, EncodedSample, TrainingSequence
+from effllm.data.instructions.settings import SyntheticInstructionSource
 from effllm.data.synthetic import RANDOM_TOKENS
 from effllm.data.writing import named_errors
 from effllm.errors import UserError
 from effllm.results.data import InstructionsSummary
 from effllm.runtime.stage import Job
-from effllm.study.instructions import SyntheticInstructionSource
 
 _SAMPLES = "train.npy"
 

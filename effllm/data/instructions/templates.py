@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from jinja2.exceptions import TemplateError
 
 from effllm.data.instructions.samples import Sample
+from effllm.data.instructions.settings import Encoding
 from effllm.errors import UserError
-from effllm.study.instructions import Encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,10 +6,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from effllm.data.settings import CorpusSource, EmbeddedCorpusSource, FilesCorpusSource, HubCorpusSource
 from effllm.data.sources.embedded import EmbeddedSource
 from effllm.data.sources.files import FilesSource
 from effllm.data.sources.hub import HubSource
-from effllm.study.data import CorpusSource, EmbeddedCorpusSource, FilesCorpusSource, HubCorpusSource
 
 
 class Unit(Protocol):

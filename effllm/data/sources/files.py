@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from effllm.data.parquet import parquet_rows
 from effllm.data.schema import SCHEMA, check_schema, conform
 from effllm.data.sources.reading import json_lines, open_parquet, require_ending
 from effllm.errors import UserError
 from effllm.fields import shortened
+from effllm.hub.parquet import parquet_rows
 
 BATCH_DOCUMENTS = 1000
 _LARGEST = {pa.int64(): 2**63 - 1, pa.float64(): int(sys.float_info.max)}

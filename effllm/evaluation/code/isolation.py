@@ -7,13 +7,9 @@ user names, which then has to do as much: it gets the interpreter's command line
 
 import functools
 import os
-import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from effllm.errors import UserError
 
 BUBBLEWRAP = "bubblewrap"
 _HERE = Path(__file__).parent
@@ -39,42 +35,12 @@ def command(isolation: str | list[str], script: str, limits: Limits) -> list[str
     text = "\n".join((_HERE / f"{part}.py").read_text() for part in ("values", "limits", script))
     text = text.replace("LIMITS = {}", f"LIMITS = {settings!r}", 1)
     python = [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), "-I", "-S", "-c", text]
-    return [*(_bubblewrap(as_nobody) if isolation == BUBBLEWRAP else isolation), *python]
-
-
-def require_isolation(isolation: str | list[str], where: str) -> None:
-    """`UserError`, beginning with `where`, unless programs can be isolated here."""
-    from effllm.evaluation.code.judge import run
-
-    if isolation == BUBBLEWRAP and shutil.which("bwrap") is None:
-        raise UserError(
-            f"{where}.isolation: generated programs run isolated by bubblewrap, and there is no `bwrap` on this "
-            "machine; install the package bubblewrap, or name the command of another isolation."
-        )
-    tests = "def check(candidate):\n    assert candidate(2) == 3\n"
-    program = "def f(x):\n    return x + 1\n"
-    try:
-        outcome = run(program, program, tests, "f", isolation, Limits(seconds=60))
-    except OSError as error:
-        outcome = str(error)
-    if outcome != "passed":
-        raise UserError(
-            f"{where}.isolation: a program that is right does not pass its test under it ({outcome}; "
-            f"{_complaint(isolation)}); let this user create namespaces, or name the command of another isolation."
-        )
-
-
-def _complaint(isolation: str | list[str]) -> str:
-    prefix = _bubblewrap(os.geteuid() == 0) if isolation == BUBBLEWRAP else list(isolation)
-    try:
-        ended = subprocess.run([*prefix, "true"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)[:200]
-    return (ended.stderr.strip().splitlines() or [f"`true` under it ends with {ended.returncode}"])[-1][:200]
+    return [*(bubblewrap(as_nobody) if isolation == BUBBLEWRAP else isolation), *python]
 
 
 @functools.cache
-def _bubblewrap(as_nobody: bool) -> list[str]:
+def bubblewrap(as_nobody: bool) -> list[str]:
+    """The beginning of a command line that bubblewrap isolates; `as_nobody`: as a user without rights."""
     # Root keeps the two rights that it takes to become nobody, whose processes the kernel counts.
     rights = (
         "--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try "

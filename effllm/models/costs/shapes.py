@@ -13,7 +13,7 @@ from effllm.models.decoder.architecture import DecoderArchitecture, fill_in
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from effllm.study.architectures import Architecture
+    from effllm.models.architectures import Architecture
 
     Shape = PreTrainedConfig | SimpleNamespace
     """What the formulas take: a configuration, or its terms alone."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from effllm.decision.description import Column, Description
 from effllm.tables.columns.shared import STATUS
+from effllm.tables.description import Column, Description
 
 _METRIC = "_metric"
 

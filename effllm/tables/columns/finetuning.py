@@ -1,7 +1,7 @@
 """The columns of Tables 7 and 8."""
 
-from effllm.decision.description import Column, Description
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, TRAINING, TRAINING_SCOPE
+from effllm.tables.description import Column, Description
 
 # Tokens of an answer are those of the model's own tokenizer: losses compare between methods of one model only.
 _ANSWERS = ("model",)

@@ -1,7 +1,7 @@
 """The columns of Tables 3 to 6."""
 
-from effllm.decision.description import Column, Description
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, TRAINING, TRAINING_SCOPE
+from effllm.tables.description import Column, Description
 
 # Equal where the text and the tokenizer are: losses per token compare nowhere else.
 _TEXT = ("held_out_tokens",)

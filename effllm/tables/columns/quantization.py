@@ -1,8 +1,8 @@
 """The columns of Table 9."""
 
-from effllm.decision.description import Column, Description
 from effllm.quantization import setting_columns
 from effllm.tables.columns.shared import CONDITIONS, ENERGY_CONDITIONS, MEMORY_CONDITIONS, STATUS, WINDOW
+from effllm.tables.description import Column, Description
 
 _AVERAGE = ("average_performance_low", "average_performance_high")
 

@@ -1,6 +1,6 @@
 """Columns that several tables have."""
 
-from effllm.decision.description import Column
+from effllm.tables.description import Column
 
 ENERGY_CONDITIONS = ("energy_source", "energy_scope")
 MEMORY_CONDITIONS = ("AMU_scope",)

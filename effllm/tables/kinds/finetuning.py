@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from effllm.decision.description import Description
 from effllm.fields import PlainId, require
 from effllm.tables.columns.finetuning import FINETUNING
+from effllm.tables.description import Description
 from effllm.tables.kinds.kind import Inputs, Labelled, Nodes, Spec, Table
 
 if TYPE_CHECKING:

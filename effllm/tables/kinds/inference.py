@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from effllm.decision.description import Description
 from effllm.fields import PlainId, require
 from effllm.tables.columns.quantization import QUANTIZATION
+from effllm.tables.description import Description
 from effllm.tables.kinds.kind import Inputs, Length, Nodes, Spec
 from effllm.tables.kinds.scores import QuantizationTable, scored_members
 

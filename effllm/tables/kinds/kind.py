@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from effllm.decision.description import Description
 from effllm.fields import Section
+from effllm.tables.description import Description
 
 if TYPE_CHECKING:
     from effllm.study.study import Study

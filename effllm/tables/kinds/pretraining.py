@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from effllm.decision.description import Description
 from effllm.fields import LONGEST_TEXT, Id, Section, Text, repeated, require, suggestion
 from effllm.tables.columns.pretraining import PRETRAINING
+from effllm.tables.description import Description
 from effllm.tables.kinds.kind import Inputs, Nodes, Spec, Table
 
 if TYPE_CHECKING:
     from effllm.study.study import Study
-    from effllm.study.training import PretrainingRun
     from effllm.tables.members import Member
+    from effllm.training.settings import PretrainingRun
 
 
 class PretrainingRow(Section):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from effllm.decision.description import Description
 from effllm.fields import Id, PlainId, repeated, require
 from effllm.tables.columns.benchmarks import BENCHMARKS
+from effllm.tables.description import Description
 from effllm.tables.kinds.kind import Inputs, Labelled, Length, Nodes, Spec, Table
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Low-rank updates of a model's linear layers by peft."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -8,10 +8,12 @@ from transformers import PreTrainedModel
 
 from effllm.errors import UserError
 from effllm.training.adapters import without_gptqmodel
-from effllm.training.methods.low_rank import LowRankMethod
+
+if TYPE_CHECKING:
+    from effllm.training.methods.low_rank import LowRankMethod
 
 
-def target_layers(method: LowRankMethod, model: PreTrainedModel, where: str) -> dict[str, nn.Linear]:
+def target_layers(method: "LowRankMethod", model: PreTrainedModel, where: str) -> dict[str, nn.Linear]:
     """The linear layers that the method gives an update, by name.
 
     `all-linear` is every one but the output head. A name of `target_modules` matches layers whose name ends in it.
@@ -52,7 +54,7 @@ def target_layers(method: LowRankMethod, model: PreTrainedModel, where: str) -> 
     return targets
 
 
-def with_adapter(method: LowRankMethod, model: PreTrainedModel, where: str, **variant: Any) -> PeftModel:
+def with_adapter(method: "LowRankMethod", model: PreTrainedModel, where: str, **variant: Any) -> PeftModel:
     """The model with peft's LoRA layers on the targets; `variant` are keys of peft's LoraConfig."""
     targets = target_layers(method, model, where)
     config = LoraConfig(

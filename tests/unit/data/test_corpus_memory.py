@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 from effllm.data.corpus import sample
 from effllm.data.sources.files import FilesSource
-from effllm.study.data import Corpus
+from effllm.data.settings import Corpus
 
 output, *paths = map(Path, sys.argv[1:])
 source = {"kind": "files", "paths": ["unused.jsonl"]}

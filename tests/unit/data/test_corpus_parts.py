@@ -14,9 +14,9 @@ import pytest
 from effllm.data import arrays
 from effllm.data.corpus import sample
 from effllm.data.exact_duplicates import SHARE_DIGESTS, merge, merges, rows_of
+from effllm.data.settings import Corpus
 from effllm.data.sources.files import FilesSource
 from effllm.runtime.artifact import digest_tree
-from effllm.study.data import Corpus
 from tests.unit.data.corpus_documents import document, documents, write_parquet
 
 CONFIG = {

@@ -82,7 +82,7 @@ def test_filters_keep_what_passes_and_count_the_rest(tmp_path, sample_files, fil
 
 
 def test_filters_that_are_not_set_change_neither_spec_nor_summary(tmp_path, sample_files):
-    from effllm.study.data import Corpus
+    from effllm.data.settings import Corpus
 
     settings = {"source": {"kind": "embedded"}, "held_out_fraction": 0.1}
     assert "filters" not in Corpus.model_validate(settings).plain()
@@ -95,7 +95,7 @@ def test_filters_that_are_not_set_change_neither_spec_nor_summary(tmp_path, samp
 
 
 def test_lengths_that_leave_nothing_are_refused():
-    from effllm.study.data import Filters
+    from effllm.data.settings import Filters
 
     with pytest.raises(ValueError, match="minimum_document_tokens 9 is above maximum_document_tokens 5"):
         Filters.model_validate({"minimum_document_tokens": 9, "maximum_document_tokens": 5})

@@ -9,9 +9,9 @@ from corpus_documents import document, write_parquet
 
 from effllm.data.corpus import sample
 from effllm.data.packing import encode, pack, pieces_of
+from effllm.data.settings import Corpus
 from effllm.data.sources.files import FilesSource
 from effllm.data.workers import Workers
-from effllm.study.data import Corpus
 
 
 def check(error, number, path):

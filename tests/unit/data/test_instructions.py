@@ -12,9 +12,9 @@ import pytest
 from instruction_files import CHAT, PAIRS, Prepare, chat, conversations, pair, samples
 
 from effllm.data.instructions.samples import Message
+from effllm.data.instructions.settings import Instructions
 from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
-from effllm.study.instructions import Instructions
 from tests.hub.server import Hub, Truncate
 from tests.json_lines import lines, write_lines
 

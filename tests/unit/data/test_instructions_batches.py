@@ -25,10 +25,10 @@ from effllm.data.instructions.batches import (
 )
 from effllm.data.instructions.encoding import IGNORED, Encoded, encode
 from effllm.data.instructions.samples import Message, Sample
+from effllm.data.instructions.settings import Encoding
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models.decoder import EffConfig, EffForCausalLM
-from effllm.study.instructions import Encoding
 
 PAD = 0
 SHAPE = {

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from effllm.data.instructions.encoding import IGNORED, EncodedSample, encode, pack
 from effllm.data.instructions.samples import Message, Sample
+from effllm.data.instructions.settings import Encoding
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
-from effllm.study.instructions import Encoding
 
 
 @dataclass(frozen=True)

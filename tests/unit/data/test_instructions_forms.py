@@ -12,9 +12,9 @@ from instruction_files import CHAT, PAIRS, Prepare, conversations, pair, samples
 
 from effllm.data.instructions.prepare import prepare
 from effllm.data.instructions.samples import Message
+from effllm.data.instructions.settings import Instructions
 from effllm.data.instructions.sources import open_source
 from effllm.errors import UserError
-from effllm.study.instructions import Instructions
 from tests.json_lines import write_lines
 
 TALK = [("system", "Be brief."), ("user", "Hi {}"), ("assistant", "Hello.")]

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from effllm.data.instructions.encoding import IGNORED, NOT_LEARNED, Encoded, encode
 from effllm.data.instructions.samples import Message, Sample
-from effllm.study.instructions import Encoding
+from effllm.data.instructions.settings import Encoding
 
 IM = ("<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")

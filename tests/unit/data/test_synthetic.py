@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from effllm.data.packing import build
+from effllm.data.settings import SyntheticStream
 from effllm.data.synthetic import draw
 from effllm.data.tokens import PackedTokens
 from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
 from effllm.stages import STAGES
-from effllm.study.data import SyntheticStream
 from tests.conftest import spec_of
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from effllm.decision.description import Column
 from effllm.decision.loss import Pair, loss, read_pairs
 from effllm.decision.rows import Figure, Row, Table, read_table
+from effllm.tables.description import Column
 from tests.unit.decision.tables import line, write
 
 SCORE = Column("score", "quality", better="higher", points=True)

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effllm.decision.paired import (
+from effllm.tables.paired import (
     BONETT_PRICE,
     RULE,
     STUDENT,

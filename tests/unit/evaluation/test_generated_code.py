@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effllm.errors import UserError
-from effllm.evaluation.code.isolation import BUBBLEWRAP, Limits, require_isolation
+from effllm.evaluation.code.isolation import BUBBLEWRAP, Limits
 from effllm.evaluation.code.judge import outcomes, pass_at_k, run
+from effllm.evaluation.code.requirement import require_isolation
 from effllm.evaluation.code.values import decode, encode
 from effllm.runtime.artifact import Artifact
 from effllm.study.code_tasks import HumanEvalBenchmark

@@ -8,12 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.models import costs
+from effllm.models.architectures import Architecture, GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
 from effllm.models.costs.shapes import shape_of
 from effllm.models.decoder import EffConfig
 from effllm.models.families import model_config
 from effllm.study import load_study
-from effllm.study.architectures import Architecture, GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
-from effllm.study.training import PretrainingRun
+from effllm.training.settings import PretrainingRun
 from tests.conftest import REPOSITORY
 
 from .conftest import ATTENTIONS, POSITIONS, small_config

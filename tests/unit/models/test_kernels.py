@@ -13,7 +13,7 @@ from effllm.models.decoder.kernels import relative, selection, strided
 from effllm.models.decoder.kernels.choice import choosing, failing_as_a_cell, is_fused
 from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
-from effllm.study.training import PretrainingRun
+from effllm.training.settings import PretrainingRun
 
 from .conftest import small_config
 

@@ -11,9 +11,9 @@ from effllm.stages import STAGES
 from effllm.stages.cost import NodeContext
 from effllm.stages.training import training_state_b
 from effllm.stages.weights import precision_b
-from effllm.study.finetuning import FinetuningRun
-from effllm.study.training import Parallel
 from effllm.training.methods import AnyMethod
+from effllm.training.settings import Parallel
+from effllm.training.suites import FinetuningRun
 
 SINGLE = Parallel()
 RUN = {

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from effllm.assembly import assemble
+from effllm.assembly.assemble import write_table
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime import clock, launch
 from effllm.runtime.clock import await_inputs
 from effllm.stages import STAGES
-from effllm.tables import assemble
-from effllm.tables.assemble import write_table
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from effllm.assembly import assemble
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime import launch
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.faults import fault_of_machine, require_place, require_writable
 from effllm.runtime.stage import KEY, SCRATCH
 from effllm.stages import STAGES
-from effllm.tables import assemble
 from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused, spec_of
 
 SLOW = pytest.mark.slow

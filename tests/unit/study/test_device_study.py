@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from effllm.assembly.assemble import assemble
 from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.families import model_config
@@ -20,8 +21,7 @@ from effllm.runtime.artifact import MANIFEST
 from effllm.stages.graph import Graph
 from effllm.study import load_study, parse_study
 from effllm.study.inheritance import read_study
-from effllm.study.training import PretrainingRun
-from effllm.tables.assemble import assemble
+from effllm.training.settings import PretrainingRun
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import Builder
 

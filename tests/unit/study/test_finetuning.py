@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import UserError
 from effllm.stages.graph import Graph
 from effllm.study import load_study, parse_study
-from effllm.study.finetuning import FinetuningRun, FinetuningSuite
 from effllm.training.methods.low_rank import PARTLY_ADAPTED_MODEL_TYPES
+from effllm.training.suites import FinetuningRun, FinetuningSuite
 
 SUITE = "finetuning/describe"
 CASES = {

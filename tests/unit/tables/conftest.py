@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from effllm.assembly.assemble import assemble
 from effllm.errors import CellFailure
 from effllm.results.provenance import Provenance
 from effllm.runtime.publishing import publish
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
-from effllm.tables.assemble import assemble
 
 NO_SENSOR = ("energy_j", "energy_scope", "energy_source", "power_avg_w", "power_peak_w", "util_nvml")
 TELEMETRY = {

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from effllm.decision.paired import pairs_of
+from effllm.assembly.assemble import ASSEMBLERS, assemble, write_csv
 from effllm.decision.rows import read_table
-from effllm.tables.assemble import ASSEMBLERS, assemble, write_csv
 from effllm.tables.descriptions import DESCRIPTIONS
+from effllm.tables.paired import pairs_of
 from tests.conftest import REPOSITORY
 from tests.unit.tables.conftest import Study
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import effllm.study.published as published
+import effllm.decision.paper as published
+from effllm.assembly.assemble import write_table
 from effllm.decision import claims, comparison, ranks
 from effllm.errors import UserError
 from effllm.stages.graph import Graph
 from effllm.study import load_study
 from effllm.study.table_graph import DECISIONS
-from effllm.tables.assemble import write_table
 from effllm.tables.record import damage_of_table, read_record
 from tests.conftest import REPOSITORY
 

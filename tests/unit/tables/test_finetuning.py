@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from effllm.assembly.assemble import assemble, write_csv
 from effllm.errors import CellFailure, UserError
-from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.descriptions import DESCRIPTIONS
 from effllm.tables.show import print_table
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, TELEMETRY, Study

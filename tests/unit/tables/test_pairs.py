@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import scipy.stats
 
+from effllm.assembly.assemble import assemble, write_csv
 from effllm.errors import CellFailure, UserError
-from effllm.tables.assemble import assemble, write_csv
 from tests.unit.tables.conftest import DEVICE, EFFICIENCY, LEARNED, QUALITY, TELEMETRY, Study
 
 DOCUMENTS = {"document": [0, 1, 2, 3], "tokens": [10, 20, 30, 40]}

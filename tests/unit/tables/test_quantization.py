@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from effllm.assembly.assemble import assemble, write_csv
 from effllm.errors import CellFailure, UserError
-from effllm.tables.assemble import assemble, write_csv
 from effllm.tables.cells import Row, rounded
 from tests.unit.tables.conftest import EFFICIENCY, FIGURES, TELEMETRY, Study
 

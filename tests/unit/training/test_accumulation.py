@@ -8,9 +8,9 @@ from transformers import Trainer
 
 from effllm.models.families import model_config, random_model
 from effllm.study import load_study
-from effllm.study.training import PretrainingRun
 from effllm.training.arguments import training_arguments
 from effllm.training.pretrain import collate
+from effllm.training.settings import PretrainingRun
 from tests.conftest import REPOSITORY
 
 RUNS = load_study(REPOSITORY / "config" / "tiny.yaml").pretraining

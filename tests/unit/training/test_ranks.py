@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from effllm.errors import EXIT_INTERRUPTED
-from effllm.study.training import Parallel
 from effllm.training.arguments import deepspeed_config
+from effllm.training.settings import Parallel
 from tests.slowdown import Held, environment
 
 # The same sums in another order, in float32, over twelve steps of AdamW.

@@ -1,6 +1,7 @@
 """Multi-head, grouped-query and multi-query attention, and the attention core that MLA shares with them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 from effllm.models.decoder.accumulation import widen
-from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.kernels.choice import is_fused, objection_to
 from effllm.models.decoder.kernels.relative import near_far_attention
 from effllm.models.decoder.positions import POSITIONS
 from effllm.models.decoder.positions.layers import RelativeBias, rotate
+
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
 
 # Queries whose relative bias is in memory at once.
 BIAS_CHUNK = 256
@@ -51,7 +54,7 @@ class GroupedQueryAttention(nn.Module):
     2 * num_key_value_heads * head_dim numbers per token.
     """
 
-    def __init__(self, config: EffConfig, layer_idx: int):
+    def __init__(self, config: "EffConfig", layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim

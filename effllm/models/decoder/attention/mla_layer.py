@@ -1,13 +1,17 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), as DeepSeek-V3 has it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from effllm.models.decoder.attention.core import Sequence, causal_attention
-from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.normalization import RMSNorm
 from effllm.models.decoder.positions import POSITIONS
+
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -26,7 +30,7 @@ class MultiHeadLatentAttention(nn.Module):
     No projection has a bias, as in DeepSeek-V3.
     """
 
-    def __init__(self, config: EffConfig, layer_idx: int):
+    def __init__(self, config: "EffConfig", layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads

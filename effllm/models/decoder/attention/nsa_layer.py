@@ -1,5 +1,7 @@
 """Native sparse attention (Yuan et al. 2025, arXiv 2502.11089): compression, selection and a sliding window."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,11 +13,13 @@ from effllm.models.decoder.attention import nsa_branches as branches
 from effllm.models.decoder.attention.core import Sequence
 from effllm.models.decoder.attention.nsa_branches import KVContext
 from effllm.models.decoder.attention.nsa_cache import SparseCacheLayer
-from effllm.models.decoder.config import EffConfig
 from effllm.models.decoder.kernels.choice import is_fused, objection_to
 from effllm.models.decoder.kernels.sparse import sparse_attention
 from effllm.models.decoder.positions import POSITIONS
 from effllm.models.decoder.positions.layers import rotate
+
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
 
 # Queries, over the batch, whose selected keys are in memory at once: on a CPU so few that they stay in its caches.
 QUERIES_PER_CHUNK = {"cpu": 256, "cuda": 4096}
@@ -60,7 +64,7 @@ class NativeSparseAttention(nn.Module):
     queries go through in chunks that are recomputed in the backward pass.
     """
 
-    def __init__(self, config: EffConfig, layer_idx: int):
+    def __init__(self, config: "EffConfig", layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.heads = config.num_attention_heads

@@ -1,13 +1,14 @@
 """The mixture-of-experts feed-forward layer and its load-balancing loss."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from effllm.models.decoder.config import EffConfig
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
 
 
 class Experts(nn.Module):
@@ -17,7 +18,7 @@ class Experts(nn.Module):
     a single grouped product serves all of them.
     """
 
-    def __init__(self, config: EffConfig):
+    def __init__(self, config: "EffConfig"):
         super().__init__()
         width = config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))
@@ -42,7 +43,7 @@ class MixtureOfExperts(nn.Module):
     and every expert sees its rows in one product.
     """
 
-    def __init__(self, config: EffConfig):
+    def __init__(self, config: "EffConfig"):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.num_experts = config.num_experts

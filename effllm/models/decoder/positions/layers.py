@@ -1,12 +1,14 @@
 """Layers of the rotary, sinusoidal, learned and relative position encodings."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from effllm.models.decoder.config import EffConfig
+if TYPE_CHECKING:
+    from effllm.models.decoder.config import EffConfig
 
 
 def rotary_angles(position_ids: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -51,7 +53,7 @@ class SinusoidalEmbedding(nn.Module):
 class LearnedEmbedding(nn.Module):
     """Learned absolute positions (Radford et al. 2018): h_0 = E[token] + P[m], P of max_position_embeddings rows."""
 
-    def __init__(self, config: EffConfig):
+    def __init__(self, config: "EffConfig"):
         super().__init__()
         self.table = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
@@ -69,7 +71,7 @@ class RelativeBias(nn.Module):
     only those are stored, so that every parameter is trained. Each layer has its own table.
     """
 
-    def __init__(self, config: EffConfig):
+    def __init__(self, config: "EffConfig"):
         super().__init__()
         self.max_distance = config.relative_attention_max_distance
         self.table = nn.Parameter(torch.zeros(config.num_attention_heads, self.max_distance + 1))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from effllm.data.instructions.settings import Encoding
 from effllm.fields import (
     Dimension,
     Float,
@@ -24,10 +25,9 @@ from effllm.fields import (
     Seed,
     repeated,
 )
-from effllm.study.architectures import Architecture
-from effllm.study.instructions import Encoding
-from effllm.study.training import AdamW, Parallel, Recipe
+from effllm.models.architectures import Architecture
 from effllm.training.methods import AnyMethod, Method
+from effllm.training.settings import AdamW, Parallel, Recipe
 
 
 class FinetuningOptimizer(Section):

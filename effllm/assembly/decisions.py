@@ -7,11 +7,11 @@ from typing import Any
 from effllm.decision.claims import audit
 from effllm.decision.comparison import Ours, comparison
 from effllm.decision.effects import Paired, read_paired
+from effllm.decision.paper import CLAIMS, published_file
 from effllm.decision.ranks import rank_rows
 from effllm.decision.rows import read_table
 from effllm.decision.sheet import Sheet, sheet_of_published, sheet_of_table
 from effllm.decision.statements import read_claims
-from effllm.study.published import CLAIMS, published_file
 from effllm.tables.cells import rounded
 
 TABLES = "tables"

@@ -16,7 +16,7 @@ from effllm.fields import (
     Section,
     Seed,
 )
-from effllm.study.architectures import Architecture
+from effllm.models.architectures import Architecture
 
 
 class AdamW(Section):

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from effllm.errors import UserError
 from effllm.runtime.artifact import digest_file
-from effllm.study.inheritance import SHIPPED
 
-PAPER = SHIPPED / "paper"
+PAPER = Path(__file__).resolve().parents[2] / "config" / "paper"
 CLAIMS = "claims.yaml"
 
 

@@ -1,6 +1,6 @@
 """Write a table as CSV from the artifacts of its rows, or from other tables.
 
-python -m effllm.tables.assemble table9 --spec spec.json --input evaluate=MANIFEST ... --output results/table9.csv
+python -m effllm.assembly.assemble table9 --spec spec.json --input evaluate=MANIFEST ... --output results/table9.csv
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from effllm.decision.paired import PAIRS, pairs_of
+from effllm.assembly.decisions import claims, compared, ranks
 from effllm.errors import UserError
 from effllm.runtime import lifeline
 from effllm.runtime.artifact import write_text
@@ -21,8 +21,8 @@ from effllm.runtime.clock import await_inputs
 from effllm.runtime.faults import fault_of_machine
 from effllm.runtime.launch import end_with
 from effllm.runtime.stage import SCRATCH
-from effllm.tables.decisions import claims, compared, ranks
 from effllm.tables.kinds import TABLES
+from effllm.tables.paired import PAIRS, pairs_of
 from effllm.tables.pairs import PAIR_COLUMNS, all_pairs, pairs
 from effllm.tables.record import record_of, write_record
 from effllm.tables.validity import COLUMNS, validity
@@ -77,7 +77,7 @@ def write_csv(frame: pl.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m effllm.tables.assemble", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m effllm.assembly.assemble", description=__doc__)
     parser.add_argument("table", choices=sorted(ASSEMBLERS))
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--input", action="append", default=[], metavar="STAGE=MANIFEST or tables=CSV")

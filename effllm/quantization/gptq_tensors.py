@@ -1,0 +1,23 @@
+"""How a GPTQ checkpoint stores its layers. Nothing here imports torch."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from effllm.quantization.precision import PackedLayer
+
+if TYPE_CHECKING:
+    from effllm.models.checkpoint.headers import TensorHeader
+
+# The tensors of a quantized layer, in place of its `weight`.
+_TENSORS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def packed_layers(tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
+    """The packed layers among the tensors of a GPTQ checkpoint, by name."""
+    layers = {}
+    for layer in (name.rpartition(".")[0] for name in tensors if name.endswith(".qweight")):
+        (in_features,) = tensors[f"{layer}.g_idx"].shape
+        # Scales are [groups, out_features].
+        _, out_features = tensors[f"{layer}.scales"].shape
+        layers[layer] = PackedLayer(in_features, out_features, tuple(f"{layer}.{kind}" for kind in _TENSORS))
+    return layers
