@@ -27,8 +27,8 @@ from effllm.training.callbacks import ReportProgress, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.determinism import be_deterministic
 from effllm.training.preemption import SaveAndStop
-from effllm.training.step_timing import MeasureSteps
 from effllm.training.settings import Recipe
+from effllm.training.step_timing import MeasureSteps
 
 SAMPLE_PERIOD_S = 0.1
 """As often as power sensors are updated. The second of arXiv 2505.13840 is near the length of a step, and readings that
