@@ -71,9 +71,9 @@ def test_seed_of_the_corpus_changes_the_corpus_only(tiny: dict[str, Any]) -> Non
     assert _changed(tiny, after) == {"corpus/python-docs"}
 
 
-@pytest.mark.parametrize("name", ["tiny", "paper", "h200"])
-def test_shipped_studies_are_valid_by_type_and_by_schema(repository: Path, name: str) -> None:
-    path = repository / "config" / f"{name}.yaml"
+@pytest.mark.parametrize(("file", "name"), [("tiny", "tiny"), ("paper", "paper"), ("single-gpu-shapes", "h200")])
+def test_shipped_studies_are_valid_by_type_and_by_schema(repository: Path, file: str, name: str) -> None:
+    path = repository / "config" / f"{file}.yaml"
     study = load_study(path)
     assert study.name == name
     jsonschema.validate(
