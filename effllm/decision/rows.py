@@ -13,6 +13,7 @@ from effllm.tables.description import Better, Column, Description
 from effllm.tables.descriptions import DESCRIPTIONS
 
 _MEASURED = ("quality", "cost")
+_STATUSES: Mapping[str, Status] = {status: status for status in get_args(Status)}
 _NO_REASON = "the table does not say why"
 
 
@@ -144,15 +145,15 @@ def _rows(
         if names in seen:
             raise UserError(f"{place} has the names of row {seen[names]}, {' '.join(names)!r}; keep one of the two.")
         seen[names] = number
-        if texts["status"] not in get_args(Status):
+        if texts["status"] not in _STATUSES:
             raise UserError(
-                f"{place}: status is {texts['status']!r}, which is none of {', '.join(get_args(Status))}; build the "
+                f"{place}: status is {texts['status']!r}, which is none of {', '.join(_STATUSES)}; build the "
                 "table again."
             )
         yield Row(
             number,
             names,
-            texts["status"],  # type: ignore[arg-type]
+            _STATUSES[texts["status"]],
             texts["reason"],
             {name: figure for name in measured if (figure := _figure(columns[name], texts, place))},
             {name: text or None for name, text in texts.items() if name not in measured},

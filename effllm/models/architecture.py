@@ -1,6 +1,6 @@
 """What the shapes of all model families have in common, without torch: the study describes models by them."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -8,7 +8,10 @@ from effllm.fields import Dimension, Layers, PositiveFloat, Section
 
 
 class ModelShape(Section):
-    """What every family has."""
+    """What every family has, beside its own name as `model_type`."""
+
+    if TYPE_CHECKING:
+        model_type: str
 
     hidden_size: Dimension = Field(description="Width of the residual stream.")
     num_hidden_layers: Layers = Field(description="Number of layers.")
@@ -27,7 +30,7 @@ class ModelShape(Section):
     @property
     def saved_model_type(self) -> str:
         """The `model_type` of the checkpoint that a run of this shape publishes."""
-        return self.model_type  # type: ignore[attr-defined]
+        return self.model_type
 
     def linear_in_features(self) -> dict[str, int]:
         """Input widths of the layers that a quantizer groups along, by name; empty for families it does not know."""

@@ -51,10 +51,11 @@ def fault_of_machine(error: BaseException, place: Path) -> str | None:
         )
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{where}: too many open files: raise the limit (ulimit -n) and run again."
-    if number in (errno.EACCES, errno.EPERM) and getattr(error, "filename", None):
-        return f"{where}: {error.strerror}; give this user access and run again."  # type: ignore[attr-defined]
-    if number in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP) and getattr(error, "filename", None):
-        return f"{where}: {error.strerror}; move it out of the way, or choose another place."  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.filename:
+        if number in (errno.EACCES, errno.EPERM):
+            return f"{where}: {error.strerror}; give this user access and run again."
+        if number in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return f"{where}: {error.strerror}; move it out of the way, or choose another place."
     if number in (errno.EIO, errno.ESTALE):
         return f"{where}: {text[:_LONGEST_TEXT]}: the file system answers with errors; check it and run again."
     return None

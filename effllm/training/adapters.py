@@ -84,7 +84,7 @@ def without_gptqmodel() -> Iterator[None]:
     on whether a method is peft's. No model here is quantized.
     """
     loaded = sys.modules.get(_GPTQMODEL)
-    sys.modules[_GPTQMODEL] = None  # type: ignore[assignment]
+    sys.modules[_GPTQMODEL] = None  # type: ignore[assignment]  # its import fails then
     is_gptqmodel_available.cache_clear()
     try:
         yield

@@ -31,7 +31,7 @@ def _names(registry: Mapping[str, Component]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-class DecoderArchitecture(TransformerShape, *_keys_of_components()):  # type: ignore[misc]
+class DecoderArchitecture(TransformerShape, *_keys_of_components()):  # type: ignore[misc]  # the bases are known when this runs
     """This package's decoder: Qwen2.5's backbone around a choice of attention, position and feed-forward."""
 
     model_type: Literal["effllm"] = Field(description="Family.")

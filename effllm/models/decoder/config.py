@@ -24,7 +24,7 @@ _Keys = make_dataclass(
 
 
 @strict
-class EffConfig(PreTrainedConfig, _Keys):  # type: ignore[misc, valid-type]
+class EffConfig(PreTrainedConfig, _Keys):  # type: ignore[misc, valid-type]  # made when this runs
     """Configuration of `EffForCausalLM`; keys that Qwen2 has too mean what they mean there.
 
     `DecoderArchitecture` has the keys of attention, position and feed-forward, with defaults and descriptions. Keys

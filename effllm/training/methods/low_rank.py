@@ -35,11 +35,10 @@ class LowRankMethod(Method):
     def misfit(self, id: str, model: str, shape: "ModelShape") -> str | None:
         if self.rank > shape.hidden_size:
             return f"methods.{id}.rank {self.rank} exceeds the width {shape.hidden_size} of {model}: lower it"
-        model_type = shape.model_type  # type: ignore[attr-defined]
-        if self.target_modules == "all-linear" and model_type in PARTLY_ADAPTED_MODEL_TYPES:
+        if self.target_modules == "all-linear" and shape.model_type in PARTLY_ADAPTED_MODEL_TYPES:
             return (
                 f"methods.{id}.target_modules: peft does not adapt all linear layers of {model} "
-                f"({model_type}): name those it may, or leave the model out"
+                f"({shape.model_type}): name those it may, or leave the model out"
             )
         return None
 
