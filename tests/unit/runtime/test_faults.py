@@ -152,11 +152,11 @@ def test_memory_that_ran_out_is_said_however_it_is_told(error: Exception) -> Non
 
 def test_a_stage_that_runs_out_of_memory(tmp_path: Path) -> None:
     program = (
-        "import resource; from effllm.runtime import stage\n"
+        "import resource; from effllm.runtime import stage; from effllm.stages import STAGES\n"
         "def build(job):\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "    bytearray(4 << 30)\n"
-        "stage.main('tokens', build)\n"
+        "stage.main(STAGES['tokens'], build)\n"
     )
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     argv = ["--spec", str(tmp_path / "spec.json"), "--output", str(tmp_path / "results" / "tokens" / "x")]
@@ -168,11 +168,11 @@ def test_a_stage_that_runs_out_of_memory(tmp_path: Path) -> None:
 def test_a_panic_of_a_library_in_rust(tmp_path: Path) -> None:
     """pyo3's PanicException derives from BaseException."""
     program = (
-        "from effllm.runtime import stage\n"
+        "from effllm.runtime import stage; from effllm.stages import STAGES\n"
         "class PanicException(BaseException): pass\n"
         "def build(job):\n"
         "    raise PanicException('failed to spawn: Os { code: 11, message: \"Resource temporarily unavailable\" }')\n"
-        "stage.main('tokens', build)\n"
+        "stage.main(STAGES['tokens'], build)\n"
     )
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
     argv = ["--spec", str(tmp_path / "spec.json"), "--output", str(tmp_path / "results" / "tokens" / "x")]
