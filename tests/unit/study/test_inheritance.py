@@ -54,7 +54,7 @@ def test_a_study_of_two_models_takes_seven_lines(tmp_path: Path) -> None:
     assert len(SHORT.splitlines()) == 7
 
 
-@pytest.mark.parametrize("name", ["tiny", "paper", "h200"])
+@pytest.mark.parametrize("name", ["tiny", "paper", "single-gpu-shapes"])
 def test_a_study_written_out_has_the_same_specs(name: str, tmp_path: Path) -> None:
     path = REPOSITORY / "config" / f"{name}.yaml"
     text = written_as_yaml(path)
@@ -72,7 +72,8 @@ def test_a_study_written_out_has_the_same_specs(name: str, tmp_path: Path) -> No
 
 def test_the_shipped_studies_are_short() -> None:
     lines = sum(
-        len((REPOSITORY / "config" / f"{name}.yaml").read_text().splitlines()) for name in ("tiny", "paper", "h200")
+        len((REPOSITORY / "config" / f"{name}.yaml").read_text().splitlines())
+        for name in ("tiny", "paper", "single-gpu-shapes")
     )
     assert lines <= 700
 
