@@ -78,6 +78,7 @@ def _has_ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     run = workdir.study["pretraining"]["llama-1m"]
     run |= {"max_steps": 3000, "checkpoint_every_steps": 10}

@@ -53,6 +53,7 @@ def _lines(workdir: Workdir, profile: str, *targets: str) -> list[str]:
     return ["--directory", str(workdir.path), *PROFILES[profile], "-n", "--quiet", "all", *study, "--", *targets]
 
 
+@pytest.mark.slow
 def test_nothing_built(built: Workdir, graph: Graph) -> None:
     first = [graph.manifest(stage, graph.ids(stage)[0]) for stage in STAGES if graph.ids(stage)]
     tables = [f"results/{table}.csv" for table in graph.tables()]
@@ -80,6 +81,7 @@ def test_stages_removed(built: Workdir, graph: Graph) -> None:
             run_many([_lines(built, profiles[number % 3], "all")])
 
 
+@pytest.mark.slow
 def test_manifests_removed_while_their_payloads_stay(built: Workdir, graph: Graph) -> None:
     for stage in (stage for stage in STAGES if graph.ids(stage)):
         manifest = next((built.path / "results" / stage).glob(f"*/{MANIFEST}"), None)

@@ -150,6 +150,7 @@ def test_what_is_measured_on_random_tokens_and_weights_has_no_score(plain: dict[
     assert "average_performance, AL_sum_ms, MCR" in row["not_measured"].split(": random weights")[0]
 
 
+@pytest.mark.slow
 def test_random_weights_are_quantized_on_random_tokens(plain: dict[str, Any], tmp_path: Path) -> None:
     study = shrunk(plain)
     study["precisions"]["int4"]["group_size"] = 32

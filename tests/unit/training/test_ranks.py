@@ -83,6 +83,7 @@ def test_experts_are_balanced_over_all_ranks(pretrain: Callable[..., Any]) -> No
     assert two.losses() == pytest.approx(one.losses(), rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_ranks_leaves_none_behind_and_goes_on(pretrain: Callable[..., Any]) -> None:
     parallel = {"strategy": "ddp", "devices": 2}
     settings = {"max_steps": 12, "checkpoint_every_steps": 4, "micro_batch_size": 2, "parallel": parallel}
