@@ -105,6 +105,10 @@ def _of_quality(decided: Field, choice: Choice, names: Mapping[str, str]) -> Ite
     if any(not found.paired for found in losses.values()):
         yield Caveat(
             "unpaired",
-            f"{column.text} was compared by the rows' own intervals; paired differences "
-            f"({pairs_of(decided.table.path.stem)}.csv) are surer.",
+            f"{column.text} was compared by the rows' own intervals"
+            + (
+                ": pairs are of a row and the baseline of its own model."
+                if decided.rules.pairs
+                else f"; paired differences ({pairs_of(decided.table.path.stem)}.csv) are surer."
+            ),
         )

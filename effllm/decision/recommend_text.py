@@ -74,7 +74,8 @@ def sentence(found: Recommendation, answer: ScopeAnswer) -> str:
         return f"{len(rows)} rows are left, by what counts most: {_leaders(found, rows)}."
     if answer.outcome == "not decided":
         names = _all_of([row.name for row in rows])
-        return f"Not decided between {names}: {', '.join(found.query.prefer)} cannot tell them apart."
+        columns = _all_of([found.table.columns[column].text for column in found.query.prefer])
+        return f"Not decided between {names}: {columns} cannot tell them apart."
     easiest = answer.relaxations[0] if answer.relaxations else None
     if answer.outcome == "nothing fits":
         return f"Nothing fits. {_relaxed(found, easiest)}" if easiest else "Nothing fits."

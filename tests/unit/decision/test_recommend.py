@@ -137,7 +137,7 @@ def test_preferences_that_tell_nothing_apart_decide_nothing(tmp_path: Path, caps
     code, text, _ = ask(capsys, path, "--prefer", "latency_ms,memory_peak_GB", "--margin", "0.1")
     assert (code, text.splitlines()[0]) == (
         4,
-        "Not decided between bfloat16 and float16: latency_ms, memory_peak_GB cannot tell them apart.",
+        "Not decided between bfloat16 and float16: latency and peak memory cannot tell them apart.",
     )
     code, text, _ = ask(capsys, path, "--prefer", "latency_ms,memory_peak_GB", "--margin", "0.05")
     assert (code, text.splitlines()[0]) == (0, "Take bfloat16: the best in memory_peak_GB of those that nothing beats.")
@@ -334,3 +334,13 @@ def test_the_committed_tables_have_an_answer_or_say_why_not(capsys: pytest.Captu
     assert first["table9"][0] == 0 and first["table9"][1].startswith(
         "No single answer, as rows compare only within one"
     )
+
+
+def test_rows_of_two_models_are_in_no_pair_and_the_caveat_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "table9.csv", [BFLOAT16, dict(INT4, model="S")])
+    asked = "average performance was compared by the rows' own intervals"
+    assert f"{asked}; paired differences (table9-pairs.csv) are surer." in ask(capsys, path)[1]
+    pairs(tmp_path, ("M int4", "0.58", "-0.02", "-0.05", "0.01", ""))
+    assert f"{asked}: pairs are of a row and the baseline of its own model." in ask(capsys, path)[1]
