@@ -96,6 +96,7 @@ def test_other_content_of_a_local_file_reruns_exactly(
     assert local.planned_without_snakemake(Change()) == set()
 
 
+@pytest.mark.slow
 def test_other_content_is_built_once(workdir: Workdir) -> None:
     """A run, and not only a plan: what was built from the new content is what the next run finds."""
     file, target = workdir.path / "corpus.jsonl", "results/corpus/python-docs/manifest.json"

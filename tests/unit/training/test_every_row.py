@@ -37,6 +37,7 @@ def test_every_pretraining_run_of_the_study_stands_in_a_table() -> None:
     assert len(Graph(STUDY).ids("pretrain")) == len(RUNS) + len(sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", SMALLEST.values())
 def test_it_learns(short_runs: Builder, run: str) -> None:
     artifact = short_runs.build("pretrain", run)

@@ -197,6 +197,7 @@ def test_ranks_learn_what_one_process_learns(
     assert [sorted(ids) for ids in _consumed(several)] == [sorted(ids) for ids in _consumed(alone)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_adapter_bit_for_bit(finetunes: Finetunes, tmp_path: Path) -> None:
     """PiSSA with dropout: the base's residual and the generator's state must be those of the run that was killed."""
     changes = {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}

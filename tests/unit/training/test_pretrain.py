@@ -58,6 +58,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights(
     builder: Any, tmp_path: Path, held: Held
 ) -> None:

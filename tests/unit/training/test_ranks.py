@@ -73,6 +73,7 @@ def test_the_loss_curve_does_not_depend_on_the_ranks(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_experts_are_balanced_over_all_ranks(pretrain: Callable[..., Any]) -> None:
     """The load-balancing loss is weighted by each micro batch's share of all ranks' tokens."""
     shape = {**DECODER, "feed_forward": "moe", "num_experts": 4}
@@ -106,6 +107,7 @@ def test_a_killed_run_of_two_ranks_leaves_none_behind_and_goes_on(pretrain: Call
     assert killed.losses() == pytest.approx(whole.losses(), rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_ranks_that_are_told_to_stop_save_the_same_step_and_end(pretrain: Callable[..., Any]) -> None:
     """The signal reaches the stage alone, which is not a rank itself."""
     settings = {"max_steps": 5000, "checkpoint_every_steps": 5000, "log_every_steps": 1, "micro_batch_size": 2}
@@ -124,6 +126,7 @@ def test_ranks_that_are_told_to_stop_save_the_same_step_and_end(pretrain: Callab
     assert (stopped.work / f"checkpoint-{said.group(1)}" / "complete").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_run_of_two_ranks_is_a_cell_with_status_nan(pretrain: Callable[..., Any]) -> None:
     optimizer = {"learning_rate": 0.1, "weight_decay": 1e12, "warmup_steps": 0}
     parallel = {"strategy": "ddp", "devices": 2}
