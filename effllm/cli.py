@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(code)
     except BrokenPipeError:
+        # Of a socket or a process of its own it is a defect, which keeps its traceback.
+        if not _reader_is_gone():
+            raise
         # `effllm ... | head` ends quietly, as other commands do; the interpreter flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_EXIT_BROKEN_PIPE)
@@ -59,6 +63,13 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _reader_is_gone() -> bool:
+    """Whether what this program prints is read by nobody any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _sentence(text: str) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from effllm.decision.rows import Figure, Row, Table
 from effllm.errors import UserError
 from effllm.tables.description import Better, Column
-from effllm.tables.paired import pairs_of
+from effllm.tables.paired import PAIRS, pairs_of
 
 _NUMBERS = ("value", "baseline_value", "change", "low", "high", "bound")
-_COLUMNS = {"row", "baseline", "column", "measure", *_NUMBERS}
+_COLUMNS = {"table", "row", "baseline", "column", "measure", *_NUMBERS}
 Key = tuple[str, str, str]
 """Row, baseline and column."""
 
@@ -48,15 +48,18 @@ class Pair:
 
 
 def read_pairs(table: Table) -> dict[Key, Pair]:
-    """The paired changes of a table's rows from its pairs, a CSV next to it; none where there is no such file.
+    """The paired changes of a table's rows from the CSV of its pairs next to it, or else from that of all tables.
+
+    None where neither is there.
 
     Where no item differs the interval is the bound that so many equal items set.
 
     Raises:
         UserError: the file is damaged, or was made of another state of the table.
     """
-    path = table.path.with_name(f"{pairs_of(table.path.stem)}.csv")
-    if not path.is_file():
+    paths = (table.path.with_name(f"{name}.csv") for name in (pairs_of(table.path.stem), PAIRS))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return {}
     found: dict[Key, Pair] = {}
     rows = {row.name: row for row in table.rows}
@@ -68,6 +71,8 @@ def read_pairs(table: Table) -> dict[Key, Pair]:
                 f"{path} lacks the columns {absent}; build it again: snakemake --profile profiles/local {path}."
             )
         for line in reader:
+            if path.stem == PAIRS and line["table"] != table.path.stem:
+                continue
             key = (line["row"], line["baseline"], line["column"])
             *values, change, low, high, bound = _numbers(path, reader.line_num, line)
             if values != [_value(rows.get(name), key[2]) for name in key[:2]] and not {*key[:2]} - rows.keys():

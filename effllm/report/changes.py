@@ -36,12 +36,13 @@ Pairs = Mapping[str, Mapping[str, Pair]]
 """By row and column."""
 
 
-def read_changes(sheet: Sheet) -> Pairs:
+def read_changes(sheet: Sheet, table: str) -> Pairs:
     """The pairs of one table; `UserError` where the CSV is another."""
     sheet.require(_COLUMNS)
     found: dict[str, dict[str, Pair]] = {}
     for line in sheet.lines:
-        found.setdefault(line["row"], {})[line["column"]] = _pair(line)
+        if line["table"] == table:
+            found.setdefault(line["row"], {})[line["column"]] = _pair(line)
     return found
 
 

@@ -7,11 +7,12 @@ from effllm.report.blocks import Absent, Answer, Block, Page, Section
 from effllm.report.changes import change_blocks, read_changes
 from effllm.report.decisions import answer_of, beaten_rows, decide, decision_blocks, limits_of
 from effllm.report.findings import failures_section, sheet_section
+from effllm.report.listings import Sheet
 from effllm.report.provenance import facts_of, plan_section, provenance_section
 from effllm.report.rows import View, view_of
 from effllm.report.run import Run
 from effllm.report.tables import TITLES, table_section
-from effllm.tables.paired import pairs_of
+from effllm.tables.paired import PAIRS, pairs_of
 
 _AUDITS = (
     ("claims", "Claims", "What the published study claims, held against these rows."),
@@ -34,7 +35,7 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
     for name, table in run.tables.items():
         view = view_of(name, table)
         path = f"{run.directory.name}/{name}.csv"
-        found = decide(table, budgets.get(name, {}), is_paired=pairs_of(name) in run.sheets)
+        found = decide(table, budgets.get(name, {}), is_paired=_pairs(run, name) is not None)
         decision, changes = decision_blocks(found, name), _changes(run, view)
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)
@@ -52,8 +53,13 @@ def command_of(run: Run, name: str) -> str:
 
 
 def _changes(run: Run, view: View) -> list[Block]:
+    if sheet := _pairs(run, view.name):
+        return change_blocks(view, read_changes(sheet, view.name))
     name = pairs_of(view.name)
-    if sheet := run.sheets.get(name):
-        return change_blocks(view, read_changes(sheet))
     missing = f"Changes against the baseline are in {name}.csv, which was not built. To have it:"
     return [Absent(missing, command_of(run, name))]
+
+
+def _pairs(run: Run, table: str) -> Sheet | None:
+    """The pairs of a table, by themselves or among those of all tables."""
+    return run.sheets.get(pairs_of(table)) or run.sheets.get(PAIRS)

@@ -10,10 +10,10 @@ from effllm.errors import UserError
 from effllm.report.listings import Sheet, read_sheet
 from effllm.runtime.artifact import PROVENANCE, read_object
 from effllm.tables.descriptions import DESCRIPTIONS
-from effllm.tables.paired import pairs_of
+from effllm.tables.paired import PAIRS, pairs_of
 from effllm.tables.record import read_record
 
-SHEETS = (*map(pairs_of, DESCRIPTIONS), "comparison", "ranks", "claims", "validity")
+SHEETS = (*map(pairs_of, DESCRIPTIONS), PAIRS, "comparison", "ranks", "claims", "validity")
 """The other CSVs that a report shows where they exist."""
 PLAN = "plan.json"
 

@@ -22,6 +22,17 @@ def test_a_reader_that_goes_away_ends_it_quietly(command: list[str]) -> None:
     assert (process.returncode, said) == (141, b"")
 
 
+def test_another_broken_pipe_is_not_taken_for_a_reader_that_has_gone() -> None:
+    program = (
+        "import effllm.cli as cli\n"
+        "def run(arguments): raise BrokenPipeError(32, 'of a socket')\n"
+        "cli._COMMANDS['schema'] = (lambda command: command.set_defaults(run=run), 'fail')\n"
+        "cli.main(['schema'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert ended.returncode not in (0, 141) and "of a socket" in ended.stderr
+
+
 def test_a_socket_that_breaks_ends_no_process(capsys: pytest.CaptureFixture[str]) -> None:
     """A hub that hangs up is an error to retry after; with the default of SIGPIPE it would be the end of `fetch`."""
     before = signal.getsignal(signal.SIGPIPE)

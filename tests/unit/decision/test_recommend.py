@@ -344,3 +344,18 @@ def test_rows_of_two_models_are_in_no_pair_and_the_caveat_says_so(
     assert f"{asked}; paired differences (table9-pairs.csv) are surer." in ask(capsys, path)[1]
     pairs(tmp_path, ("M int4", "0.58", "-0.02", "-0.05", "0.01", ""))
     assert f"{asked}: pairs are of a row and the baseline of its own model." in ask(capsys, path)[1]
+
+
+def test_pairs_of_all_tables_serve_a_table_without_its_own(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs(tmp_path, ("M int4", "0.58", "-0.02", "-0.025", "-0.015", ""))
+    own = tmp_path / "table9-pairs.csv"
+    answer = ask(capsys, table)[1]
+    lines = own.read_text().splitlines()
+    own.rename(tmp_path / "pairs.csv")
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join([*lines, lines[1].replace("table9", "table16").replace("0.58", "0.1")])
+    )
+    assert ask(capsys, table)[1] == answer
+    assert "own intervals; paired" not in answer

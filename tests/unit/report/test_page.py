@@ -171,6 +171,15 @@ def test_missing_csvs_are_named_with_the_command_that_makes_them(tmp_path: Path)
         assert f"snakemake --profile profiles/local results/{name}.csv" in text
 
 
+def test_pairs_of_all_tables_serve_a_table_without_its_own(tmp_path: Path) -> None:
+    directory = write_results(tmp_path / "results")
+    write_report(directory, tmp_path / "own.html", {})
+    (directory / "table9-pairs.csv").rename(directory / "pairs.csv")
+    write_report(directory, tmp_path / "all.html", {})
+    assert (tmp_path / "all.html").read_bytes() == (tmp_path / "own.html").read_bytes()
+    assert "Change against the baseline" in (tmp_path / "all.html").read_text()
+
+
 NASTY = [
     '<script>alert("x")</script>',
     "quote \" ' & <b>",
