@@ -137,8 +137,9 @@ def main() -> None:
         _emit_event("lost", source=name, time_ns=time_ns, reason=reason)
 
     for source in sources:
-        if isinstance(source, NullSource):
-            on_lost(source.name, time.monotonic_ns(), f"not readable in the sampler: {source.reason}")
+        if not source.quantities:
+            reason = source.reason if isinstance(source, NullSource) else "it offers no quantity there"
+            on_lost(source.name, time.monotonic_ns(), f"not readable in the sampler: {reason}")
     readable = [source for source in sources if source.quantities]
     started_ns = time.monotonic_ns()
     loop = SamplingLoop(readable, channels, config["period_s"], writer, on_lost)
