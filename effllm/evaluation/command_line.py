@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from effllm.data.instructions.templates import undated_template
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.evaluation.run_time_needs import NLTK_DATA
 from effllm.evaluation.tasks import write_task_files
@@ -17,8 +18,11 @@ from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.greedy import greedy_config
 from effllm.models.loading import load_tokenizer
 from effllm.results.benchmark import Benchmark
-from effllm.results.evaluation import Evaluation
+from effllm.results.evaluation import ChatRecord, Evaluation
 from effllm.runtime.artifact import MANIFEST, Artifact
+
+# Beside a tokenizer it comes before the one in its configuration.
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def command_line(evaluation: Path, folder: Path) -> str:
@@ -40,8 +44,8 @@ def command_line(evaluation: Path, folder: Path) -> str:
     # HFLM's default computes log-probabilities in the model's precision.
     options = {"pretrained": model.directory / "model", "softmax_dtype": "float32", "max_length": scores.max_length}
     kinds = {task.output_type for task in described.tasks}
-    if "generate_until" in kinds:
-        options["pretrained"] = _greedy_copy(model.directory / "model", folder / "model")
+    if "generate_until" in kinds or scores.chat:
+        options["pretrained"] = _copy(model.directory / "model", folder / "model", scores.chat)
     if "loglikelihood_rolling" in kinds:
         # It puts a begin-of-text token before the text itself.
         options["add_bos_token"] = False
@@ -67,11 +71,16 @@ def command_line(evaluation: Path, folder: Path) -> str:
     words = [*(f"{name}={value}" for name, value in environment.items()), "lm-eval", "run"]
     for name, value in arguments.items():
         words += [f"--{name}", str(value)]
+    if scores.chat:
+        words += ["--apply_chat_template", "--fewshot_as_multiturn", str(scores.chat.fewshot_as_multiturn)]
+        if scores.chat.system_instruction:
+            # In one word: it may begin with a dash.
+            words.append(f"--system_instruction={scores.chat.system_instruction}")
     return shlex.join(words)
 
 
-def _greedy_copy(source: Path, target: Path) -> Path:
-    """The model of `source` by links in `target`, with the generation configuration that it was scored by."""
+def _copy(source: Path, target: Path, chat: ChatRecord | None) -> Path:
+    """The model of `source` by links in `target`, with the generation and the chat template that it was scored by."""
     target.mkdir(exist_ok=True)
     for file in source.iterdir():
         link = target / file.name
@@ -79,7 +88,12 @@ def _greedy_copy(source: Path, target: Path) -> Path:
         if file.name != GENERATION_CONFIG:
             link.symlink_to(file.resolve())
     tokenizer = load_tokenizer(source)
-    greedy_config(tokenizer.eos_token_id, tokenizer.pad_token_id).save_pretrained(target)
+    ends: int | list[int] | None = tokenizer.eos_token_id
+    if chat:
+        ends = chat.end_token_ids
+        (target / CHAT_TEMPLATE).unlink(missing_ok=True)
+        (target / CHAT_TEMPLATE).write_text(undated_template(tokenizer), encoding="utf-8")
+    greedy_config(ends, tokenizer.pad_token_id).save_pretrained(target)
     return target
 
 

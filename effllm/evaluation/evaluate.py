@@ -22,17 +22,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.errors import CellFailure
+from effllm.evaluation.chat import harness_options, prepare_template
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
 from effllm.fields import Section
 from effllm.results.benchmark import Benchmark
-from effllm.results.evaluation import Evaluation, EvaluationCost, RequestCost
+from effllm.results.evaluation import ChatRecord, Evaluation, EvaluationCost, RequestCost
 from effllm.results.quantization import Quantization
 from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
 from effllm.study.evaluation import EvaluationProtocol
+from effllm.study.models import ChatPrompts
 
 if TYPE_CHECKING:
     from effllm.evaluation.metered import MeteredLM
@@ -46,6 +48,7 @@ class Config(Section):
     """This stage's slice of the study."""
 
     protocol: EvaluationProtocol
+    chat: ChatPrompts | None = None
 
 
 def build(job: Job) -> None:
@@ -54,7 +57,8 @@ def build(job: Job) -> None:
     `CellFailure`: "nan" where the model gives no numbers, "oom" where it does not fit, "unsupported" where its
     context is too short for the task or its weights are random.
     """
-    protocol = job.config(Config).protocol
+    config = job.config(Config)
+    protocol, chat = config.protocol, config.chat
     benchmark = Benchmark.read(job.inputs["benchmark"].directory)
     unscored = Quantization.read(job.inputs["model"].directory).unscored
     if unscored:
@@ -64,13 +68,13 @@ def build(job: Job) -> None:
     folder.mkdir(parents=True)
     write_task_files(benchmark, job.inputs["benchmark"].directory, folder)
     with _failures_of_the_cell():
-        lm = load(job.inputs["model"], protocol)
+        lm = load(job.inputs["model"], config)
         use_nltk_data(job.inputs["benchmark"].directory / NLTK_DATA)
         tasks = load_tasks(folder, benchmark.task, protocol.seed)
         require_room(tasks, lm.max_length)
         generates = any(task.output_type == "generate_until" for task in benchmark.tasks)
         lm.warm_up(generates)
-        results, seconds, telemetry = _measured(job, lm, tasks, benchmark, protocol)
+        results, seconds, telemetry = _measured(job, lm, tasks, benchmark, config)
     if lm.meter.not_finite:
         total = lm.meter.total().requests
         raise CellFailure("nan", f"{lm.meter.not_finite} of {total} log-likelihoods are not finite numbers")
@@ -95,6 +99,7 @@ def build(job: Job) -> None:
         seed=protocol.seed,
         max_length=lm.max_length,
         log_probability_dtype="float32",
+        chat=ChatRecord(**chat.plain(), end_token_ids=lm.end_ids()) if chat else None,
         ignored_generation_settings=lm.ignored_generation_settings if generates else {},
         cost=_cost(lm, seconds, protocol),
         telemetry=telemetry,
@@ -103,7 +108,7 @@ def build(job: Job) -> None:
     job.write(evaluation)
 
 
-def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
+def load(model: Artifact, config: Config) -> "MeteredLM":
     """The model of a `quantize` artifact on the GPU if there is one, in its own precision, behind the meter."""
     # The bootstrap of lm-eval would fork this process, with its threads and its CUDA context, once per core.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -120,8 +125,16 @@ def load(model: Artifact, protocol: EvaluationProtocol) -> "MeteredLM":
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     warn_if_busy(device, model.manifest.id)
     tokenizer = load_tokenizer(path)
+    if config.chat:
+        prepare_template(tokenizer, model.manifest.id.rpartition(".")[0])
     loaded, _ = load_quantized(model, device)
-    return MeteredLM(loaded.eval(), tokenizer, batch_size=protocol.batch_size, max_length=protocol.max_length)
+    return MeteredLM(
+        loaded.eval(),
+        tokenizer,
+        batch_size=config.protocol.batch_size,
+        max_length=config.protocol.max_length,
+        ends_turns=config.chat is not None,
+    )
 
 
 def require_room(tasks: dict[str, Any], max_length: int) -> None:
@@ -137,14 +150,14 @@ def require_room(tasks: dict[str, Any], max_length: int) -> None:
 
 
 def _measured(
-    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, protocol: EvaluationProtocol
+    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, config: Config
 ) -> tuple[dict[str, Any], float, TelemetrySummary]:
     """Run the requests; (lm-eval's results, wall seconds, telemetry), prompts' making and scoring included."""
     from lm_eval.evaluator import evaluate
 
     from effllm.telemetry import Telemetry
 
-    directory = job.records / "telemetry"
+    protocol, directory = config.protocol, job.records / "telemetry"
     with Telemetry(directory=directory, device=str(lm.device), period_s=protocol.sample_period_s) as telemetry:
         telemetry.begin_window(WINDOW)
         start = time.perf_counter()
@@ -154,6 +167,7 @@ def _measured(
             limit=benchmark.limit,
             bootstrap_iters=protocol.bootstrap_iters,
             log_samples=True,
+            **harness_options(config.chat),
         )
         seconds = time.perf_counter() - start
         telemetry.end_window(WINDOW)

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from lm_eval.models.huggingface import HFLM
 
 from effllm.data.tokenizer import begin_of_text
-from effllm.errors import CellFailure
+from effllm.errors import CellFailure, reason_of
 from effllm.models.greedy import decode_greedily
 from effllm.runtime.progress import Progress
 
@@ -57,14 +58,19 @@ class Meter:
 class MeteredLM(HFLM):
     """`HFLM` over a loaded model and tokenizer, counting into `meter`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None):
-        """`max_length` shortens the model's own limit and never lengthens it; None keeps it."""
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None, ends_turns: bool = False
+    ):
+        """`max_length` shortens the model's own limit and never lengthens it; None keeps it.
+
+        `ends_turns` as of `decode_greedily`.
+        """
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
         )
         self._max_length = min(self.max_length, max_length or self.max_length)
         # After HFLM has given a tokenizer without a padding token one of its own choice.
-        self.ignored_generation_settings = decode_greedily(model, tokenizer)
+        self.ignored_generation_settings = decode_greedily(model, tokenizer, ends_turns)
         self._begin = begin_of_text(tokenizer)
         self._is_rolling = False
         self.meter = Meter()
@@ -117,6 +123,13 @@ class MeteredLM(HFLM):
         self._cost.truncated_requests += sum(length > self.max_length + 1 for length in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as HFLM writes it; `CellFailure` where the template has no place for it."""
+        try:
+            return super().apply_chat_template(chat_history, add_generation_prompt)
+        except (TemplateError, ValueError) as error:
+            raise CellFailure("unsupported", f"the chat template refuses a prompt: {reason_of(error)}") from error
+
     def tok_encode(
         self,
         string: str,
@@ -158,10 +171,11 @@ class MeteredLM(HFLM):
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._timed():
             output = super()._model_generate(context, *args, **kwargs)
-        self._cost.generated_tokens += generated_tokens(output[:, context.shape[1] :], self._end_ids())
+        self._cost.generated_tokens += generated_tokens(output[:, context.shape[1] :], self.end_ids())
         return output
 
-    def _end_ids(self) -> list[int]:
+    def end_ids(self) -> list[int]:
+        """The tokens at which decoding ends."""
         ids = self.model.generation_config.eos_token_id
         if ids is None:
             return []

@@ -27,17 +27,21 @@ def greedy_config(eos_token_id: int | list[int] | None, pad_token_id: int | None
     return GenerationConfig(do_sample=False, use_cache=True, eos_token_id=eos_token_id, pad_token_id=pad, **lengths)
 
 
-def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def decode_greedily(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends_turns: bool = False
+) -> dict[str, Any]:
     """Let `model` decode greedily up to the tokenizer's end-of-text token, whatever its files say.
 
-    Returns what they said otherwise, as JSON types by key; {} where nothing was ignored.
+    `ends_turns`: or up to an end that its files name, which in a conversation may be that of a turn (Phi-3's).
+    Returns what the files said otherwise, as JSON types by key; {} where nothing was ignored.
     """
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     written = _written(Path(model.name_or_path)) if model.name_or_path else {}
     asked = {**model.generation_config.to_dict(), **written}
-    model.generation_config = greedy_config(eos, pad)
-    ignored = {key: value for key, value in asked.items() if _differs(key, value, eos)}
+    ends = list(dict.fromkeys([eos, *_ids(asked.get("eos_token_id"))])) if ends_turns else [eos]
+    model.generation_config = greedy_config(ends if len(ends) > 1 else eos, pad)
+    ignored = {key: value for key, value in asked.items() if _differs(key, value, ends)}
     for config in (model.config, text_config(model.config)):
         for key in _EXTRA_OUTPUTS:
             if getattr(config, key, False):
@@ -52,12 +56,16 @@ def _written(checkpoint: Path) -> dict[str, Any]:
     return read_object(file, str(checkpoint)) if file.is_file() else {}
 
 
-def _differs(key: str, value: Any, eos: int | None) -> bool:
+def _ids(value: Any) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _differs(key: str, value: Any, ends: list[int]) -> bool:
     """Whether a setting of the model's asks for anything but what greedy decoding does by itself."""
     if value is None or key in _WITHOUT_EFFECT or key.startswith("_"):
         return False
     if key == "eos_token_id":
-        return value not in (eos, [eos])
+        return not {*_ids(value)} <= {*ends}
     if key in (plain := GenerationConfig().to_dict()) and value == plain[key]:
         return False
     defaults = GenerationConfig._get_default_generation_params()

@@ -53,6 +53,16 @@ class RequestCost(Part):
     model_seconds: float = Field(description="Time within them in s, device work included.")
 
 
+class ChatRecord(Part):
+    """Prompts in the model's chat template."""
+
+    fewshot_as_multiturn: bool = Field(description="Whether examples are turns of their own.")
+    system_instruction: str | None = Field(description="What the system's turn begins with; null for nothing.")
+    end_token_ids: list[int] = Field(
+        description="Where an answer ends: the tokenizer's end-of-text token, and what the model's files name besides."
+    )
+
+
 class EvaluationCost(RequestCost):
     """What the whole evaluation cost."""
 
@@ -83,6 +93,9 @@ class Evaluation(Scores, ResultFile):
     seed: int = Field(description="Of few-shot examples and of what tasks draw.")
     max_length: int = Field(description="The longest input in tokens.")
     log_probability_dtype: str = Field(description="The type in which log-probabilities were computed.")
+    chat: ChatRecord | None = Field(
+        default=None, description="How prompts were put into the model's chat template; null for plain text."
+    )
     ignored_generation_settings: dict[str, Any] = Field(
         default_factory=dict, description="What the model's files ask of generation, which was not followed."
     )

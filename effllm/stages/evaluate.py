@@ -33,7 +33,9 @@ class EvaluateStage(Stage):
         return [f"{variant}.{benchmark}" for variant in variants for benchmark in study.benchmarks]
 
     def config(self, study: Study, id: str) -> dict[str, Any]:
-        return {"protocol": study.evaluation.plain()}
+        model, _, benchmark = id.rsplit(".", 2)
+        chat = study.models[model].chat if study.benchmarks[benchmark].takes_chat else None
+        return {"protocol": study.evaluation.plain()} | ({} if chat is None else {"chat": chat.plain()})
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         variant, benchmark = id.rsplit(".", 1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from effllm.data.instructions.settings import SyntheticInstructionSource
 from effllm.data.settings import SyntheticStream, TrainedTokenizer
 from effllm.fields import repeated
+from effllm.models.sources import RandomSource
 from effllm.study.models import PretrainedSource
 
 if TYPE_CHECKING:
@@ -53,6 +54,24 @@ def check_vocabularies(study: Study) -> None:
                 raise ValueError(
                     f"finetuning.{id}.models: {model!r} has {rows} ids, fewer than the {source.vocab_size} of "
                     f"{suite.instructions!r}: lower instructions.{suite.instructions}.source.vocab_size"
+                )
+
+
+def check_chats(study: Study) -> None:
+    """A model that is prompted in a chat template has a tokenizer that may carry one."""
+    for id, model in study.models.items():
+        if model.chat is None:
+            continue
+        source = model.source
+        if isinstance(source, RandomSource):
+            raise ValueError(f"models.{id}.chat: a model of random weights has no tokenizer: leave the key out")
+        if isinstance(source, PretrainedSource):
+            tokens = study.tokens[study.pretraining[source.run].tokens]
+            name = None if isinstance(tokens, SyntheticStream) else tokens.tokenizer
+            if name and isinstance(study.tokenizers[name], TrainedTokenizer):
+                raise ValueError(
+                    f"models.{id}.chat: the tokenizer {name!r} is trained by this study and has no chat template: "
+                    "leave the key out, or test a fine-tuned model"
                 )
 
 

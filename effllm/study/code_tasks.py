@@ -70,6 +70,11 @@ class HumanEvalBenchmark(Section):
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
     limit: Dimension | None = Field(default=None, description="Problems; null takes all.")
 
+    @property
+    def takes_chat(self) -> bool:
+        """Whether its prompts are asked in words, and so in a chat template where a model has one."""
+        return self.form == "instruction"
+
     @model_validator(mode="after")
     def _may_run(self) -> "HumanEvalBenchmark":
         if not self.run_generated_code:

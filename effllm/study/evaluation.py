@@ -1,6 +1,6 @@
 """Benchmarks, and the protocols of evaluation and profiling."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,8 @@ class HarnessBenchmark(Section):
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
     limit: PositiveInt | None = Field(default=None, description="Documents per task; null takes all.")
 
+    takes_chat: ClassVar[bool] = True
+
 
 class HeldOutBenchmark(Section):
     """A task made from the held-out part of a corpus, scored by lm-evaluation-harness without the hub."""
@@ -47,6 +49,9 @@ class HeldOutBenchmark(Section):
     items: PositiveInt = Field(description="Number of items; an error if the held-out text has fewer.")
     seed: Seed = Field(default=0, description="Seed of the choice of items and of their alterations.")
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
+
+    # What is scored is a text of the corpus, which is no answer to anybody.
+    takes_chat: ClassVar[bool] = False
 
 
 Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark | HumanEvalBenchmark, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from effllm.fields import Id, PlainId, Section, Text
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text
 from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 
 
@@ -34,11 +34,27 @@ ModelSource = Annotated[
 ]
 
 
+class ChatPrompts(Section):
+    """Prompts in the tokenizer's chat template, as the Open LLM Leaderboard prompts instruct models."""
+
+    fewshot_as_multiturn: bool = Field(
+        default=True, description="Examples as turns of their own, question and answer; false: all in one user's turn."
+    )
+    system_instruction: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] | None = Field(
+        default=None, description="What the system's turn begins with; null: nothing but the task's own description."
+    )
+
+
 class Model(Section):
     """A model under test."""
 
     source: ModelSource = Field(description="Where the weights come from: pretrained, hub, local, finetuned or random.")
     label: Text | None = Field(default=None, description="Name in the tables; null prints the id.")
+    chat: ChatPrompts | None = Field(
+        default=None,
+        description="For instruct models: {} prompts in the tokenizer's chat template. null prompts in plain text, as "
+        "base models are prompted. Benchmarks of sentences and of completions are in plain text always.",
+    )
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,
         description="Settings of single precisions that differ for this model, by precision id and key, "

@@ -11,7 +11,7 @@ from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
-from effllm.study.agreement import check_lengths, check_names, check_vocabularies
+from effllm.study.agreement import check_chats, check_lengths, check_names, check_vocabularies
 from effllm.study.budgets import Budget, check_budgets
 from effllm.study.evaluation import (
     Benchmark,
@@ -96,6 +96,7 @@ class Study(Section):
         check_budgets(self.budgets)
         check_names(self)
         check_vocabularies(self)
+        check_chats(self)
         check_lengths(self)
         return self
 

@@ -31,8 +31,7 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
-# Templates that write the date of today (Llama 3.2) would encode one sample differently every day, so for them it is
-# always the date that Llama's own template falls back to.
+# The date that Llama's own template falls back to.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}"
     "{{ format | replace('%Y', '2024') | replace('%m', '07') | replace('%d', '26')"
@@ -96,6 +95,16 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, model
     return name
 
 
+def undated_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The tokenizer's chat template, the same on any day.
+
+    Those that write the date of today (Llama 3.2) would make one conversation another text every day, so for them it is
+    always the same date.
+    """
+    template: str = tokenizer.get_chat_template()
+    return _FIXED_DATE + template if "strftime_now" in template else template
+
+
 class Renderer:
     """Writes conversations in the chat template of a tokenizer, the same on any day, and finds the answers in them.
 
@@ -110,8 +119,7 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
-        template = tokenizer.get_chat_template()
-        self._template = _FIXED_DATE + template if "strftime_now" in template else template
+        self._template = undated_template(tokenizer)
         contents = (token.content for token in tokenizer.added_tokens_decoder.values())
         # The longest first: "<|im_end|>" may be added beside "<|im_end|>\n".
         marks = sorted((mark for mark in contents if mark.strip()), key=len, reverse=True)

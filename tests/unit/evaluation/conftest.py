@@ -74,14 +74,14 @@ def held_out_benchmark(root, corpus, task, items, seed=0):
     return make_benchmark(root, f"{task}-{items}-{seed}", settings, corpus)
 
 
-def evaluate_model(root, model, benchmark, **protocol):
-    """Run the evaluate stage."""
+def evaluate_model(root, model, benchmark, chat=None, **protocol):
+    """Run the evaluate stage; `chat` is what the study says of prompts in a chat template."""
     from effllm.evaluation.evaluate import build
 
     return run(
         STAGES["evaluate"],
         build,
-        spec=spec_of("evaluate", {"protocol": {**PROTOCOL, **protocol}}),
+        spec=spec_of("evaluate", {"protocol": {**PROTOCOL, **protocol}} | ({"chat": chat} if chat else {})),
         inputs={
             "model": [model.directory / "manifest.json"],
             "benchmark": [benchmark.directory / "manifest.json"],

