@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from effllm.data import arrays
-from effllm.data.word_grams import WORDS, word_grams
+from effllm.data.word_grams import WORDS, distinct, repeated_grams, word_grams
 from effllm.errors import UserError
 from effllm.results.data import Overlap
 
@@ -32,6 +32,8 @@ _DOCUMENT_MASK = np.uint64((1 << 24) - 1)
 # Of the documents that share one gram, the first so many are looked at: boilerplate must not cost the square of its
 # copies, and what is near to all copies is near to the first.
 _SHARERS = 1000
+# Entries looked at together: some whole documents', or one's.
+_SHARED_AT_ONCE = 1 << 18
 _FILTER_BITS = 24
 
 
@@ -138,16 +140,8 @@ class HeldOutGrams:
     def leaves(self, texts: pa.StringArray) -> np.ndarray:
         """Whether each training document has to leave: bool (texts,). What stays counts as training from then on."""
         self._complete()
-        leaving = np.zeros(len(texts), dtype=bool)
-        for number, grams in enumerate(word_grams(texts)):
-            sampled = self._sampled(grams) & ~_DOCUMENT_MASK
-            possible = sampled[self._is_possible[sampled >> self._shift]]
-            first = np.searchsorted(self._entries, possible)
-            end = np.searchsorted(self._entries, possible | _DOCUMENT_MASK, side="right")
-            found = end > first
-            if found.any():
-                leaving[number] = self._compare(first[found], end[found], len(sampled))
-        return leaving
+        leaving = [np.zeros(0, dtype=bool), *(self._leaving(*some) for some in repeated_grams(texts))]
+        return np.concatenate(leaving)
 
     def which_contained(self, documents: int) -> np.ndarray:
         """Whether each of the next held-out documents lies within a training document that stayed: bool (documents,).
@@ -221,21 +215,56 @@ class HeldOutGrams:
         self._within_one = np.zeros(self._documents, dtype=bool)
         self._highest_jaccard = np.zeros(self._documents)
 
-    def _compare(self, first: np.ndarray, end: np.ndarray, size: int) -> bool:
-        """Whether a training document of `size` grams leaves; if not, what it shares is noted.
+    def _leaving(self, grams: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """Which of some training documents leave, bool; document `n` has the grams from `bounds[n]` to the next."""
+        leaving = np.zeros(len(bounds) - 1, dtype=bool)
+        at = np.flatnonzero(grams <= self._highest())
+        at = at[self._is_possible.take((grams[at] >> self._shift).astype(np.int64))]
+        possible = grams[at] & ~_DOCUMENT_MASK
+        first = np.searchsorted(self._entries, possible)
+        end = np.searchsorted(self._entries, possible | _DOCUMENT_MASK, side="right")
+        at, first, end = (values[end > first] for values in (at, first, end))
+        # A gram counts once in a document, however often it occurs.
+        owners = np.searchsorted(bounds, at, side="right") - 1
+        order = np.lexsort((grams[at], owners))
+        at, owners, first, end = (values[order] for values in (at, owners, first, end))
+        is_new = np.ones(len(at), dtype=bool)
+        is_new[1:] = (owners[1:] != owners[:-1]) | (grams[at[1:]] != grams[at[:-1]])
+        owners, first, end = (values[is_new] for values in (owners, first, end))
+        documents = np.unique(owners)
+        sizes = np.zeros(len(leaving), dtype=np.int64)
+        for document in documents.tolist():
+            sizes[document] = len(self._sampled(distinct(grams[bounds[document] : bounds[document + 1]])))
+        cuts = np.append(np.searchsorted(owners, documents), len(owners))
+        sharers = np.append(0, np.cumsum(end - first))[cuts]
+        done = 0
+        while done < len(documents):
+            last = max(done + 1, int(np.searchsorted(sharers, sharers[done] + _SHARED_AT_ONCE, side="right")) - 1)
+            part = slice(cuts[done], cuts[last])
+            self._compare(owners[part], first[part], end[part], sizes, leaving)
+            done = last
+        return leaving
 
-        `first` and `end` are the ranges of entries of the held-out grams among its own.
+    def _compare(
+        self, owners: np.ndarray, first: np.ndarray, end: np.ndarray, sizes: np.ndarray, leaving: np.ndarray
+    ) -> None:
+        """Mark in `leaving` which of some training documents leave; what the others share is noted.
+
+        `first` and `end` are the ranges of entries of the held-out grams among those of document `owners`, of which
+        there are `sizes` in each document.
         """
-        shared = self._entries[_joined(first, np.minimum(end, first + _SHARERS))]
-        documents, common = np.unique(self._document_of(shared), return_counts=True)
-        sizes = self._sizes[documents]
-        jaccard = common / (size + sizes - common)
-        if jaccard.max() >= NEAR_DUPLICATE or common.max() >= CONTAINED * size:
-            return True
-        self._highest_jaccard[documents] = np.maximum(self._highest_jaccard[documents], jaccard)
-        self._within_one[documents[common >= CONTAINED * sizes]] = True
-        self._in_training[_joined(first, end)] = True
-        return False
+        most = np.minimum(end, first + _SHARERS)
+        pairs = np.repeat(owners << int(_DOCUMENT_BITS), most - first)
+        pairs, common = np.unique(pairs | self._document_of(self._entries[_joined(first, most)]), return_counts=True)
+        owner, document = pairs >> int(_DOCUMENT_BITS), pairs & int(_DOCUMENT_MASK)
+        own, held_out = sizes[owner], self._sizes[document]
+        jaccard = common / (own + held_out - common)
+        leaving[owner[(jaccard >= NEAR_DUPLICATE) | (common >= CONTAINED * own)]] = True
+        stays = ~leaving[owner]
+        np.maximum.at(self._highest_jaccard, document[stays], jaccard[stays])
+        self._within_one[document[stays & (common >= CONTAINED * held_out)]] = True
+        kept = ~leaving[owners]
+        self._in_training[_joined(first[kept], end[kept])] = True
 
     @staticmethod
     def _document_of(entries: np.ndarray) -> np.ndarray:

@@ -3,21 +3,33 @@
 A word is a run of letters and digits, in lower case where it is ASCII; every character of the scripts that put no
 spaces between words (kana, Chinese, Hangul) is a word of its own. Punctuation, ASCII or typographic, and white space
 separate. A document of one to four words has one gram, all of them; one without words has none. Numbers depend on the
-text alone. Two different grams share one with a chance of 2^-64.
+text alone. Two different grams share one with a chance of 2^-64. Grams of other lengths are made alike.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 WORDS = 5
 # Bytes hashed at a time: eight bytes of numbers for each stay in the processor's cache.
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 17
 
 
-def word_grams(texts: pa.StringArray) -> Iterator[np.ndarray]:
+def word_grams(texts: pa.StringArray, words: int = WORDS) -> Iterator[np.ndarray]:
     """Yield the distinct grams of each text, sorted: uint64 (grams,)."""
+    for grams, bounds in repeated_grams(texts, words):
+        for start, end in pairwise(bounds.tolist()):
+            yield distinct(grams[start:end])
+
+
+def repeated_grams(texts: pa.StringArray, words: int = WORDS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the grams of some texts at a time, as often as they occur: uint64 (grams,), and bounds, int64 (texts + 1,).
+
+    The grams of text `n` are those from `bounds[n]` to `bounds[n + 1]`.
+    """
     _, offsets, data = texts.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     content = np.frombuffer(data if data is not None else b"", dtype=np.uint8)
@@ -25,50 +37,75 @@ def word_grams(texts: pa.StringArray) -> Iterator[np.ndarray]:
     while first < len(texts):
         # At least one document, however long.
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _CHUNK_BYTES, side="right")) - 1)
-        part = content[bounds[first] : bounds[last]]
-        yield from _grams(part, bounds[first : last + 1] - bounds[first])
+        yield _grams(content[bounds[first] : bounds[last]], bounds[first : last + 1] - bounds[first], words)
         first = last
 
 
-def _grams(content: np.ndarray, bounds: np.ndarray) -> Iterator[np.ndarray]:
-    words, document = _words(content, bounds)
-    ends = np.searchsorted(document, np.arange(len(bounds)), side="left")
-    grams = np.zeros(max(len(words) - WORDS + 1, 0), dtype=np.uint64)
-    for position, factor in enumerate(_FACTORS):
+def distinct(grams: np.ndarray) -> np.ndarray:
+    """The different ones among `grams`, sorted."""
+    ordered = np.sort(grams)
+    is_new = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_new[1:])
+    return ordered[is_new]
+
+
+def _grams(content: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    words, ends = _words(content, bounds)
+    factors = _factors(size)
+    counts = np.diff(ends)
+    grams = np.zeros(max(len(words) - size + 1, 0), dtype=np.uint64)
+    for position, factor in enumerate(factors):
         grams += words[position : position + len(grams)] * factor
     grams = _mixed(grams)
-    for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        if end - start >= WORDS:
-            yield np.unique(grams[start : end - WORDS + 1])
-        else:
-            few = words[start:end]
-            yield _mixed(np.add.reduce(few * _FACTORS[: len(few)], keepdims=True))[: min(len(few), 1)]
+    # Those that begin in one document and end in the next are none.
+    is_whole = np.ones(len(words), dtype=bool)
+    for offset in range(1, size):
+        is_whole[np.maximum(ends[1:] - offset, ends[:-1])[counts > 0]] = False
+    # A document that is shorter than a gram has one, at its first word.
+    is_short = (counts > 0) & (counts < size)
+    starts = ends[:-1][is_short]
+    found = np.zeros(len(words), dtype=np.uint64)
+    found[: len(grams)] = grams
+    for start, count in zip(starts.tolist(), counts[is_short].tolist(), strict=True):
+        found[start] = _mixed(np.add.reduce(words[start : start + count] * factors[:count], keepdims=True))[0]
+    is_whole[starts] = True
+    numbers = np.where(is_short, 1, np.maximum(counts - size + 1, 0))
+    return found[is_whole], np.append(0, np.cumsum(numbers))
 
 
 def _words(content: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each word, uint64 (words,), and the index of its document."""
+    """A number for each word, uint64 (words,), and which is the first of each document: int64 (documents + 1,)."""
     if not len(content):
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    in_word = _IN_WORD[content]
-    opens = np.zeros(len(content), dtype=bool)
+        return np.zeros(0, dtype=np.uint64), np.zeros(len(bounds), dtype=np.int64)
+    values = _VALUES.take(content)
+    in_word = values != 0
+    opens = None
     if content.max() >= 0x80:
         following = np.append(content[1:], np.uint8(0))
         for lead, second, length in _PUNCTUATION:
             at = np.flatnonzero((content == lead) & ((following == second) if second else True))
             for offset in range(length):
                 in_word[np.minimum(at + offset, len(content) - 1)] = False
-        opens = (content >= 0xE3) & (content <= 0xED) & in_word
-    before = np.append(False, in_word[:-1])
+        values[~in_word] = 0
+        opens = (content >= 0xE3) & (content <= 0xED)
+    is_start = np.empty(len(content), dtype=bool)
+    is_start[0] = True
+    np.logical_not(in_word[:-1], out=is_start[1:])
     # A document's first word does not continue the last one of the document before.
-    before[bounds[:-1][bounds[:-1] < len(content)]] = False
-    starts = np.flatnonzero(in_word & (opens | ~before))
+    is_start[bounds[:-1][bounds[:-1] < len(content)]] = True
+    if opens is not None:
+        is_start |= opens
+    is_start &= in_word
+    starts = np.flatnonzero(is_start)
     if not len(starts):
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.uint64), np.zeros(len(bounds), dtype=np.int64)
     powers, inverses = _powers(len(content))
     # Polynomials modulo 2^64: a word's number does not depend on where it stands.
-    values = np.where(in_word, _VALUES[content] * powers, np.uint64(0))
-    words = _mixed(np.add.reduceat(values, starts) * inverses[starts])
-    return words, np.searchsorted(bounds, starts, side="right") - 1
+    values *= powers
+    # Sums up to where the next word begins; what is before the first one is no word.
+    until = np.cumsum(values, out=values)[np.append(starts[1:], len(content)) - 1]
+    until[1:] -= until[:-1].copy()
+    return _mixed(until * inverses[starts]), np.searchsorted(starts, bounds)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -76,6 +113,11 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+@lru_cache
+def _factors(words: int) -> np.ndarray:
+    return _mixed(np.arange(1, words + 1, dtype=np.uint64)) | np.uint64(1)
 
 
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +130,8 @@ def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 _BASE = 0x9E3779B97F4A7C15
 _TABLES: list[np.ndarray] = [np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)]
-_FACTORS = _mixed(np.arange(1, WORDS + 1, dtype=np.uint64)) | np.uint64(1)
 _LOWER = np.array([ord(chr(byte).lower()) if byte < 0x80 else byte for byte in range(256)], dtype=np.uint64)
-_VALUES = _mixed(_LOWER + np.uint64(1 << 32))
 _IN_WORD = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
+_VALUES = np.where(_IN_WORD, _mixed(_LOWER + np.uint64(1 << 32)), np.uint64(0))
 # Lead byte, second byte where it decides, length: Latin-1 signs, general punctuation, CJK punctuation.
 _PUNCTUATION = ((0xC2, None, 2), (0xE2, 0x80, 3), (0xE3, 0x80, 3))
