@@ -18,10 +18,12 @@ from effllm.errors import UserError
 from effllm.evaluation import held_out
 from effllm.fields import Section
 from effllm.results import benchmark as results
+from effllm.results.evaluation import Kind
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import Job, main
 from effllm.study.code_tasks import HumanEvalBenchmark
 from effllm.study.evaluation import Benchmark, HarnessBenchmark, HeldOutBenchmark
+from effllm.study.math_tasks import HardMathBenchmark
 
 UNIFORM_BITS_PER_BYTE = 8.0
 NEXT_WORD_TOKENS = 16
@@ -41,7 +43,12 @@ def build(job: Job) -> None:
     else:
         from effllm.evaluation.rehearsal import rehearse
 
-        made = _human_eval(job, settings) if isinstance(settings, HumanEvalBenchmark) else _harness(job, settings)
+        if isinstance(settings, HarnessBenchmark):
+            made = _harness(job, settings)
+        elif isinstance(settings, HumanEvalBenchmark):
+            made = _human_eval(job, settings)
+        else:
+            made = _hard_math(job, settings)
         folder = job.scratch / "rehearsal"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -152,33 +159,60 @@ def _human_eval(job: Job, settings: HumanEvalBenchmark) -> results.Benchmark:
     from effllm.evaluation.human_eval import TASK, metric, problems, task_config
 
     require_isolation(settings.isolation, "benchmark")
-    rows, source = problems(settings, [job.files[f"files[{i}]"] for i in range(len(job.files))], job.scratch / "hub")
-    file = f"data/{TASK}/test.parquet"
+    rows, source = problems(settings, _files(job), job.scratch / "hub")
+    chance = "a program that is right by chance"
+    return _judged(job, "human_eval", TASK, metric(settings), rows, task_config(settings), chance, source)
+
+
+def _hard_math(job: Job, settings: HardMathBenchmark) -> results.Benchmark:
+    from effllm.evaluation.asymptotics.problems import METRIC, TASK, problems, task_config
+
+    rows, source = problems(settings, _files(job), job.scratch)
+    chance = "a formula that is right by chance"
+    return _judged(job, "hard_math", TASK, METRIC, rows, task_config(settings), chance, source)
+
+
+def _judged(
+    job: Job,
+    kind: Kind,
+    task: str,
+    metric: str,
+    rows: list[dict[str, Any]],
+    config: dict[str, Any],
+    chance_meaning: str,
+    source: dict[str, Any],
+) -> results.Benchmark:
+    """A task of answers that are generated, and judged by this package."""
+    file = f"data/{task}/test.parquet"
     _write_rows(rows, job.output / file)
     return results.Benchmark(
-        kind="human_eval",
-        task=TASK,
-        metric=metric(settings),
+        kind=kind,
+        task=task,
+        metric=metric,
         higher_is_better=True,
         role="accuracy",
         chance_level=0.0,
-        chance_meaning="a program that is right by chance",
+        chance_meaning=chance_meaning,
         items=len(rows),
         limit=None,
         tasks=[
             results.BenchmarkTask(
-                name=TASK,
+                name=task,
                 output_type="generate_until",
                 items=len(rows),
                 data_files={"test": file},
                 include=None,
-                config=task_config(settings),
+                config=config,
             )
         ],
         cluster=None,
         groups={},
         source=source,
     )
+
+
+def _files(job: Job) -> list[Path]:
+    return [job.files[f"files[{number}]"] for number in range(len(job.files))]
 
 
 def _texts(corpus: Artifact, part: str) -> Iterator[str]:

@@ -20,7 +20,10 @@ class _Function(str):
     """The path of a function, which lm-eval imports."""
 
 
-JUDGES = {"human_eval": _Function("effllm.evaluation.human_eval.judge_item")}
+JUDGES = {
+    "human_eval": _Function("effllm.evaluation.human_eval.judge_item"),
+    "hard_math": _Function("effllm.evaluation.asymptotics.problems.judge_item"),
+}
 """What scores the answers of tasks whose metrics lm-eval does not have, by the name in their `judge`."""
 
 

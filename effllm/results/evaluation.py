@@ -8,7 +8,7 @@ from effllm.results.base import Figures, Interval, Number, Part, ResultFile
 from effllm.results.telemetry import TelemetrySummary
 
 Role = Literal["accuracy", "perplexity"]
-Kind = Literal["held_out", "harness", "human_eval"]
+Kind = Literal["held_out", "harness", "human_eval", "hard_math"]
 
 
 class MetricScore(Part):
@@ -94,7 +94,7 @@ class Evaluation(Scores, ResultFile):
     max_length: int = Field(description="The longest input in tokens.")
     log_probability_dtype: str = Field(description="The type in which log-probabilities were computed.")
     chat: ChatRecord | None = Field(
-        default=None, description="How prompts were put into the model's chat template; null for plain text."
+        default=None, description="How prompts were put into the model's chat template; left out for plain text."
     )
     ignored_generation_settings: dict[str, Any] = Field(
         default_factory=dict, description="What the model's files ask of generation, which was not followed."

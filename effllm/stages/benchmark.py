@@ -10,6 +10,7 @@ from effllm.stages.stage import Parents, Stage
 from effllm.study import Study
 from effllm.study.code_tasks import HumanEvalBenchmark, ProblemFiles
 from effllm.study.evaluation import HarnessBenchmark, HeldOutBenchmark
+from effllm.study.math_tasks import HardMathBenchmark, ProblemFile
 
 if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository
@@ -36,6 +37,8 @@ class BenchmarkStage(Stage):
             return {"corpus": graph.manifest("corpus", benchmark.corpus)}
         if isinstance(benchmark, HumanEvalBenchmark) and isinstance(benchmark.source, ProblemFiles):
             return {"files": expand_paths(f"benchmarks.{id}", benchmark.source.paths)}
+        if isinstance(benchmark, HardMathBenchmark) and isinstance(benchmark.source, ProblemFile):
+            return {"files": expand_paths(f"benchmarks.{id}", [benchmark.source.path])}
         return {}
 
     def hub_source(self, study: Study, id: str) -> HarnessBenchmark | None:

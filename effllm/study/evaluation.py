@@ -20,6 +20,7 @@ from effllm.fields import (
     Text,
 )
 from effllm.study.code_tasks import HumanEvalBenchmark
+from effllm.study.math_tasks import HardMathBenchmark
 
 
 class HarnessBenchmark(Section):
@@ -54,7 +55,9 @@ class HeldOutBenchmark(Section):
     takes_chat: ClassVar[bool] = False
 
 
-Benchmark = Annotated[HarnessBenchmark | HeldOutBenchmark | HumanEvalBenchmark, Field(discriminator="kind")]
+Benchmark = Annotated[
+    HarnessBenchmark | HeldOutBenchmark | HumanEvalBenchmark | HardMathBenchmark, Field(discriminator="kind")
+]
 
 
 class EvaluationProtocol(Section):

@@ -20,6 +20,7 @@ from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
 from effllm.stages import STAGES
 from tests.conftest import spec_of
+from tests.hub.fixtures import waits  # noqa: F401
 
 END = "<|endoftext|>"
 PROTOCOL = {"batch_size": 8, "max_length": None, "bootstrap_iters": 200, "sample_period_s": 0.05, "seed": 0}

@@ -18,8 +18,8 @@ from effllm.results.telemetry import TelemetrySummary
 from effllm.results.training import Efficiency, PretrainingQuality
 
 GOLDEN = Path(__file__).parent / "golden"
-# Keys that are left out on purpose: they say why nothing is scored, or belong to random data.
-NOT_ALWAYS = {"unscored", "prompt_tokens", "vocab_size"}
+# Keys that are left out on purpose: they say why nothing is scored, or belong to random data or chat templates.
+NOT_ALWAYS = {"unscored", "prompt_tokens", "vocab_size", "chat"}
 
 
 def _golden() -> list[tuple[str, type[ResultFile]]]:

@@ -128,6 +128,7 @@ def test_the_papers_study_is_nine_models_by_three_precisions_by_six_benchmarks(r
     assert (len(table.models), len(table.precisions), len(table.benchmarks)) == (9, 3, 6)
     parents = graph.table_parents("table9")
     assert {stage: len(paths) for stage, paths in parents.items()} == {"evaluate": 162, "quantize": 27, "profile": 27}
+    assert graph.study.tables.table16.benchmarks == [*table.benchmarks, "hardmath"]
 
 
 def test_what_exists_under_its_name_is_that_file_brackets_and_all(tmp_path: Path, monkeypatch) -> None:
