@@ -99,11 +99,12 @@ def build(job: Job) -> None:
         seed=protocol.seed,
         max_length=lm.max_length,
         log_probability_dtype="float32",
-        **({"chat": ChatRecord(**chat.plain(), end_token_ids=lm.end_ids())} if chat else {}),
         ignored_generation_settings=lm.ignored_generation_settings if generates else {},
         cost=_cost(lm, seconds, protocol),
         telemetry=telemetry,
     )
+    if chat:
+        evaluation = evaluation.model_copy(update={"chat": ChatRecord(**chat.plain(), end_token_ids=lm.end_ids())})
     _write_samples(job.records / "samples.jsonl", results["samples"], benchmark.cluster)
     job.write(evaluation)
 
