@@ -280,10 +280,11 @@ def text_cores(stage):
     """A threads function: every core of the run for text of files or of the hub. What Python carries takes seconds."""
 
     def cores(wildcards):
-        corpora = GRAPH.study.corpora
-        stream = None if stage == "corpus" else GRAPH.study.tokens[wildcards.id]
-        id = wildcards.id if stream is None else getattr(stream, "corpus", None)
-        is_large = id is not None and corpora[id].source.kind != "embedded"
+        study, id = GRAPH.study, wildcards.id
+        if stage != "corpus":
+            tokens = study.orders[id].tokens if stage == "order" else id
+            id = getattr(study.tokens[tokens], "corpus", None)
+        is_large = id is not None and study.corpora[id].source.kind != "embedded"
         return workflow.cores or 1 if is_large else 1
 
     return cores

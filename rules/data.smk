@@ -1,7 +1,7 @@
-"""Corpora, tokenizers, token streams and instruction data.
+"""Corpora, tokenizers, token streams, orders of their windows, and instruction data.
 
-in:  nothing, or the study's local files
-out: results/{corpus,tokenizer,tokens,instructions}/<id>/manifest.json
+in:  nothing, or the study's local files; a trained model for an order by its loss
+out: results/{corpus,tokenizer,tokens,order,instructions}/<id>/manifest.json
 """
 
 
@@ -63,6 +63,28 @@ rule tokens:
         spec=spec("tokens"),
     message:
         "Encoding the token stream {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule order:
+    input:
+        unpack(parents("order")),
+    output:
+        manifest=f"{RESULTS}/order/{{id}}/manifest.json",
+    log:
+        "logs/order/{id}.log",
+    wildcard_constraints:
+        id=only("order"),
+    conda:
+        "../environment.yml"
+    threads: text_cores("order")
+    resources:
+        **requests("order"),
+    params:
+        spec=spec("order"),
+    message:
+        "Measuring the windows of the order {wildcards.id}"
     script:
         STAGE_SCRIPT
 

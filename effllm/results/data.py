@@ -1,4 +1,4 @@
-"""corpus.json, tokens.json and instructions.json: what data holds, and what was left out."""
+"""corpus.json, tokens.json, order.json and instructions.json: what data holds, and what was left out."""
 
 from typing import ClassVar
 
@@ -54,6 +54,19 @@ class TokensIndex(Part, ResultFile):
     unscored: str | None = Field(
         default=None, description="Why no loss on them means anything; left out where one does."
     )
+
+
+class OrderSummary(Part, ResultFile):
+    """How hard the windows of a token stream are: the higher a value, the harder."""
+
+    FILE: ClassVar[str] = "order.json"
+
+    sequence_length: int = Field(description="Tokens of a window.")
+    windows: int = Field(description="Whole windows of the training part.")
+    windows_without_value: int = Field(description="Of those, in which no document has a value: they come last.")
+    documents: int | None = Field(description="Documents in them; null where windows themselves are measured.")
+    documents_without_value: int | None = Field(description="Of those, without one, such as no score.")
+    quantiles: dict[str, float] = Field(description="Of the values of windows, by the share that is below.")
 
 
 class SampleCounts(Part):

@@ -7,7 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from effllm.results.base import ResultFile
 from effllm.results.benchmark import Benchmark
-from effllm.results.data import CorpusSummary, InstructionsSummary, TokensIndex
+from effllm.results.data import CorpusSummary, InstructionsSummary, OrderSummary, TokensIndex
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.model import ModelSummary
 from effllm.results.profile import Generations, Profile
@@ -19,6 +19,7 @@ from effllm.results.training import Efficiency, FinetuningQuality, LossCurve, Pr
 FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "corpus": (CorpusSummary,),
     "tokens": (TokensIndex,),
+    "order": (OrderSummary,),
     "instructions": (InstructionsSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
     "model": (ModelSummary,),

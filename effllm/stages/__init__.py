@@ -11,6 +11,7 @@ from effllm.stages.finetune import FinetuneStage
 from effllm.stages.instructions import InstructionsStage
 from effllm.stages.merge import MergeStage
 from effllm.stages.model import ModelStage
+from effllm.stages.order import OrderStage
 from effllm.stages.pretrain import PretrainStage
 from effllm.stages.profile import ProfileStage
 from effllm.stages.quantize import QuantizeStage
@@ -22,6 +23,7 @@ STAGES: dict[str, Stage] = {
     "corpus": CorpusStage(),
     "tokenizer": TokenizerStage(),
     "tokens": TokensStage(),
+    "order": OrderStage(),
     "instructions": InstructionsStage(),
     "pretrain": PretrainStage(),
     "model": ModelStage(),

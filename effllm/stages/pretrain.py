@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.data.settings import SyntheticStream, TrainedTokenizer
+from effllm.data.settings import SyntheticStream
 from effllm.models.costs import activation_bytes, parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
 from effllm.stages.cost import Cost, NodeContext, number_type, with_model
@@ -11,7 +11,7 @@ from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
-from effllm.stages.weights import checkpoint_bytes
+from effllm.stages.weights import checkpoint_bytes, vocabulary_of
 from effllm.study import Study
 from effllm.training.settings import PretrainingRun
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
 
-# Vocabularies of the hub are not known before they are fetched; none of the paper's is larger.
-_LARGEST_VOCABULARY = 152_064
 # What is trained is saved in float32.
 _STORED_B_PER_PARAMETER = 4
 
@@ -45,6 +43,8 @@ class PretrainStage(Stage):
         tokens = graph.study.pretraining[id].tokens
         stream = graph.study.tokens[tokens]
         parents = {"tokens": graph.manifest("tokens", tokens)}
+        if (order := graph.study.pretraining[id].order) is not None:
+            parents["order"] = graph.manifest("order", order.by)
         if isinstance(stream, SyntheticStream):
             return parents
         return parents | {"tokenizer": graph.manifest("tokenizer", stream.tokenizer)}
@@ -54,7 +54,7 @@ class PretrainStage(Stage):
 
     def request(self, job: JobContext) -> Request:
         run = job.study.pretraining[job.id]
-        shape = shape_of(run.architecture, _vocabulary(job.study, run.tokens))
+        shape = shape_of(run.architecture, vocabulary_of(job.study, run.tokens))
         return training_request(run.parallel, run.dtype, parameter_count(shape).total, _flops(run, shape))
 
     def cost(self, node: NodeContext) -> Cost:
@@ -85,11 +85,3 @@ def _cost_of_model(run: PretrainingRun, shape: "Shape") -> Mapping[str, Any]:
         "disk_b": float(_STORED_B_PER_PARAMETER * parameters),
         "scratch_b": checkpoints_b(parameters),
     }
-
-
-def _vocabulary(study: Study, tokens: str) -> int:
-    stream = study.tokens[tokens]
-    if isinstance(stream, SyntheticStream):
-        return stream.vocab_size
-    settings = study.tokenizers[stream.tokenizer]
-    return settings.vocab_size if isinstance(settings, TrainedTokenizer) else _LARGEST_VOCABULARY

@@ -16,7 +16,7 @@ _CHECKPOINTS = 3
 # Of what trains one parameter: the above, and its gradient.
 _STATE_B_PER_PARAMETER = 16
 # Half of what Hopper GPUs sustain in training, in FLOP/s: bfloat16, and float32 with TF32 products.
-_SUSTAINED_FLOPS = {"bfloat16": 200e12, "float32": 60e12}
+SUSTAINED_FLOPS = {"bfloat16": 200e12, "float32": 60e12}
 # Warned this long before its time is over, a training run saves a checkpoint, from which the next attempt goes on.
 _WARNING = "--signal=TERM@300"
 
@@ -55,7 +55,7 @@ def training_request(parallel: Parallel, dtype: str, parameters: float, flops: f
     memory_mb = parallel.devices * (PROCESS_MB + 4 * parameters / MB) + CHECKPOINT_B_PER_PARAMETER * parameters / MB
     if parallel.offload:
         memory_mb += _STATE_B_PER_PARAMETER * parameters / MB
-    minutes = 60 + flops / (_SUSTAINED_FLOPS[dtype] * parallel.world_size) / 60
+    minutes = 60 + flops / (SUSTAINED_FLOPS[dtype] * parallel.world_size) / 60
     options = (_WARNING, WHOLE_NODES) if parallel.nodes > 1 else (_WARNING,)
     return rounded(minutes, memory_mb, nodes=parallel.nodes, gpus=parallel.devices, options=options)
 

@@ -9,10 +9,21 @@ from effllm.models.costs import describe, parameter_count
 from effllm.quantization import read_precision
 from effllm.stages.cost import NodeContext, Unknown, number_type
 from effllm.stages.request import GB
+from effllm.study import Study
+from effllm.study.agreement import vocabulary_of_stream
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape
     from effllm.runtime.artifact import Artifact
+
+
+# Vocabularies of the hub are not known before they are fetched; none of the paper's is larger.
+_LARGEST_VOCABULARY = 152_064
+
+
+def vocabulary_of(study: Study, tokens: str) -> int:
+    """Number of token ids of a stream; of a tokenizer of the hub, at most."""
+    return vocabulary_of_stream(study, tokens) or _LARGEST_VOCABULARY
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from effllm.data.instructions.settings import Instructions
-from effllm.data.settings import Corpus, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.data.order.settings import Order
+from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
 from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
@@ -22,6 +23,7 @@ from effllm.study.evaluation import (
 )
 from effllm.study.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.models import FinetunedSource, Model, PretrainedSource
+from effllm.study.orders import check_orders
 from effllm.study.tables import Tables
 from effllm.training.methods import AnyMethod
 from effllm.training.settings import PretrainingRun
@@ -44,6 +46,7 @@ class Study(Section):
     corpora: dict[Id, Corpus] = Field(default_factory=dict, description="Corpora by id.")
     tokenizers: dict[Id, Tokenizer] = Field(default_factory=dict, description="Tokenizers by id.")
     tokens: dict[Id, TokenStream] = Field(default_factory=dict, description="Token streams by id.")
+    orders: dict[Id, Order] = Field(default_factory=dict, description="Orders of the windows of streams by id.")
     instructions: dict[Id, Instructions] = Field(
         default_factory=dict, description="Instruction data for fine-tuning by id."
     )
@@ -72,6 +75,7 @@ class Study(Section):
             require(f"tokens.{id}.tokenizer", stream.tokenizer, self.tokenizers)
         for id, run in self.pretraining.items():
             require(f"pretraining.{id}.tokens", run.tokens, self.tokens)
+        check_orders(self)
         for id, benchmark in self.benchmarks.items():
             if isinstance(benchmark, HeldOutBenchmark):
                 require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)
@@ -99,6 +103,12 @@ class Study(Section):
         check_chats(self)
         check_lengths(self)
         return self
+
+    def encoded(self, tokens: str) -> EncodedStream:
+        """A token stream that is text, as that of an order is."""
+        stream = self.tokens[tokens]
+        assert isinstance(stream, EncodedStream)
+        return stream
 
     def precision_of(self, model: str, precision: str) -> Precision:
         """The settings of a precision for one model: the study's own, with the model's differences applied."""

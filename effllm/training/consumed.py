@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from effllm.data.instructions.batches import ConsumedSamples, SequenceDataset, take_indices
+from effllm.training.run import MapStyle
 
 
 def sample_order(sequences: int, samples_per_step: int, steps: int, seed: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def sample_order(sequences: int, samples_per_step: int, steps: int, seed: int) -
 class Ordered(Dataset[Any]):
     """The sequences of a data set in the order of training, with their own numbers."""
 
-    def __init__(self, dataset: SequenceDataset, order: np.ndarray):
+    def __init__(self, dataset: MapStyle, order: np.ndarray):
         self.dataset = dataset
         self.order = order
 

@@ -1,6 +1,6 @@
 """Stage `pretrain`: a model trained from random weights on a token stream.
 
-in:  tokens, tokenizer (none with synthetic tokens)
+in:  tokens, tokenizer (none with synthetic tokens), order (none for a run in random order)
 out: model/ (config, safetensors, tokenizer), training.json (held-out perplexity, parameters, tokens seen)
      records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (the losses of
      the held-out documents, in `HeldOut.by_document`'s columns)
@@ -15,7 +15,10 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from effllm.data import arrays
+from effllm.data.order.build import DIFFICULTY
 from effllm.data.tokens import PackedTokens, Sequences
+from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.families import model_config, random_model
@@ -23,8 +26,10 @@ from effllm.models.loading import load_causal_lm, moved
 from effllm.models.saving import save_causal_lm
 from effllm.results.training import PretrainingQuality
 from effllm.runtime.stage import Job, main
+from effllm.training.consumed import Ordered
+from effllm.training.curriculum import training_order
 from effllm.training.held_out import held_out_loss
-from effllm.training.run import Setup, train
+from effllm.training.run import MapStyle, Setup, train
 from effllm.training.settings import PretrainingRun
 
 _SCORES = tuple(
@@ -73,8 +78,9 @@ def setup(job: Job) -> Setup[PreTrainedModel]:
         recipe=run,
         model=model,
         forward_options={"skip_logits": True} if isinstance(model, EffForCausalLM) else {},
-        dataset=_sequences(job, run),
+        dataset=_in_order(job, run, _sequences(job, run)),
         collate=collate,
+        shuffle=run.order is None,
         tokens_of_step=lambda _: _tokens_per_step(run),
         flops_of_step=lambda _: flops,
         kernels=run.kernels.wanted(),
@@ -123,6 +129,19 @@ def _tokenizer(job: Job) -> PreTrainedTokenizerBase:
 
 def _sequences(job: Job, run: PretrainingRun) -> Sequences:
     return _train_tokens(job).sequences(run.sequence_length)
+
+
+def _in_order(job: Job, run: PretrainingRun, sequences: Sequences) -> MapStyle:
+    """The sequences as training takes them one by one; for a run in random order as they are."""
+    if run.order is None:
+        return sequences
+    if len(sequences) < run.global_batch_size:
+        raise UserError(
+            f"pretraining.{job.id}.order: {len(sequences)} sequences of {run.sequence_length} tokens are fewer than "
+            f"one step takes ({run.global_batch_size}): lower global_batch_size, or take more text."
+        )
+    difficulty = arrays.load(job.inputs["order"].directory / DIFFICULTY)
+    return Ordered(sequences, training_order(run.order, difficulty, run.global_batch_size, run.max_steps, run.seed))
 
 
 def _tokens_per_step(run: PretrainingRun) -> int:

@@ -144,11 +144,51 @@ class Kernels(Section):
         return {module: name for module, name in self.model_dump().items() if name != "auto"}
 
 
+class Pacing(Section):
+    """How soon harder windows join: the share of them, in their order, from which a step draws at random.
+
+    After a share s of the steps, start + (1 - start) * (s / full_at)^exponent. What was drawn comes again once all that
+    is there was drawn; where that never happens, the windows of the run are those of random order.
+    """
+
+    start: Annotated[Fraction, Field(gt=0)] = Field(description="Share from which the first step draws.")
+    full_at: Annotated[Fraction, Field(gt=0)] = Field(description="Share of the steps after which all windows are in.")
+    exponent: Annotated[PositiveFloat, Field(le=100)] = Field(
+        default=1.0, description="1 is linear; more lets harder windows in later, less sooner: 2 quadratic, 0.5 a root."
+    )
+
+
+class Curriculum(Section):
+    """In which order a run takes the windows that it would take at random."""
+
+    by: Id = Field(description="Id of an entry of orders, for the run's tokens and sequence_length.")
+    first: Literal["easy", "hard"] = Field(default="easy", description="Which windows come first.")
+    pacing: Pacing | None = Field(
+        default=None, description="Draw at random from a growing share of them; null takes one after the other."
+    )
+    segments: PositiveInt = Field(
+        default=1,
+        description="Deal the windows to so many segments in turn, and order each of them by itself. A run over k "
+        "passes of the data takes k or a multiple, or the passes of a window follow each other.",
+    )
+    share: Annotated[Fraction, Field(gt=0)] = Field(
+        default=1.0, description="Share of the steps that are ordered, the first ones; the others are in random order."
+    )
+
+    def steps(self, of: int) -> int:
+        """How many of a run's steps are ordered."""
+        return max(1, round(self.share * of))
+
+
 class PretrainingRun(Recipe):
     """Training of one architecture from random weights on a token stream."""
 
     tokens: Id = Field(description="Id of the token stream.")
     architecture: Architecture = Field(description="Shape of the model, by its model_type.")
+    # Left out of the spec where there is none: it came later.
+    order: Curriculum | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Order of the sequences; null is random."
+    )
     kernels: Kernels = Field(
         default_factory=Kernels,
         description="Kernels by module: a fused one that is named and cannot run makes the run `unsupported`.",
@@ -167,6 +207,14 @@ class PretrainingRun(Recipe):
         for module, name in self.kernels.wanted().items():
             if module not in modules:
                 raise ValueError(f"kernels.{module}: {name} names a kernel of what this architecture lacks: drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _has_steps_for_segments(self) -> "PretrainingRun":
+        if self.order and self.order.segments > (steps := self.order.steps(self.max_steps)):
+            raise ValueError(
+                f"order.segments {self.order.segments} exceeds the {steps} steps that are ordered: lower it"
+            )
         return self
 
     @model_validator(mode="after")

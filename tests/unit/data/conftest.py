@@ -8,6 +8,7 @@ import pytest
 
 from effllm.data import corpus, packing, tokenizer
 from effllm.data.instructions import prepare
+from effllm.data.order import build as order
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
@@ -17,6 +18,7 @@ from tests.hub.fixtures import hub, waits  # noqa: F401
 _BUILD = {
     "corpus": corpus.build,
     "instructions": prepare.build,
+    "order": order.build,
     "tokenizer": tokenizer.build,
     "tokens": packing.build,
 }

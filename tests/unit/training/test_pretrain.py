@@ -16,12 +16,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from effllm.data import arrays
 from effllm.data.tokens import PackedTokens
-from effllm.errors import EXIT_INTERRUPTED
+from effllm.errors import EXIT_INTERRUPTED, UserError
 from effllm.intervals import ratio_standard_error
 from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.runtime.stage import Job, run
+from effllm.stages import STAGES
 from effllm.training.checkpoints import latest_complete
+from effllm.training.curriculum import training_order
 from effllm.training.held_out import held_out_loss
+from effllm.training.pretrain import setup
+from effllm.training.settings import Curriculum
 from tests.slowdown import Held, environment
 
 
@@ -208,3 +214,87 @@ def test_the_artifact_says_which_kernel_ran_and_one_that_cannot_fails_the_cell(p
     assert run.record("efficiency.json")["kernels"] == {"relative": {"chunked": "it needs CUDA, not cpu"}}
     forced = pretrain("forced", architecture=shape, max_steps=4, kernels={"relative": "near_far"})
     assert forced.run().manifest.status == "unsupported"
+
+
+def _inputs(builder: Any, order: Artifact) -> list[tuple[str, Path]]:
+    built = {
+        "tokens": builder.build("tokens", "python-docs"),
+        "tokenizer": builder.build("tokenizer", "python-docs-2k"),
+    }
+    return [(name, artifact.directory / MANIFEST) for name, artifact in ({"order": order} | built).items()]
+
+
+@pytest.fixture(scope="module")
+def by_loss(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An order of the cut-down study's windows by the loss of its own model."""
+    from effllm.data.order.build import build
+
+    by = {"kind": "loss", "run": "llama-1m", "batch_size": 64}
+    spec = {"stage": "order", "version": STAGES["order"].version}
+    spec["config"] = {"tokens": "python-docs", "sequence_length": 64, "by": by}
+    inputs = {"tokens": builder.build("tokens", "python-docs"), "model": builder.build("pretrain", "llama-1m")}
+    paths = {name: [artifact.directory / MANIFEST] for name, artifact in inputs.items()}
+    return run(
+        STAGES["order"], build, spec=spec, inputs=paths, output=tmp_path_factory.mktemp("results") / "order" / "by-loss"
+    )
+
+
+def test_the_loss_of_a_window_is_what_its_model_says_token_by_token(builder: Any, by_loss: Artifact) -> None:
+    model = AutoModelForCausalLM.from_pretrained(builder.build("pretrain", "llama-1m").directory / "model")
+    stream = PackedTokens.open(builder.build("tokens", "python-docs").directory, "train")
+    difficulty = arrays.load(by_loss.directory / "difficulty.npy")
+    assert len(difficulty) == len(stream) // 64 and np.isfinite(difficulty).all()
+    said = by_loss.json("order.json")
+    assert (said["documents"], said["windows_without_value"]) == (None, 0)
+    for number in (0, 5, len(difficulty) - 1):
+        ids = torch.tensor(stream.ids[number * 64 : number * 64 + 64].astype(np.int64))
+        with torch.inference_mode():
+            losses = [
+                -torch.log_softmax(model(ids[None, :end]).logits[0, -1].double(), -1)[ids[end]] for end in range(1, 64)
+            ]
+        assert difficulty[number] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+ORDER = {"by": "by-loss", "share": 0.75, "pacing": {"start": 0.2, "full_at": 0.9}, "segments": 2}
+
+
+def _spec(builder: Any) -> dict[str, Any]:
+    spec = builder.graph.spec("pretrain", "llama-1m")
+    spec["config"] |= {"max_steps": 8, "checkpoint_every_steps": 4, "log_every_steps": 2, "order": ORDER}
+    return spec
+
+
+def test_training_reads_the_windows_in_the_order_of_the_artifact(
+    builder: Any, by_loss: Artifact, tmp_path: Path
+) -> None:
+    artifacts = {name: Artifact.open(path) for name, path in _inputs(builder, by_loss)}
+    job = Job("pretrain", "", "x", _spec(builder), artifacts, {}, tmp_path, tmp_path, tmp_path)
+    made = setup(job)
+    difficulty = arrays.load(by_loss.directory / "difficulty.npy")
+    expected = training_order(Curriculum.model_validate(ORDER), difficulty, 4, 8, seed=0)
+    stream = PackedTokens.open(artifacts["tokens"].directory, "train").sequences(64)
+    assert not made.shuffle and len(made.dataset) == len(expected) == 32
+    assert all((made.dataset[place] == stream[int(number)]).all() for place, number in enumerate(expected))
+    del job.spec["config"]["order"]
+    at_random = setup(job)
+    assert at_random.shuffle and len(at_random.dataset) == len(stream)
+    job.spec["config"] |= {"order": ORDER, "global_batch_size": 1 << 20}
+    with pytest.raises(UserError, match=r"pretraining\.x\.order: \d+ sequences of 64 tokens are fewer than one step"):
+        setup(job)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_its_order_bit_for_bit(builder: Any, by_loss: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(_spec(builder)))
+    argv = [sys.executable, "-m", "effllm.training.pretrain", "--spec", str(tmp_path / "spec.json")]
+    argv += [part for name, path in _inputs(builder, by_loss) for part in ("--input", f"{name}={path}")]
+    outputs = {name: tmp_path / "results" / "pretrain" / name for name in ("whole", "killed")}
+    subprocess.run([*argv, "--output", str(outputs["whole"])], check=True, capture_output=True)
+    held = Held(tmp_path / "results" / ".scratch" / "pretrain" / "killed")
+    held.kill_at(4, [*argv, "--output", str(outputs["killed"])])
+    held.release()
+    subprocess.run([*argv, "--output", str(outputs["killed"])], check=True, capture_output=True)
+    timing = json.loads((outputs["killed"] / "records" / "efficiency.json").read_text())
+    assert timing["resumed_at_step"] == 4
+    whole, killed = (Artifact.open(output / MANIFEST).manifest.payload for output in outputs.values())
+    assert whole == killed

@@ -1,0 +1,1 @@
+"""What windows of a token stream are ordered by: measures of documents' difficulty, or a reference run's loss."""
