@@ -11,7 +11,11 @@ from effllm.report.sliders import sliders_of
 from effllm.tables.kinds import TABLES
 
 _MOST_SCOPES = 6
-TITLES = {name: f"Table {name.removeprefix('table')}: {entry.title}" for name, entry in TABLES.items()}
+_NUMBERED = "table"
+TITLES = {
+    name: f"Table {name.removeprefix(_NUMBERED)}: {entry.title}" if name.startswith(_NUMBERED) else capital(entry.title)
+    for name, entry in TABLES.items()
+}
 
 
 def table_section(

@@ -1,4 +1,4 @@
-"""Tables 3 to 6: architectures trained from random weights, one row per method and size."""
+"""Tables 3 to 6 and of orders of training: models trained from random weights, one row per method and size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -42,6 +42,22 @@ class PretrainingResult(Training):
         feed_forward = FEED_FORWARD.get(shape.get("feed_forward"))
         return feed_forward.experts_per_token(shape) if feed_forward else None
 
+    @property
+    def order(self) -> str:
+        """In which order it took its text."""
+        order = self.recipe.get("order")
+        if order is None:
+            return "random"
+        parts = [f"{order['by']}, {order['first']} first"]
+        if pacing := order["pacing"]:
+            power = "" if pacing["exponent"] == 1 else f" by exponent {pacing['exponent']:g}"
+            parts.append(f"from {pacing['start']:g} of it to all after {pacing['full_at']:g} of the steps{power}")
+        if order["segments"] > 1:
+            parts.append(f"in {order['segments']} segments")
+        if order["share"] < 1:
+            parts.append(f"for {order['share']:g} of the steps")
+        return ", ".join(parts)
+
     def tokens(self) -> Cell:
         """Tokens of the measured steps, over all ranks."""
         steps, why = self.steps()
@@ -71,10 +87,13 @@ def pretraining_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) 
     results = read_results("pretrain", inputs["pretrain"])
     rows = [(row, [PretrainingResult(results[id]) for id in row["runs"]]) for row in spec["config"]["rows"]]
     has_mixture = any(run.experts_per_token for _, runs in rows for run in runs)
-    return [_row(row, runs, has_mixture) for row, runs in rows]
+    has_order = any("order" in run.recipe for _, runs in rows for run in runs)
+    return [_row(row, runs, has_mixture, has_order) for row, runs in rows]
 
 
-def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixture: bool) -> dict[str, Any]:
+def _row(
+    labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixture: bool, has_order: bool
+) -> dict[str, Any]:
     row = Row()
     # Runs of one row differ in their seed only: the first one's settings are everyone's.
     recipe = runs[0].recipe
@@ -99,6 +118,8 @@ def _row(labels: Mapping[str, Any], runs: Sequence[PretrainingResult], has_mixtu
     row.set("energy_J_per_token", *energy)
     row.set("training_hours", *average(runs, Training.hours))
     row.set("global_batch", recipe["global_batch_size"])
+    if has_order:
+        row.set("order", runs[0].order)
     row.set("runs", ", ".join(run.id for run in runs))
     row.set("seeds", ", ".join(str(run.recipe["seed"]) for run in runs))
     row.set("kernel", *shared_value(runs, Training.kernels))

@@ -41,7 +41,7 @@ _METHODS = (
     "status",
 )
 _SHOWN = {
-    **dict.fromkeys(("table3", "table4", "table5", "table6"), _ARCHITECTURES),
+    **dict.fromkeys(("table3", "table4", "table5", "table6", "curriculum"), _ARCHITECTURES),
     **dict.fromkeys(("table7", "table8"), _METHODS),
     "table9": (
         "model",

@@ -1,4 +1,4 @@
-"""Tables 3 to 6 of the embedded study, one size of each row, from nothing to their cells."""
+"""Tables 3 to 6 and the curriculum of the embedded study, one size of each row, from nothing to their cells."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.workflow.conftest import Workdir
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("table3", "table4", "table5", "table6")
+TABLES = ("table3", "table4", "table5", "table6", "curriculum")
 TARGETS = [f"results/{table}.csv" for table in TABLES] + ["results/validity.csv"]
 PAPER_COLUMNS = {
     "table3": ["method", "parameters", "micro_batch", "context", "PPL", "AMU_GB", "AL_s_per_iter"],
@@ -23,7 +23,7 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
-    """The tiny study's Tables 3 to 6, their smallest size, trained for a sixth of the steps."""
+    """The tiny study's tables of pretraining, their smallest size, trained for a sixth of the steps."""
     tables = {}
     for name in TABLES:
         rows = tiny_text["tables"][name]["rows"]

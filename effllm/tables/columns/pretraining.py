@@ -1,4 +1,4 @@
-"""The columns of Tables 3 to 6."""
+"""The columns of Tables 3 to 6, and of orders of training."""
 
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, TRAINING, TRAINING_SCOPE
 from effllm.tables.description import Column, Description
@@ -32,6 +32,7 @@ PRETRAINING = Description(
         Column("parameters_active", "cost", label="active parameters", better="lower"),
         Column("parameters_without_embeddings", "cost", label="parameters without embeddings", better="lower"),
         Column("global_batch", "setting"),
+        Column("order", "setting"),
         Column("compile", "setting"),
         Column("kernel", "setting"),
         Column("held_out_tokens", "condition"),

@@ -31,6 +31,7 @@ TABLES: dict[str, Entry] = {
     "table4": Entry(PretrainingTable, 2, "Positional encoding.", "positions"),
     "table5": Entry(PretrainingTable, 2, "Mixture of experts.", "mixtures of experts"),
     "table6": Entry(PretrainingTable, 2, "Attention-free architectures.", "attention-free models"),
+    "curriculum": Entry(PretrainingTable, 1, "Order of training, in no table of the paper.", "order of training"),
     "table7": Entry(FinetuningTable, 2, "Fine-tuning on OpenO1-SFT.", "fine-tuning"),
     "table8": Entry(FinetuningTable, 2, "Fine-tuning on medical-o1-reasoning-SFT.", "fine-tuning, second data set"),
     "table9": Entry(InferenceTable, 3, "Quantization.", "quantization"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from effllm.cluster.requests import request
-from effllm.models.costs import parameter_count, training_flops
+from effllm.models.costs import forward_flops, parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
 from effllm.stages import STAGES
 from effllm.study import Study, load_study, parse_study
@@ -53,6 +53,20 @@ def _pretrain(tiny: dict[str, Any], offload: bool) -> Case:
     return Case(study, "llama-1m", {}, terms | {"training": flops / (8 * 200e12) / 60})
 
 
+def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
+    """By a measure of texts, and by the loss of a run."""
+    tiny["orders"]["loss"] = tiny["orders"]["compression"] | {"by": {"kind": "loss", "run": "gqa-0.3m"}}
+    study = parse_study(tiny, "test")
+    files = {"train.bin": 2 * 10**15, "train.boundaries.bin": 5 * 10**9, "held_out.boundaries.bin": 10**9}
+    inputs = {"tokens": manifest(root / "tokens", "tokens", {}, files)}
+    corpus = {"corpus": manifest(root / "measured", "corpus", {}, {"part.parquet": 10**12})}
+    by_text = Case(study, "compression", inputs | corpus, {"text": 10**12 / (1e6 * CORES) / 60, "boundaries": 6})
+    shape = shape_of(study.pretraining["gqa-0.3m"].architecture, study.tokenizers["python-docs-2k"].vocab_size)
+    reading = 10**15 // 128 * forward_flops(shape, 128) / 60e12 / 60
+    terms = {"parameters": parameter_count(shape).total / 1e9, "reading": reading}
+    return by_text, Case(study, "loss", inputs, terms)
+
+
 def _finetune(root: Path) -> Case:
     suite = PAPER.tables.table7.suite
     id = PAPER.finetuning[suite].nodes(suite)[0]
@@ -77,10 +91,13 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
     packed = {"model": variant(tmp_path, GIGABYTES, BITS)}
     terms = {"weights": GIGABYTES, "weights_16": GIGABYTES * 16 / BITS}
     protocol = PAPER.inference
+    by_text, by_loss = _orders(json.loads(json.dumps(tiny)), tmp_path)
     windows = 2 * len(protocol.workloads) * protocol.repeats
     seconds = windows * (protocol.minimum_window_s + protocol.cooldown_s) + protocol.idle_s
     return {
         "tokens": Case(PAPER, next(iter(PAPER.tokens)), {"corpus": text}, {"text": 10**12 / (1e6 * CORES) / 60}),
+        "order, text": by_text,
+        "order, loss": by_loss,
         "pretrain": _pretrain(json.loads(json.dumps(tiny)), offload=False),
         "pretrain, offloaded": _pretrain(tiny, offload=True),
         "finetune": _finetune(tmp_path),

@@ -314,6 +314,24 @@ def test_every_column_is_documented_and_described(study: Study, repository: Path
     assert list(DESCRIPTIONS["table3"].columns(columns)) == columns
 
 
+def test_a_table_of_orders_says_which_each_row_had(study: Study, micro: dict[str, Any], tmp_path: Path) -> None:
+    _train_all(study)
+    assert "order" not in study.rows("table3")[0]
+    micro["orders"]["short"] = micro["orders"]["compression"] | {"sequence_length": 64}
+    pacing = {"start": 0.1, "full_at": 0.5, "exponent": 2.0}
+    micro["pretraining"]["qwen2-1m"]["order"] = {"by": "short", "share": 0.5, "segments": 3, "pacing": pacing}
+    micro["tables"]["curriculum"] = micro["tables"].pop("table3")
+    ordered = Study(micro, tmp_path / "ordered")
+    _train_all(ordered)
+    rows = ordered.rows("curriculum")
+    assert [row["order"] for row in rows] == [
+        "random",
+        "short, easy first, from 0.1 of it to all after 0.5 of the steps by exponent 2, in 3 segments, for 0.5 of the "
+        "steps",
+    ]
+    assert list(DESCRIPTIONS["curriculum"].columns(list(rows[0]))) == list(rows[0])
+
+
 def test_a_row_names_its_card_without_giving_it_away_and_its_libraries(study: Study) -> None:
     cards = [f"GPU-{digit * 8}-0000-0000-0000-000000000001" for digit in "aba"]
     for run, card in zip(("llama-1m", "llama-1m-again", "qwen2-1m"), cards, strict=True):
