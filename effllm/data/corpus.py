@@ -5,11 +5,13 @@ Payload: `train-00000.parquet`, ... and `held_out-00000.parquet`, ... in FineWeb
     seen             documents read from the source, up to the token budget
     dropped          of those, by reason: language, int_score, empty (no text), not_sampled, duplicate (of a text),
                      near_duplicate (a training document too like a held-out one), contained (a held-out document
-                     within a training document); `effllm.data.near_duplicates` has the rule
+                     within a training document); `effllm.data.near_duplicates` has the rule; those of `filters`; and
+                     clustered (near to one of its own side that stays), if near duplicates are to leave
     splits           documents, tokens (column token_count) and utf8_bytes of `train` and `held_out`
-    budget_met       whether the training documents drawn, near duplicates included, reached maximum_tokens; null
-                     without a budget
+    budget_met       whether the training documents drawn reached maximum_tokens, near duplicates of held-out ones
+                     included; null without a budget
     overlap          what the two sides still have in common (`HeldOutGrams.overlap`)
+    near_duplicates  if they are to leave, how many there are, and a sample of pairs
 """
 
 import shutil
@@ -23,7 +25,8 @@ import numpy as np
 from effllm.data import arrays
 from effllm.data.corpus_parts import Part, compare, compared, index, shards, write
 from effllm.data.drawing import Drawing, draw
-from effllm.data.exact_duplicates import merge, merges, rows_of
+from effllm.data.duplicates import Cut, Duplicates, find_duplicates
+from effllm.data.minhash import check_version
 from effllm.data.near_duplicates import HeldOutGrams
 from effllm.data.sampling import Decision, dropping_decisions
 from effllm.data.settings import Corpus
@@ -50,9 +53,12 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
 
     Every unit of the source is read by itself, and what it needs to know of the others is merged between; the result is
     the same for any number of `processes`. Each holds a few batches of documents and an index of the held-out ones;
-    `scratch` holds 41 bytes for each document (of those that passed), what was fetched or, of a source that cannot be
-    read again, a copy of what was drawn, and the finished shards. `UserError` if either split ends up empty.
+    `scratch` holds 42 bytes for each document, what was fetched or, of a source that cannot be read again, a copy of
+    what was drawn, the finished shards, and for near duplicates their bands, pairs and grams. `UserError` if either
+    split ends up empty.
     """
+    if config.near_duplicates is not None:
+        check_version(config.near_duplicates)
     asked: dict[str, float] = {"minimum_int_score": config.minimum_int_score}
     asked["filters.minimum_score"] = (config.filters and config.filters.minimum_score) or 0
     for key, value in asked.items():
@@ -63,34 +69,42 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
             )
     units = source.units()
     drawings = [Drawing(unit, n, scratch / "drawn" / f"{n:05d}", config) for n, unit in enumerate(units)]
-    tally = _Tally(dropping_decisions(config.filters))
+    tally = _Tally(dropping_decisions(config))
     with Workers(min(processes, len(units))) as workers:
-        parts = _draw(drawings, source, config, tally, scratch, workers)
+        found, cut = _draw(drawings, source, config, scratch, workers)
+        parts = list(_decide(found, cut, tally, scratch))
+        near = found.summary(cut)
+        del found
         held_out = _index(parts, scratch, workers)
         stays = _separate(parts, held_out, tally, scratch, source.label, workers)
         _require_documents(tally, source, config)
         _write(parts, stays, config, output, scratch, source.label, workers)
-    return tally.summary(config.maximum_tokens, held_out.overlap())
+    summary = tally.summary(config.maximum_tokens, held_out.overlap())
+    return summary if near is None else summary.model_copy(update={"near_duplicates": near})
 
 
 def _draw(
-    drawings: Sequence[Drawing], source: Source, config: Corpus, tally: "_Tally", scratch: Path, workers: Workers
-) -> list[Part]:
-    """Read the units, as many as the token budget needs, and decide what filters, draws and exact texts decide."""
-    budget, taken = config.maximum_tokens, 0
+    drawings: Sequence[Drawing], source: Source, config: Corpus, scratch: Path, workers: Workers
+) -> tuple[Duplicates, Cut | None]:
+    """Read the units, as many as the token budget needs; returns what is left of them, and where the budget is met."""
+    budget, taken, tokens = config.maximum_tokens, 0, 0
+    needed = budget or 0
     with Progress(source.total, unit="documents", label=f"sampling {source.label}") as bar:
         while True:
             wave = drawings[taken : taken + (len(drawings) if budget is None else workers.count)]
             taken += len(wave)
             for documents in workers.map(draw, _fetched_ahead(wave, workers.count)):
                 bar.update(documents)
-            # Of the same units, whatever their waves were: a result of others does not count.
-            merged = scratch / "duplicates" / f"of-{taken}"
-            merged.mkdir(parents=True, exist_ok=True)
-            files = list(workers.map(merge, merges(drawings[:taken], merged)))
-            cut = _cut(drawings[:taken], files, budget)
-            if cut is not None or taken == len(drawings):
-                return list(_decide(drawings[:taken], files, cut, tally, scratch))
+            tokens += sum(int(drawing.tokens()[drawing.decisions() == Decision.TRAIN].sum()) for drawing in wave)
+            # Duplicates only ever make it less: no use in looking for them where all there is would not do.
+            if tokens >= needed or taken == len(drawings):
+                found = find_duplicates(drawings[:taken], config.near_duplicates, scratch, source.label, workers)
+                if budget is None:
+                    return found, None
+                cut, left = found.cut(budget)
+                if cut is not None or taken == len(drawings):
+                    return found, cut
+                needed = budget + tokens - left
 
 
 def _fetched_ahead(drawings: Iterable[Drawing], processes: int) -> Iterator[Drawing]:
@@ -115,36 +129,11 @@ def _fetched_ahead(drawings: Iterable[Drawing], processes: int) -> Iterator[Draw
                 future.cancel()
 
 
-def _decisions(drawing: Drawing, merged: Sequence[Path]) -> np.ndarray:
-    """What becomes of a unit's documents before near duplicates are known: uint8 (documents,)."""
-    decisions = np.array(drawing.decisions())
-    for rows in rows_of(drawing, merged):
-        decisions[rows] = Decision.DUPLICATE
-    return decisions
-
-
-def _cut(drawings: Sequence[Drawing], merged: Sequence[Path], budget: int | None) -> tuple[int, int] | None:
-    """The unit in which the budget of training tokens is met, and how many of its documents that takes."""
-    if budget is None:
-        return None
-    before = 0
-    for drawing in drawings:
-        counts = np.cumsum(np.where(_decisions(drawing, merged) == Decision.TRAIN, drawing.tokens(), 0))
-        if len(counts) and before + counts[-1] >= budget:
-            return drawing.number, int(np.searchsorted(counts, budget - before)) + 1
-        before += int(counts[-1]) if len(counts) else 0
-    return None
-
-
-def _decide(
-    drawings: Sequence[Drawing], merged: Sequence[Path], cut: tuple[int, int] | None, tally: "_Tally", scratch: Path
-) -> Iterator[Part]:
-    for drawing in drawings:
+def _decide(found: Duplicates, cut: Cut | None, tally: "_Tally", scratch: Path) -> Iterator[Part]:
+    for drawing in found.drawings:
         if cut is not None and drawing.number > cut[0]:
             return
-        decisions = _decisions(drawing, merged)
-        if cut is not None and drawing.number == cut[0]:
-            decisions = decisions[: cut[1]]
+        decisions = found.decisions(drawing, cut)
         tally.draw(decisions, drawing.tokens())
         directory = scratch / "parts" / f"{drawing.number:05d}"
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """The first look at a unit of a source: what becomes of each document by itself, and the digests of the texts.
 
 A unit's directory gets, for each of its documents, `decisions.npy` (uint8, before duplicates are known), `tokens.npy`
-(int64), `bytes.npy` (int64, of the text in UTF-8), and the digests of the texts that passed as runs of `DIGEST`, each
-sorted and at most `RUN_DIGESTS` long. Where the unit cannot be read again, the documents that passed are copied to
-parquet. `drawn.json` is written last: without it nothing in the directory counts.
+(int64), `bytes.npy` (int64, of the text in UTF-8), and runs (`effllm.data.runs`) of the digests of the texts that
+passed and, where near duplicates are sought, of their bands. Where the unit cannot be read again, the documents that
+passed are copied to parquet. `drawn.json` is written last: without it nothing in the directory counts.
 """
 
 import json
@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effllm.data import arrays
+from effllm.data.minhash import band_records
+from effllm.data.runs import Runs, run_files
 from effllm.data.sampling import Decision, decisions, digests_of, held_out
 from effllm.data.schema import SCHEMA
 from effllm.data.settings import Corpus
@@ -27,8 +29,6 @@ from effllm.hub.parquet import parquet_rows
 from effllm.runtime.artifact import write_text
 
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
-RUN_DIGESTS = 1 << 20
-"""24 bytes each: what a run takes in memory while it is sorted."""
 _MARK = "drawn.json"
 _COPY = "copy"
 _BATCH_DOCUMENTS = 1000
@@ -60,9 +60,9 @@ class Drawing:
         """Length of each text: int64 (documents,)."""
         return arrays.load(self.directory / "bytes.npy")
 
-    def runs(self) -> list[Path]:
-        """Files of the digests of the texts that passed, in source order."""
-        return [self.directory / f"run-{run:05d}.npy" for run in range(self._mark()["runs"])]
+    def runs(self, name: str = "digests") -> list[Path]:
+        """Files of the digests (or bands) of the texts that passed, in source order."""
+        return run_files(self.directory, name, self._mark()[name])
 
     def documents(self, wanted: np.ndarray, names: Sequence[str] = SCHEMA.names) -> Iterator[pa.RecordBatch]:
         """Yield the columns `names` of the documents where `wanted`, bool (documents,), is true, in order.
@@ -106,7 +106,8 @@ def draw(drawing: Drawing) -> int:
 def _read(drawing: Drawing) -> None:
     unit, config, directory = drawing.unit, drawing.config, drawing.directory
     found: dict[str, list[np.ndarray]] = {"decisions": [], "tokens": [], "bytes": []}
-    runs, rows, copied = _Runs(directory), 0, not unit.is_seekable
+    digest_runs, band_runs = Runs(directory, "digests"), Runs(directory, "bands")
+    rows, copied = 0, not unit.is_seekable
     names = SCHEMA.names if copied else _needed(config)
     with closing(ShardWriter(directory, _COPY, 1 << 62)) as copy:
         for batch in unit.batches(names):
@@ -114,7 +115,10 @@ def _read(drawing: Drawing) -> None:
             passed = np.flatnonzero(decision == Decision.TRAIN)
             digests = digests_of(batch.column("text"), passed)
             decision[passed[held_out(digests, config)]] = Decision.HELD_OUT
-            runs.add(digests, rows + passed)
+            digest_runs.add(_digest_records(digests, rows + passed))
+            if config.near_duplicates is not None:
+                texts = batch.column("text").take(pa.array(passed))
+                band_runs.add(band_records(texts, rows + passed, config.near_duplicates))
             if copied:
                 copy.write(batch.take(pa.array(passed)) if len(passed) < len(decision) else batch)
             found["decisions"].append(decision)
@@ -124,7 +128,15 @@ def _read(drawing: Drawing) -> None:
     for name, parts in found.items():
         dtype = np.uint8 if name == "decisions" else np.int64
         arrays.save(directory / f"{name}.npy", np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype))
-    write_text(directory / _MARK, json.dumps({"documents": rows, "runs": runs.close()}))
+    mark = {"documents": rows, "digests": digest_runs.close(), "bands": band_runs.close()}
+    write_text(directory / _MARK, json.dumps(mark))
+
+
+def _digest_records(digests: list[bytes], rows: np.ndarray) -> np.ndarray:
+    records = np.empty(len(digests), dtype=DIGEST)
+    numbers = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
+    records["high"], records["low"], records["row"] = numbers[:, 0], numbers[:, 1], rows
+    return records
 
 
 def _needed(config: Corpus) -> list[str]:
@@ -140,32 +152,3 @@ def _needed(config: Corpus) -> list[str]:
 def _lengths(texts: pa.StringArray) -> np.ndarray:
     offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
     return np.diff(offsets).astype(np.int64)
-
-
-class _Runs:
-    """Sorts digests as they come into files of at most `RUN_DIGESTS`."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        self._pending: list[np.ndarray] = []
-        self._count = self._runs = 0
-
-    def add(self, digests: list[bytes], rows: np.ndarray) -> None:
-        part = np.empty(len(digests), dtype=DIGEST)
-        numbers = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
-        part["high"], part["low"], part["row"] = numbers[:, 0], numbers[:, 1], rows
-        self._pending.append(part)
-        self._count += len(part)
-        if self._count >= RUN_DIGESTS:
-            self._write()
-
-    def close(self) -> int:
-        if self._count:
-            self._write()
-        return self._runs
-
-    def _write(self) -> None:
-        run = np.concatenate(self._pending)
-        # Stable: of equal digests the first in source order comes first.
-        arrays.save(self._directory / f"run-{self._runs:05d}.npy", run[np.argsort(run["high"].copy(), kind="stable")])
-        self._pending, self._count, self._runs = [], 0, self._runs + 1

@@ -22,8 +22,8 @@ SPLIT_SALT = 0x68656C645F6F7574
 class Decision(IntEnum):
     """What became of a document; the dropped ones by the first reason that applies.
 
-    A document by itself decides all but the last three; `effllm.data.exact_duplicates` and
-    `effllm.data.near_duplicates` decide those once everything was drawn.
+    A document by itself decides all but those about duplicates; `effllm.data.exact_duplicates`, `effllm.data.clusters`
+    and `effllm.data.near_duplicates` decide those, in this order, once everything was drawn.
     """
 
     TRAIN = 0
@@ -39,10 +39,12 @@ class Decision(IntEnum):
     SCORE = 10
     LENGTH = 11
     REPETITION = 12
+    CLUSTERED = 13
 
 
-def dropping_decisions(filters: Filters | None) -> list[Decision]:
-    """Why documents may be left out of a corpus; of the filters only those that are set."""
+def dropping_decisions(config: Corpus) -> list[Decision]:
+    """Why documents may be left out of a corpus; of what came later only what is asked for."""
+    filters = config.filters
     found = [decision for decision in Decision if Decision.HELD_OUT < decision <= Decision.CONTAINED]
     if filters is not None:
         is_set = {
@@ -52,6 +54,8 @@ def dropping_decisions(filters: Filters | None) -> list[Decision]:
             Decision.REPETITION: filters.maximum_repeated_line_share,
         }
         found += [decision for decision, value in is_set.items() if value is not None]
+    if config.near_duplicates is not None:
+        found.append(Decision.CLUSTERED)
     return found
 
 

@@ -82,6 +82,44 @@ class Filters(Section):
         return self
 
 
+class NearDuplicates(Section):
+    """Documents that are nearly another one of their side of the split, of which one stays.
+
+    MinHash finds the pairs to compare, and the exact Jaccard similarity of their word grams decides. Pairs are joined
+    to clusters, whatever files their documents are in. The defaults are those of FineWeb.
+    """
+
+    words_per_gram: Annotated[int, Field(ge=1, le=64)] = Field(default=5, description="Words in a gram.")
+    minimum_jaccard: Annotated[Fraction, Field(gt=0)] = Field(
+        default=0.8, description="Least Jaccard similarity of two documents' grams that makes them near duplicates."
+    )
+    hashes: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=112, description="Hash functions of a signature: bands times rows_per_band."
+    )
+    bands: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=14, description="Bands of a signature; documents that agree in one are compared."
+    )
+    rows_per_band: Annotated[int, Field(ge=1, le=4096)] = Field(default=8, description="Hash functions in a band.")
+    keep: Literal["first", "longest"] = Field(
+        default="first",
+        description="Which document of a cluster stays: the first in the source's order, or the one of most tokens "
+        "(column `token_count`), of several the first.",
+    )
+    seed: Seed = Field(default=0, description="Seed of the hash functions.")
+    algorithm: Literal[2] = Field(
+        default=2, description="Version of the signatures of the library, rensa; it follows the release that is used."
+    )
+
+    @model_validator(mode="after")
+    def _bands_fill_the_signature(self) -> "NearDuplicates":
+        if self.hashes != self.bands * self.rows_per_band:
+            raise ValueError(
+                f"hashes {self.hashes} is not bands {self.bands} times rows_per_band {self.rows_per_band}: "
+                f"set it to {self.bands * self.rows_per_band}"
+            )
+        return self
+
+
 class Corpus(Section):
     """A sample of documents, split into a training and a held-out part."""
 
@@ -96,14 +134,21 @@ class Corpus(Section):
     filters: Filters | None = Field(
         default=None, exclude_if=lambda value: value is None, description="Filters by score, length and repetition."
     )
+    # Left out of the spec where it is not asked for, as are filters.
+    near_duplicates: NearDuplicates | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Leave out near duplicates within each side of the split; {} takes the defaults, null leaves none "
+        "out but those of the other side.",
+    )
     sample_fraction: Annotated[Fraction, Field(gt=0)] = Field(
         default=1.0,
         description="Share of the source's documents to keep, drawn by a hash of the seed and the document id.",
     )
     maximum_tokens: PositiveInt | None = Field(
         default=None,
-        description="Stop after this many training tokens (column `token_count`), in the source's order, those of "
-        "near duplicates that are left out later included; null takes everything.",
+        description="Stop after this many training tokens (column `token_count`), in the source's order. What "
+        "near_duplicates leaves out does not count, near duplicates of held-out documents do; null takes everything.",
     )
     held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
         description="Share of documents held out, chosen by a hash of the text alone: whatever the seed or the "

@@ -56,7 +56,7 @@ def _grams(content: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarr
     grams = np.zeros(max(len(words) - size + 1, 0), dtype=np.uint64)
     for position, factor in enumerate(factors):
         grams += words[position : position + len(grams)] * factor
-    grams = _mixed(grams)
+    grams = mixed(grams)
     # Those that begin in one document and end in the next are none.
     is_whole = np.ones(len(words), dtype=bool)
     for offset in range(1, size):
@@ -67,7 +67,7 @@ def _grams(content: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarr
     found = np.zeros(len(words), dtype=np.uint64)
     found[: len(grams)] = grams
     for start, count in zip(starts.tolist(), counts[is_short].tolist(), strict=True):
-        found[start] = _mixed(np.add.reduce(words[start : start + count] * factors[:count], keepdims=True))[0]
+        found[start] = mixed(np.add.reduce(words[start : start + count] * factors[:count], keepdims=True))[0]
     is_whole[starts] = True
     numbers = np.where(is_short, 1, np.maximum(counts - size + 1, 0))
     return found[is_whole], np.append(0, np.cumsum(numbers))
@@ -105,10 +105,10 @@ def _words(content: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndar
     # Sums up to where the next word begins; what is before the first one is no word.
     until = np.cumsum(values, out=values)[np.append(starts[1:], len(content)) - 1]
     until[1:] -= until[:-1].copy()
-    return _mixed(until * inverses[starts]), np.searchsorted(starts, bounds)
+    return mixed(until * inverses[starts]), np.searchsorted(starts, bounds)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """The finalizer of SplitMix64: a permutation of 64-bit numbers whose output bits are alike in every way."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -117,7 +117,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _factors(words: int) -> np.ndarray:
-    return _mixed(np.arange(1, words + 1, dtype=np.uint64)) | np.uint64(1)
+    return mixed(np.arange(1, words + 1, dtype=np.uint64)) | np.uint64(1)
 
 
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +132,6 @@ _BASE = 0x9E3779B97F4A7C15
 _TABLES: list[np.ndarray] = [np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)]
 _LOWER = np.array([ord(chr(byte).lower()) if byte < 0x80 else byte for byte in range(256)], dtype=np.uint64)
 _IN_WORD = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
-_VALUES = np.where(_IN_WORD, _mixed(_LOWER + np.uint64(1 << 32)), np.uint64(0))
+_VALUES = np.where(_IN_WORD, mixed(_LOWER + np.uint64(1 << 32)), np.uint64(0))
 # Lead byte, second byte where it decides, length: Latin-1 signs, general punctuation, CJK punctuation.
 _PUNCTUATION = ((0xC2, None, 2), (0xE2, 0x80, 3), (0xE3, 0x80, 3))

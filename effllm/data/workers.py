@@ -64,7 +64,8 @@ class Workers:
 
 def _begin(parent: int) -> None:
     die_with_parent(parent)
+    # Each process has one core of the job: libraries in Rust read this when they first work.
+    os.environ["RAYON_NUM_THREADS"] = "1"
     import pyarrow as pa
 
-    # Each process has one core of the job.
     pa.set_cpu_count(1)

@@ -30,6 +30,23 @@ class Overlap(Part):
     held_out_documents_covered: dict[str, int] = Field(description="The number of these documents.")
 
 
+class NearPair(Part):
+    """Two documents of one side that were taken for near duplicates."""
+
+    ids: list[str] = Field(description="Their ids, in the source's order.")
+    jaccard: float = Field(description="The similarity of their word grams.")
+    beginnings: list[str] = Field(description="The beginnings of their texts.")
+
+
+class NearDuplicateCounts(Part):
+    """Near duplicates within the sides of the split. All documents of a cluster but one are dropped as `clustered`."""
+
+    documents: int = Field(description="Documents that have a near duplicate.")
+    clusters: int = Field(description="Clusters that these make.")
+    pairs: int = Field(description="Pairs that were found near and joined: not all of those that a cluster has.")
+    sample: list[NearPair] = Field(description="Some of the pairs, to look at.")
+
+
 class CorpusSummary(Part, ResultFile):
     """What a corpus holds."""
 
@@ -40,6 +57,9 @@ class CorpusSummary(Part, ResultFile):
     splits: dict[str, DocumentCounts] = Field(description="`train` and `held_out`; tokens as the source counts them.")
     budget_met: bool | None = Field(description="Whether maximum_tokens was reached; null without a budget.")
     overlap: Overlap = Field(description="What both sides have in common.")
+    near_duplicates: NearDuplicateCounts | None = Field(
+        default=None, description="Near duplicates within each side; left out where they are not sought."
+    )
 
 
 class TokensIndex(Part, ResultFile):

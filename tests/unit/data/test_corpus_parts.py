@@ -13,7 +13,8 @@ import pytest
 
 from effllm.data import arrays
 from effllm.data.corpus import sample
-from effllm.data.exact_duplicates import SHARE_DIGESTS, merge, merges, rows_of
+from effllm.data.exact_duplicates import merge, merges
+from effllm.data.runs import RUN_RECORDS, SHARE_RECORDS, of_unit
 from effllm.data.settings import Corpus
 from effllm.data.sources.files import FilesSource
 from effllm.runtime.artifact import digest_tree
@@ -60,31 +61,37 @@ def sampled(files: list[Path], directory: Path, processes: int = 1, **changes: o
     return {"summary": summary.model_dump(), "shards": digest_tree(output)}
 
 
-@pytest.mark.parametrize("budget", [None, 9_000])
+@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.slow), 9_000])
 def test_the_number_of_processes_does_not_show(files: list[Path], tmp_path: Path, budget: int | None) -> None:
-    whole = sampled(files, tmp_path / "1", maximum_tokens=budget)
-    assert whole["summary"]["dropped"]["duplicate"] > 10 and len(whole["shards"]) >= 3
-    assert sampled(files, tmp_path / "4", 4, maximum_tokens=budget) == whole
+    changes = {"maximum_tokens": budget, "near_duplicates": {"keep": "longest"}}
+    whole = sampled(files, tmp_path / "1", **changes)
+    dropped = whole["summary"]["dropped"]
+    assert dropped["duplicate"] > 10 and dropped["clustered"] > 5 and len(whole["shards"]) >= 3
+    assert sampled(files, tmp_path / "4", 4, **changes) == whole
 
 
 @pytest.mark.slow
 def test_sixteen_processes_over_as_many_files_do_not_show(tmp_path: Path) -> None:
-    rows = [*documents(800), *documents(400)]
+    rows = [*documents(800), *documents(400), *(row | {"text": row["text"] + "And more."} for row in documents(200))]
     files = [write_parquet(tmp_path / f"{n:02d}.parquet", rows[n::16]) for n in range(16)]
-    assert sampled(files, tmp_path / "16", 16) == sampled(files, tmp_path / "1", 1)
+    whole = sampled(files, tmp_path / "1", 1, near_duplicates={})
+    assert sampled(files, tmp_path / "16", 16, near_duplicates={}) == whole
 
 
-def test_the_bytes_do_not_depend_on_how_documents_lie_in_files(files: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("near", [None, {}])
+def test_the_bytes_do_not_depend_on_how_documents_lie_in_files(files: list[Path], tmp_path: Path, near: object) -> None:
     import pyarrow.parquet as pq
 
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    assert sampled([write_parquet(tmp_path / "one.parquet", rows)], tmp_path / "one") == sampled(files, tmp_path / "5")
+    one = [write_parquet(tmp_path / "one.parquet", rows)]
+    assert sampled(one, tmp_path / "one", near_duplicates=near) == sampled(files, tmp_path / "5", near_duplicates=near)
 
 
 def test_a_run_that_is_killed_at_any_file_that_it_finishes_is_taken_up(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sampled(files, tmp_path / "whole", maximum_tokens=9_000)
+    changes = {"maximum_tokens": 9_000, "near_duplicates": {}}
+    whole = sampled(files, tmp_path / "whole", **changes)
     finished, replace, count = Path.replace, Path.replace, [0]
 
     def dying(path: Path, target: Path, at: int, after: bool) -> Path:
@@ -97,10 +104,10 @@ def test_a_run_that_is_killed_at_any_file_that_it_finishes_is_taken_up(
         return found
 
     monkeypatch.setattr(Path, "replace", lambda path, target: dying(path, target, 0, False))
-    sampled(files, tmp_path / "counted", maximum_tokens=9_000)
+    sampled(files, tmp_path / "counted", **changes)
     steps = count[0]
     rng = random.Random(1)
-    for attempt in range(20):
+    for attempt in range(10):
         # Of each attempt a second kill, in what the first has left.
         for at in (rng.randrange(1, steps), rng.randrange(1, steps)):
             count[0], after = 0, rng.random() < 0.5
@@ -108,17 +115,17 @@ def test_a_run_that_is_killed_at_any_file_that_it_finishes_is_taken_up(
                 Path, "replace", lambda path, target, at=at, after=after: dying(path, target, at, after)
             )
             with contextlib.suppress(Killed):
-                sampled(files, tmp_path / f"{attempt}", maximum_tokens=9_000)
+                sampled(files, tmp_path / f"{attempt}", **changes)
         monkeypatch.setattr(Path, "replace", finished)
-        assert sampled(files, tmp_path / f"{attempt}", maximum_tokens=9_000) == whole
+        assert sampled(files, tmp_path / f"{attempt}", **changes) == whole
 
 
 @pytest.mark.slow
 def test_processes_that_are_killed_at_any_time_leave_nothing_that_shows(files: list[Path], tmp_path: Path) -> None:
-    whole = sampled(files, tmp_path / "whole")
+    whole = sampled(files, tmp_path / "whole", near_duplicates={})
     code = (
         "import sys; from pathlib import Path; from tests.unit.data.test_corpus_parts import sampled;"
-        "sampled(list(map(Path, sys.argv[2:])), Path(sys.argv[1]), 3)\n"
+        "sampled(list(map(Path, sys.argv[2:])), Path(sys.argv[1]), 3, near_duplicates={})\n"
     )
     program = tmp_path / "program.py"
     program.write_text(f"if __name__ == '__main__':\n    {code}")
@@ -129,19 +136,19 @@ def test_processes_that_are_killed_at_any_time_leave_nothing_that_shows(files: l
         time.sleep(rng.uniform(0.5, 6))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert sampled(files, tmp_path / "killed") == whole
+    assert sampled(files, tmp_path / "killed", near_duplicates={}) == whole
 
 
 def test_duplicates_are_found_in_shares_as_in_one(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from effllm.data import drawing, exact_duplicates
+    from effllm.data import drawing, runs
 
     config = Corpus.model_validate(CONFIG)
     found = {}
-    for run, share in ((1 << 20, SHARE_DIGESTS), (30, 20)):
-        monkeypatch.setattr(drawing, "RUN_DIGESTS", run)
-        monkeypatch.setattr(exact_duplicates, "SHARE_DIGESTS", share)
+    for run, share in ((RUN_RECORDS, SHARE_RECORDS), (30, 20)):
+        monkeypatch.setattr(runs, "RUN_RECORDS", run)
+        monkeypatch.setattr(runs, "SHARE_RECORDS", share)
         units = FilesSource(files).units()
         drawings = [drawing.Drawing(unit, n, tmp_path / f"{run}-{n}", config) for n, unit in enumerate(units)]
         for each in drawings:
@@ -150,7 +157,7 @@ def test_duplicates_are_found_in_shares_as_in_one(
         target.mkdir()
         tasks = merges(drawings, target)
         merged = [merge(task) for task in tasks]
-        found[len(tasks)] = [sorted(row for rows in rows_of(each, merged) for row in rows) for each in drawings]
+        found[len(tasks)] = [sorted(row for rows in of_unit(merged, each.number) for row in rows) for each in drawings]
     (one, many) = found.values()
     assert min(found) == 1 and max(found) >= 32 and one == many and sum(map(len, one)) > 100
 

@@ -1,37 +1,16 @@
 """Overlap of held-out and training documents against its definition, computed by sets of words."""
 
 import random
-import re
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from corpus_documents import document, kept, kept_ids, write_parquet
+from related_texts import altered, grams_of, jaccard, prose
 
 from effllm.data.near_duplicates import HeldOutGrams
 from effllm.data.word_grams import word_grams
 from effllm.errors import UserError
-
-WORDS = [f"{first}{second}" for first in "bdfgklmnprstvz" for second in ("a", "esto", "il", "ouns", "ubber")]
-
-
-def grams_of(text):
-    """Word 5-grams as tuples; all words of a shorter text."""
-    words = re.findall(r"[0-9a-z]+", text.lower())
-    return {tuple(words[start : start + 5]) for start in range(max(1, len(words) - 4))} if words else set()
-
-
-def jaccard(one, other):
-    return len(one & other) / len(one | other) if one or other else 0.0
-
-
-def prose(rng, words):
-    return " ".join(rng.choice(WORDS) for _ in range(words))
-
-
-def altered(rng, text, share):
-    """`text` with about that share of its words replaced."""
-    return " ".join(rng.choice(WORDS) if rng.random() < share else word for word in text.split())
 
 
 def related_texts(seed, count):

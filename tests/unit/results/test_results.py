@@ -18,8 +18,8 @@ from effllm.results.telemetry import TelemetrySummary
 from effllm.results.training import Efficiency, PretrainingQuality
 
 GOLDEN = Path(__file__).parent / "golden"
-# Keys that are left out on purpose: they say why nothing is scored, or belong to random data or chat templates.
-NOT_ALWAYS = {"unscored", "prompt_tokens", "vocab_size", "chat"}
+# Keys that are left out on purpose: of options, of what scores nothing, of random data and chat templates.
+NOT_ALWAYS = {"near_duplicates", "unscored", "prompt_tokens", "vocab_size", "chat"}
 
 
 def _golden() -> list[tuple[str, type[ResultFile]]]:
