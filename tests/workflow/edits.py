@@ -21,7 +21,7 @@ def with_pairs(follows: set[str]) -> set[str]:
 
 PRECISION_TABLES = with_pairs({"table9.csv", "table16.csv", "validity.csv"}) | FROM_TABLES
 PAPER = read_study(REPOSITORY / "config" / "paper.yaml")
-MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table9"][key] for key in ("models", "precisions", "benchmarks"))
+MODELS, PRECISIONS, BENCHMARKS = (PAPER["tables"]["table16"][key] for key in ("models", "precisions", "benchmarks"))
 TINY = ("llama-1m", "qwen2-1m"), ("bfloat16", "int4"), ("adjacent-swap", "perplexity")
 
 
