@@ -53,6 +53,36 @@ class MambaArchitecture(ModelShape):
     )
 
 
+class Mamba2Architecture(ModelShape):
+    """Mamba-2 (Dao and Gu 2024): state spaces with one decay for each head, as a product over chunks; tied head.
+
+    The defaults are those of the published models. The heads are as many as `expand` times `hidden_size` makes.
+    """
+
+    model_type: Literal["mamba2"] = Field(description="Family.")
+    expand: Dimension = Field(default=2, description="Width of the mixer in multiples of hidden_size.")
+    head_dim: Dimension = Field(default=64, description="Width of a head.")
+    state_size: Dimension = Field(default=128, description="Numbers of the state for each channel.")
+    n_groups: Dimension = Field(default=1, description="Groups of heads, each with B and C of its own.")
+    chunk_size: Dimension = Field(
+        default=256, description="Tokens of a chunk: within one the scan is a product, between them a recurrence."
+    )
+    initializer_range: Annotated[PositiveFloat, Field(le=10)] = Field(
+        default=0.1, description="Standard deviation of the initial embedding and input projections."
+    )
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the mixer."""
+        return self.expand * self.hidden_size // self.head_dim
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Mamba2Architecture":
+        require_multiple("head_dim", self.head_dim, "expand times hidden_size", self.expand * self.hidden_size)
+        require_multiple("n_groups", self.n_groups, "the number of heads", self.num_heads)
+        return self
+
+
 class RwkvArchitecture(ModelShape):
     """RWKV version 4 (Peng et al. 2023), the one that Transformers has; untied head."""
 
@@ -64,6 +94,11 @@ class RwkvArchitecture(ModelShape):
 
 
 Architecture = Annotated[
-    LlamaArchitecture | DecoderArchitecture | GptNeoxArchitecture | MambaArchitecture | RwkvArchitecture,
+    LlamaArchitecture
+    | DecoderArchitecture
+    | GptNeoxArchitecture
+    | MambaArchitecture
+    | Mamba2Architecture
+    | RwkvArchitecture,
     Field(discriminator="model_type"),
 ]

@@ -10,6 +10,7 @@ from effllm.models.architectures import (
     DecoderArchitecture,
     GptNeoxArchitecture,
     LlamaArchitecture,
+    Mamba2Architecture,
     MambaArchitecture,
 )
 
@@ -71,4 +72,7 @@ def _family_settings(shape: Architecture) -> dict[str, Any]:
     if isinstance(shape, MambaArchitecture):
         # Without CUDA kernels Transformers scans token by token; this scan is parallel.
         return {"use_mambapy": True}
+    if isinstance(shape, Mamba2Architecture):
+        keys = "expand head_dim num_heads state_size n_groups chunk_size"
+        return {key: getattr(shape, key) for key in keys.split()} | {"tie_word_embeddings": True}
     return {"intermediate_size": shape.intermediate_size, "context_length": shape.max_position_embeddings}

@@ -1,10 +1,12 @@
-"""Mamba and RWKV of Transformers by fused kernels, where the packages that hold them can be imported.
+"""Mamba, Mamba-2 and RWKV of Transformers by fused kernels, where the packages that hold them can be imported.
 
-Mamba's are mamba-ssm's and causal-conv1d's: Transformers takes them wherever they import, and its own scan otherwise.
+Those of both Mambas are mamba-ssm's and causal-conv1d's: Transformers takes each function that can be imported, when it
+is imported itself, and its own in place of the rest. The plain way is its own for all of them.
 RWKV-4's is flash-linear-attention's (fla-core), in place of Transformers' loop over the tokens.
 """
 
 import inspect
+import sys
 import unittest.mock
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,14 +16,18 @@ from torch import Tensor, nn
 
 from effllm.models.decoder.kernels.choice import failing_as_a_cell, has_package, is_fused
 
-_MAMBA = "transformers.models.mamba.modeling_mamba"
-_MAMBA_FUNCTIONS = (
-    "causal_conv1d_fn",
-    "causal_conv1d_update",
-    "mamba_inner_fn",
-    "mamba_selective_scan",
-    "mamba_selective_state_update",
-)
+_CONVOLUTION = ("causal_conv1d_fn", "causal_conv1d_update")
+_MAMBA_FUNCTIONS = {
+    "mamba": (*_CONVOLUTION, "mamba_inner_fn", "mamba_selective_scan", "mamba_selective_state_update"),
+    "mamba2": (
+        *_CONVOLUTION,
+        "mamba2_split_conv1d_scan_combined",
+        "mamba2_chunk_scan",
+        "mamba2_selective_state_update",
+    ),
+}
+# The convolution's kernels read rows whose starts are multiples of this many numbers.
+_ROW_MULTIPLE = 8
 _RWKV = "transformers.models.rwkv.modeling_rwkv"
 
 
@@ -30,14 +36,24 @@ def recurrent_kernels(model: nn.Module) -> Iterator[None]:
     """While the block runs, Mamba and RWKV go the way that `choice.choosing` asks for; other models are left alone."""
     family = getattr(getattr(model, "config", None), "model_type", None)
     with ExitStack() as patches:
-        if family == "mamba" and not is_fused("mamba", _objection("mamba_ssm", "causal_conv1d", is_repeatable=False)):
-            module = __import__(_MAMBA, fromlist=["_"])
-            for name in _MAMBA_FUNCTIONS:
-                plain = inspect.unwrap(getattr(module, name))
-                patches.enter_context(unittest.mock.patch(f"{_MAMBA}.{name}", plain))
+        if family in _MAMBA_FUNCTIONS and not is_fused(family, _objection_to_mamba(family, model)):
+            module = sys.modules[type(model).__module__]
+            for name in _MAMBA_FUNCTIONS[family]:
+                patches.enter_context(unittest.mock.patch.object(module, name, inspect.unwrap(getattr(module, name))))
         if family == "rwkv" and is_fused("rwkv", _objection("fla.ops.rwkv4", is_repeatable=True)):
             patches.enter_context(unittest.mock.patch(f"{_RWKV}.rwkv_linear_attention", _linear_attention))
         yield
+
+
+def _objection_to_mamba(family: str, model: nn.Module) -> str | None:
+    if family == "mamba":
+        return _objection("mamba_ssm", "causal_conv1d", is_repeatable=False)
+    # These kernels, and the convolution's, add up in one order when torch is told to be deterministic.
+    objection = _objection("mamba_ssm", "causal_conv1d", is_repeatable=True)
+    width = next(layer.out_features for name, layer in model.named_modules() if name.endswith("in_proj"))
+    if objection is None and width % _ROW_MULTIPLE:
+        return f"it takes input projections whose width is a multiple of {_ROW_MULTIPLE}, not {width}"
+    return objection
 
 
 def _objection(*packages: str, is_repeatable: bool) -> str | None:

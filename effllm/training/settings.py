@@ -137,6 +137,9 @@ class Kernels(Section):
     mamba: Literal["auto", "mamba_ssm", "mambapy"] = Field(
         default="auto", description="mamba: mamba_ssm is fused, with causal_conv1d; mambapy is plain PyTorch."
     )
+    mamba2: Literal["auto", "mamba_ssm", "torch"] = Field(
+        default="auto", description="mamba2: mamba_ssm is fused, with causal_conv1d; torch is plain PyTorch."
+    )
     rwkv: Literal["auto", "fla", "loop"] = Field(default="auto", description="rwkv: fla is fused, loop plain PyTorch.")
 
     def wanted(self) -> dict[str, str]:

@@ -23,6 +23,15 @@ def test_every_direct_dependency_is_pinned_and_explained(repository: Path) -> No
         assert f"`{name.partition('[')[0]}`" in explained, f"docs/dependencies.md does not explain {name}"
 
 
+def test_optional_kernels_are_pinned_and_explained_and_agree_with_the_constraints(repository: Path) -> None:
+    explained = (repository / "docs" / "dependencies.md").read_text()
+    constraints = dict(line.split("==") for line in _pins(repository / "constraints.txt"))
+    for pin in _pins(repository / "requirements-gpu.txt"):
+        name, separator, version = pin.partition("==")
+        assert separator and f"`{name}`" in explained
+        assert constraints.get(name, version) == version
+
+
 def test_constraints_hold_the_direct_pins(repository: Path) -> None:
     constraints = {line.lower().replace("_", "-") for line in _pins(repository / "constraints.txt")}
     for pin in _pins(repository / "requirements.txt") + _pins(repository / "requirements-dev.txt"):

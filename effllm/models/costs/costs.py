@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.costs.decoders import describe_decoder, describe_gpt_neox, describe_llama
-from effllm.models.costs.recurrent import describe_mamba, describe_rwkv
+from effllm.models.costs.recurrent import describe_mamba, describe_mamba2, describe_rwkv
 from effllm.models.terms import Description
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _DESCRIBE: dict[str, Callable[[Any], Description]] = {
     "phi3": describe_llama,
     "gpt_neox": describe_gpt_neox,
     "mamba": describe_mamba,
+    "mamba2": describe_mamba2,
     "rwkv": describe_rwkv,
 }
 

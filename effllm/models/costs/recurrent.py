@@ -1,11 +1,12 @@
-"""Descriptions of the attention-free models: Mamba and RWKV."""
+"""Descriptions of the attention-free models: Mamba, Mamba-2 and RWKV."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effllm.models.terms import Description, Layer, RecurrentState
 
 if TYPE_CHECKING:
-    from transformers import MambaConfig, RwkvConfig
+    from transformers import Mamba2Config, MambaConfig, RwkvConfig
 
 
 def describe_mamba(config: "MambaConfig") -> Description:
@@ -32,6 +33,56 @@ def describe_mamba(config: "MambaConfig") -> Description:
     return _model(config, layer, other=hidden)
 
 
+@dataclass(frozen=True)
+class ChunkedState:
+    """The state of Mamba-2, [channels, state], read and written by products over chunks of the sequence.
+
+    Within a chunk every token meets every other, causality not halved: C B for each group, its product with the values
+    for each channel. Then one product writes the chunk's state and one reads the state before it; the step from one
+    chunk's state to the next is elementwise. A part of a chunk costs as much as a whole one.
+    """
+
+    channels: int
+    state: int
+    groups: int
+    chunk: int
+    other_elements: int
+
+    def forward_flops(self, length: int) -> int:
+        within = 2 * self.chunk * (self.groups * self.state + self.channels)
+        return -(-length // self.chunk) * self.chunk * (within + 4 * self.channels * self.state)
+
+    def decoding_flops(self, context: int) -> int:
+        return 2 * self.channels * self.state
+
+    def cache_elements(self, context: int) -> int:
+        return self.channels * self.state + self.other_elements
+
+
+def describe_mamba2(config: "Mamba2Config") -> Description:
+    """Mamba-2: one projection to gate, values, B, C and steps, a convolution of values, B and C, and one back.
+
+    The state is h, [inner, state], and the convolution's last inputs, [inner and B and C, kernel].
+    """
+    hidden, heads, groups, state = config.hidden_size, config.num_heads, config.n_groups, config.state_size
+    inner = config.expand * hidden
+    mixed = inner + 2 * groups * state
+    matmul = hidden * (inner + mixed + heads) + inner * hidden
+    convolution = mixed * (config.conv_kernel + (1 if config.use_conv_bias else 0))
+    biases = inner + mixed + heads + hidden if config.use_bias else 0
+    # A, D and the bias of the steps; the norm before the projection back, and that of the layer.
+    total = matmul + convolution + 3 * heads + inner + biases + hidden
+    layer = Layer(
+        parameters=total,
+        active_parameters=total,
+        matmul_parameters=matmul,
+        # Input, norm, projection, convolution, scan, gated and normalised output, and the states of the chunks.
+        saved_elements=2 * hidden + inner + 2 * mixed + heads + 3 * inner + inner * state // config.chunk_size,
+        mixer=ChunkedState(inner, state, groups, config.chunk_size, other_elements=mixed * config.conv_kernel),
+    )
+    return _model(config, layer, other=hidden)
+
+
 def describe_rwkv(config: "RwkvConfig") -> Description:
     """RWKV-4: four square projections of time mixing, three of channel mixing; WKV itself is elementwise.
 
@@ -54,7 +105,7 @@ def describe_rwkv(config: "RwkvConfig") -> Description:
     return _model(config, layer, other=4 * hidden)
 
 
-def _model(config: "MambaConfig | RwkvConfig", layer: Layer, other: int) -> Description:
+def _model(config: "MambaConfig | Mamba2Config | RwkvConfig", layer: Layer, other: int) -> Description:
     table = config.vocab_size * config.hidden_size
     return Description(
         hidden_size=config.hidden_size,

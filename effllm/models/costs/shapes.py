@@ -37,6 +37,10 @@ def _family_terms(given: dict[str, Any]) -> dict[str, Any]:
     if family == "mamba":
         inner = {"intermediate_size": 2 * hidden, "state_size": 16, "time_step_rank": -(-hidden // 16)}
         return inner | {"conv_kernel": 4, "use_conv_bias": True, "use_bias": False, "tie_word_embeddings": True}
+    if family == "mamba2":
+        inner = given["expand"] * hidden
+        rest = {"conv_kernel": 4, "use_conv_bias": True, "use_bias": False, "tie_word_embeddings": True}
+        return {"num_heads": inner // given["head_dim"]} | rest
     if family == "rwkv":
         return {"attention_hidden_size": hidden, "intermediate_size": 4 * hidden, "tie_word_embeddings": False}
     return {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from effllm.models.architecture import ModelShape
 
 # `model_type`s whose linear layers peft does not adapt all: some are read by fused kernels, past the adapter.
-PARTLY_ADAPTED_MODEL_TYPES = frozenset({"mamba"})
+PARTLY_ADAPTED_MODEL_TYPES = frozenset({"mamba", "mamba2"})
 
 
 class LowRankMethod(Method):

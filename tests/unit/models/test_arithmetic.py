@@ -8,7 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.models import costs
-from effllm.models.architectures import Architecture, GptNeoxArchitecture, MambaArchitecture, RwkvArchitecture
+from effllm.models.architectures import (
+    Architecture,
+    GptNeoxArchitecture,
+    Mamba2Architecture,
+    MambaArchitecture,
+    RwkvArchitecture,
+)
 from effllm.models.costs.shapes import shape_of
 from effllm.models.decoder import EffConfig
 from effllm.models.families import model_config
@@ -111,6 +117,19 @@ NEOX = GptNeoxArchitecture(
     intermediate_size=256,
     max_position_embeddings=128,
 )
+# Each head in a group of its own, and groups of two heads.
+MAMBA2 = {
+    groups: Mamba2Architecture(
+        model_type="mamba2",
+        hidden_size=64,
+        num_hidden_layers=2,
+        head_dim=32,
+        state_size=16,
+        n_groups=groups,
+        chunk_size=32,
+    )
+    for groups in (4, 2)
+}
 RWKV = RwkvArchitecture(model_type="rwkv", hidden_size=64, num_hidden_layers=2, max_position_embeddings=128)
 
 
@@ -141,6 +160,7 @@ def flop_configs() -> dict:
         "llama-biased": transformers_config("llama", attention_bias=True, mlp_bias=True),
         "gpt_neox": model_config(NEOX, 512),
         "mamba": model_config(MambaArchitecture(model_type="mamba", hidden_size=64, num_hidden_layers=2), 512),
+        "mamba2": model_config(MAMBA2[2], 512),
         "rwkv": model_config(RWKV, 512),
     }
     return configs
@@ -169,6 +189,16 @@ def test_parameters_of_the_counted_models_are_exact(counted):
     assert costs.parameter_count(config).total == sum(weight.numel() for weight in model.parameters())
 
 
+def beyond_the_formula(config, length: int) -> int:
+    """Forward FLOPs of Transformers' plain Mamba-2 that need not be: C B for each head, the states by a product."""
+    if config.model_type != "mamba2":
+        return 0
+    chunks = -(-length // config.chunk_size)
+    again = 2 * config.chunk_size * (config.num_heads - config.n_groups) * config.state_size
+    states = 2 * (chunks + 1) ** 2 * config.expand * config.hidden_size * config.state_size
+    return config.num_hidden_layers * (chunks * config.chunk_size * again + states)
+
+
 def test_training_flops_agree_with_the_counter(counted):
     config, model = counted
     tokens = torch.randint(1, 512, (1, 128))
@@ -176,7 +206,18 @@ def test_training_flops_agree_with_the_counter(counted):
     def step(model):
         model.train()(tokens, labels=tokens, use_cache=False).loss.backward()
 
-    assert counted_flops(model, step) == pytest.approx(costs.training_flops(config, 128), rel=0.002)
+    expected = costs.training_flops(config, 128) + 3 * beyond_the_formula(config, 128)
+    assert counted_flops(model, step) == pytest.approx(expected, rel=0.002)
+
+
+@pytest.mark.parametrize(("groups", "length"), [(4, 256), (2, 72)])
+def test_a_part_of_a_chunk_costs_mamba2_a_whole_one(groups, length):
+    config = model_config(MAMBA2[groups], 512)
+    model = AutoModelForCausalLM.from_config(config)
+    counted = counted_flops(model, lambda model: model(torch.ones(1, length, dtype=torch.long)))
+    assert counted == pytest.approx(costs.forward_flops(config, length), rel=0.06)
+    expected = costs.forward_flops(config, length) + beyond_the_formula(config, length)
+    assert counted == pytest.approx(expected, rel=1e-4)
 
 
 @torch.no_grad()
@@ -185,7 +226,7 @@ def test_decoding_flops_agree_with_the_counter(counted):
     tokens = torch.randint(1, 512, (1, 96))
     model.eval()
     state = model(tokens[:, :88], use_cache=True)
-    name = {"rwkv": "state", "mamba": "cache_params"}.get(config.model_type, "past_key_values")
+    name = next(name for name in ("state", "cache_params", "past_key_values") if state.get(name) is not None)
     past = {name: state[name]}
 
     def step(model):
@@ -198,7 +239,7 @@ def test_decoding_flops_agree_with_the_counter(counted):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in FLOP_CONFIGS if name not in ("rwkv", "mamba")])
+@pytest.mark.parametrize("name", [name for name in FLOP_CONFIGS if name not in ("rwkv", "mamba", "mamba2")])
 def test_cache_bytes_are_those_of_the_real_cache(name):
     config = FLOP_CONFIGS[name]
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -217,13 +258,13 @@ def test_state_bytes_are_those_of_the_real_states():
     config = FLOP_CONFIGS["rwkv"]
     states = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).state
     assert costs.cache_bytes(config, 40, torch.float32) == sum(state.nbytes for state in states)
-    config = FLOP_CONFIGS["mamba"]
-    cache = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).cache_params
-    held = 0
-    for layer in cache.layers:
-        states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
-        held += sum(state.nbytes for state in states)
-    assert costs.cache_bytes(config, 40, torch.float32) == held
+    for config in (FLOP_CONFIGS["mamba"], FLOP_CONFIGS["mamba2"]):
+        cache = AutoModelForCausalLM.from_config(config).eval()(tokens, use_cache=True).cache_params
+        held = 0
+        for layer in cache.layers:
+            states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+            held += sum(state.nbytes for state in states)
+        assert costs.cache_bytes(config, 40, torch.float32) == held
 
 
 def test_latents_cache_less_than_keys_and_values():
@@ -290,7 +331,10 @@ def test_an_unknown_architecture_is_named():
 
 @pytest.mark.parametrize("size", ["0.3m", "0.6m", "1m"])
 def test_tiny_families_are_within_a_tenth_of_each_other(size):
-    runs = [STUDIES["tiny"].pretraining[f"{family}-{size}"] for family in ("qwen2.5", "mamba", "pythia", "rwkv")]
+    families = ("qwen2.5", "mamba", "mamba2", "pythia", "rwkv")
+    tiny = STUDIES["tiny"].pretraining
+    runs = [tiny[f"{family}-{size}"] for family in families if f"{family}-{size}" in tiny]
+    assert len(runs) >= 4
     totals = [costs.parameter_count(run_config(run)).total for run in runs]
     assert max(totals) <= 1.1 * min(totals)
 
@@ -306,6 +350,7 @@ SHAPES = {
     "phi3": {"intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 4},
     "gpt_neox": {"intermediate_size": 256, "num_attention_heads": 4},
     "mamba": {},
+    "mamba2": {"head_dim": 16, "n_groups": 2, "state_size": 24},
     "rwkv": {},
 }
 SHAPES |= {f"effllm-{a}": {"attention": a, "intermediate_size": 160, "num_attention_heads": 4} for a in ATTENTIONS}
@@ -317,7 +362,7 @@ SHAPES["effllm-learned"] = {"position": "learned", "intermediate_size": 160, "nu
 def test_a_studys_shape_costs_what_its_configuration_costs(name):
     """The terms that are filled in without Transformers are those of the configurations that Transformers makes."""
     family = name.partition("-")[0]
-    longest = {} if family == "mamba" else {"max_position_embeddings": 256}
+    longest = {} if family in ("mamba", "mamba2") else {"max_position_embeddings": 256}
     given = {"model_type": family, "hidden_size": 64, "num_hidden_layers": 2, **longest, **SHAPES[name]}
     architecture = TypeAdapter(Architecture).validate_python(given)
     config, shape = model_config(architecture, 512), shape_of(architecture, 512)

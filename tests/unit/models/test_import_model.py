@@ -70,10 +70,14 @@ def test_the_record_is_what_the_files_hold(dtype: torch.dtype, tmp_path: Path) -
     assert tokenizer["adds_bos"] is False
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mixtral", "gpt_neox", "mamba", "phi3", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "gpt_neox", "mamba", "mamba2", "phi3", "gpt2"])
 def test_families_whose_checkpoints_have_names_of_their_own_are_imported_whole(family: str, tmp_path: Path) -> None:
     """Mixtral is stored expert by expert and fused when it is loaded, GPT-2 is stored without its prefix."""
-    extra = {"mixtral": {"num_local_experts": 4}, "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2}}.get(family, {})
+    extra = {
+        "mixtral": {"num_local_experts": 4},
+        "mamba2": {"num_heads": 8, "head_dim": 8},
+        "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2},
+    }.get(family, {})
     directory = write_model(tmp_path / family, family, **extra)
     record = imported(directory, tmp_path)
     assert record["model_type"] == family

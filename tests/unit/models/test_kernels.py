@@ -1,19 +1,22 @@
 """The choice among kernels, and the mathematics around them that a CPU can run; the kernels need CUDA."""
 
 import builtins
+import sys
 import warnings
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.kernels import relative, selection, strided
-from effllm.models.decoder.kernels.choice import choosing, failing_as_a_cell, is_fused
+from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, is_fused
 from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.training.settings import PretrainingRun
+from tests.unit.training.small_models import small_model
 
 from .conftest import small_config
 
@@ -139,6 +142,37 @@ def test_a_cpu_keeps_to_plain_torch_and_imports_no_kernels(module, settings, pla
         model(tokens, labels=tokens).loss.backward()
     assert used == {module: {plain: "it needs CUDA, not cpu"}}
     assert not {"triton", "fla", "mamba_ssm", "causal_conv1d"} & set(imported)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "rwkv"])
+def test_a_recurrent_family_keeps_to_plain_torch_on_a_cpu_and_fails_if_its_kernel_is_asked_for(family, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = small_model(family).train()
+    module = sys.modules[type(model).__module__]
+    functions = [name for name, value in vars(module).items() if hasattr(value, "__wrapped__") and name.islower()]
+    ways = WAYS[family]
+    tokens = torch.ones(1, 5, dtype=torch.long)
+    with choosing({}) as used, recurrent_kernels(model):
+        model(tokens, labels=tokens).loss.backward()
+        # Transformers' own, without the package that it has found or not.
+        replaced = [name for name in functions if not hasattr(getattr(module, name), "__wrapped__")]
+    assert used == {family: {ways.plain: "it needs CUDA"}}
+    assert replaced == [name for name in functions if name.startswith(("causal_conv1d", "mamba"))]
+    assert all(hasattr(getattr(module, name), "__wrapped__") for name in functions)
+    with choosing({family: ways.fused}), pytest.raises(CellFailure, match=f"of {family} was asked for and cannot run"):
+        recurrent_kernels(model).__enter__()
+
+
+def test_mamba2_says_which_shape_its_kernels_do_not_take(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("effllm.models.recurrent_kernels.has_package", lambda name: True)
+    shape = {"hidden_size": 24, "num_heads": 3, "head_dim": 16, "n_groups": 1, "state_size": 8}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mamba2", num_hidden_layers=1, vocab_size=30, **shape)
+    )
+    with choosing({}) as used, pytest.warns(RuntimeWarning, match="mamba2 runs by torch"), recurrent_kernels(model):
+        pass
+    assert used == {"mamba2": {"torch": "it takes input projections whose width is a multiple of 8, not 115"}}
 
 
 def test_a_kernel_can_be_asked_for_and_forbidden():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
+from effllm.models import recurrent_kernels
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.decoder.attention import nsa_branches as branches
 from effllm.models.decoder.attention.core import Sequence, causal_attention
@@ -186,8 +188,6 @@ def test_rwkv_by_the_fused_kernel_is_the_loop_over_tokens():
     pytest.importorskip("fla.ops.rwkv4")
     from transformers.models.rwkv import modeling_rwkv
 
-    from effllm.models import recurrent_kernels
-
     decay, first = torch.randn(2, 64, device="cuda")
     key, value, gradient = torch.randn(3, 2, 37, 64, device="cuda")
     ways = []
@@ -196,3 +196,22 @@ def test_rwkv_by_the_fused_kernel_is_the_loop_over_tokens():
         output, state = attend(*leaves, return_state=True)
         ways.append([output, *state, *torch.autograd.grad(output, leaves, gradient)])
     torch.testing.assert_close(ways[0], ways[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [200, 64])
+def test_mamba2_by_the_fused_kernels_is_plain_torch(length):
+    pytest.importorskip("mamba_ssm.ops.triton.ssd_combined")
+    pytest.importorskip("causal_conv1d")
+    shape = {"hidden_size": 128, "num_heads": 8, "head_dim": 32, "n_groups": 2, "state_size": 32, "chunk_size": 64}
+    config = AutoConfig.for_model("mamba2", num_hidden_layers=2, vocab_size=300, **shape)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).cuda().train()
+    tokens = torch.randint(0, 300, (2, length), device="cuda")
+    ways = []
+    for wanted in ("mamba_ssm", "torch"):
+        with choosing({"mamba2": wanted}) as used, recurrent_kernels.recurrent_kernels(model):
+            loss = model(tokens, labels=tokens).loss
+            ways.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+        assert used == {"mamba2": {wanted: None}}
+    # Tensor cores multiply float32 as TF32.
+    assert_close(*ways)

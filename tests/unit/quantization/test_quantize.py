@@ -164,13 +164,15 @@ def test_a_group_size_that_does_not_divide_is_unsupported() -> None:
     assert caught.value.status == "unsupported"
 
 
-def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_an_unknown_architecture_becomes_a_status(builder: Any, tmp_path: Path, family: str) -> None:
     from effllm.quantization.gptq_quantizer import quantize_gptq
 
     settings = builder.graph.study.precision_of("llama-1m", "int4")
     assert isinstance(settings, GptqPrecision)
-    AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(CellFailure, match="does not know model_type 'mamba'") as caught:
+    heads = {"num_heads": 8, "head_dim": 8} if family == "mamba2" else {}
+    AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=1, **heads).save_pretrained(tmp_path)
+    with pytest.raises(CellFailure, match=f"does not know model_type '{family}'") as caught:
         quantize_gptq(tmp_path, tmp_path / "out", settings, tmp_path, tmp_path)
     assert caught.value.status == "unsupported"
 

@@ -207,6 +207,21 @@ CASES = {
         {**DECODER, "model_type": "gpt_neox", "hidden_size": 12},
         ["pretraining.llama-1m.architecture", "0 of each head"],
     ),
+    "heads that do not divide mamba2": (
+        "pretraining/mamba2-0.3m/architecture/head_dim",
+        48,
+        ["pretraining.mamba2-0.3m.architecture", "expand times hidden_size 128 is not a multiple of head_dim 48"],
+    ),
+    "groups that do not divide the heads of mamba2": (
+        "pretraining/mamba2-0.3m/architecture/n_groups",
+        3,
+        ["pretraining.mamba2-0.3m.architecture", "the number of heads 8 is not a multiple of n_groups 3"],
+    ),
+    "a kernel of another family": (
+        "pretraining/mamba-0.3m/kernels",
+        {"mamba2": "mamba_ssm"},
+        ["pretraining.mamba-0.3m", "kernels.mamba2", "what this architecture lacks"],
+    ),
     "a vocabulary below the tokenizer's": (
         "pretraining/llama-1m/architecture/vocab_size",
         1000,

@@ -97,9 +97,10 @@ def test_lora_on_all_layers_of_mamba_is_refused(tiny: dict[str, Any]) -> None:
 def test_partly_adapted_families_are_those_that_peft_refuses() -> None:
     from peft import LoraConfig, get_peft_model
 
-    for family in ("llama", "qwen2", "phi3", "gpt_neox", "rwkv", "mamba"):
+    for family in ("llama", "qwen2", "phi3", "gpt_neox", "rwkv", "mamba", "mamba2"):
         shape = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1}
-        heads = {"num_attention_heads": 2, "pad_token_id": 0} if family not in ("rwkv", "mamba") else {}
+        heads = {"num_attention_heads": 2, "pad_token_id": 0} if family not in ("rwkv", "mamba", "mamba2") else {}
+        heads |= {"num_heads": 8, "head_dim": 8} if family == "mamba2" else {}
         config = AutoConfig.for_model(family, **shape, **heads)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

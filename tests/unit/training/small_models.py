@@ -30,8 +30,9 @@ def small_model(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if family.startswith("effllm"):
         config: Any = EffConfig(**(_EFFLLM | _OWN[family.removeprefix("effllm-")]), initializer_range=0.2)
-    elif family in ("mamba", "rwkv"):
-        config = AutoConfig.for_model(family, **_SHAPE)
+    elif family in ("mamba", "mamba2", "rwkv"):
+        heads = {"num_heads": 8, "head_dim": 8, "state_size": 8} if family == "mamba2" else {}
+        config = AutoConfig.for_model(family, **_SHAPE, **heads)
     else:
         tied = {"tie_word_embeddings": family == "qwen2"}
         # Phi3's padding token lies beyond this vocabulary.

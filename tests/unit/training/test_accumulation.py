@@ -21,6 +21,7 @@ FAMILIES = (
     "relative-0.6m",
     "qwen2.5-0.3m",
     "mamba-0.3m",
+    "mamba2-0.3m",
     "pythia-0.3m",
     "rwkv-0.3m",
 )

@@ -347,6 +347,7 @@ MISFITS = {
     ),
     "layers": ("llama", "freeze", {"frozen_layers": 3}, ["methods.m.frozen_layers", "3", "3 layers", "fix fewer"]),
     "mamba": ("mamba", "lora", {"rank": 2}, ["methods.m", "mamba", "out_proj"]),
+    "mamba2": ("mamba2", "lora", {"rank": 2}, ["methods.m", "mamba2", "out_proj"]),
     "tied head": ("qwen2", "lora", {"target_modules": ["lm_head"]}, ["methods.m.target_modules", "head", "leave it"]),
 }
 

@@ -33,6 +33,7 @@ WAYS = {
     "relative": Ways("near_far", "chunked"),
     "nsa": Ways("blocks", "gather"),
     "mamba": Ways("mamba_ssm", "mambapy"),
+    "mamba2": Ways("mamba_ssm", "torch"),
     "rwkv": Ways("fla", "loop"),
 }
 
