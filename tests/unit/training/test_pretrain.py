@@ -65,10 +65,14 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
 def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights(
-    builder: Any, tmp_path: Path, held: Held
+    builder: Any, tmp_path: Path, held: Held, family: str
 ) -> None:
     spec = builder.graph.spec("pretrain", "llama-1m")
+    if family == "mamba2":
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "chunk_size": 16}
+        spec["config"]["architecture"] = {"model_type": family, **shape}
     spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 1}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
