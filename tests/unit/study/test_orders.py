@@ -8,7 +8,7 @@ from effllm.errors import UserError
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
 
-RUN = "easy-first-0.3m"
+RUN = "paced-0.3m"
 LOSS = {"kind": "loss", "run": "gqa-0.3m"}
 
 
@@ -33,8 +33,8 @@ CASES = {
     ),
     "direction": ({f"pretraining/{RUN}/order/first": "esy"}, [f"pretraining.{RUN}.order.first", "'esy'", "easy"]),
     "more segments than steps": (
-        {f"pretraining/{RUN}/order/segments": 61},
-        [f"pretraining.{RUN}", "segments 61 exceeds the 60 steps", "lower it"],
+        {f"pretraining/{RUN}/order/segments": 121},
+        [f"pretraining.{RUN}", "segments 121 exceeds the 120 steps", "lower it"],
     ),
     "windows of another length": (
         {"orders/compression/sequence_length": 64},
