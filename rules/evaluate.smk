@@ -1,7 +1,7 @@
-"""Benchmarks and scores.
+"""Benchmarks, scores, and what of a benchmark stands in training text.
 
-in:  a corpus or nothing (the hub); a model in one precision and a benchmark
-out: results/{benchmark,evaluate}/<id>/manifest.json
+in:  a corpus or nothing (the hub); a model in one precision and a benchmark; a benchmark and a corpus
+out: results/{benchmark,evaluate,overlap}/<id>/manifest.json
 """
 
 
@@ -43,5 +43,27 @@ rule evaluate:
         spec=spec("evaluate"),
     message:
         "Scoring {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule overlap:
+    input:
+        unpack(parents("overlap")),
+    output:
+        manifest=f"{RESULTS}/overlap/{{id}}/manifest.json",
+    log:
+        "logs/overlap/{id}.log",
+    wildcard_constraints:
+        id=only("overlap"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    resources:
+        **requests("overlap"),
+    params:
+        spec=spec("overlap"),
+    message:
+        "Looking for {wildcards.id} in training text"
     script:
         STAGE_SCRIPT

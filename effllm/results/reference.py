@@ -10,6 +10,7 @@ from effllm.results.benchmark import Benchmark
 from effllm.results.data import CorpusSummary, InstructionsSummary, OrderSummary, TokensIndex
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.model import ModelSummary
+from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Generations, Profile
 from effllm.results.provenance import Provenance
 from effllm.results.quantization import Quantization
@@ -27,6 +28,7 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "quantize": (Quantization,),
     "benchmark": (Benchmark,),
     "evaluate": (Evaluation, Clusters, WindowsRecord),
+    "overlap": (ItemsOverlap,),
     "profile": (Profile, Generations, WindowsRecord),
     "every stage": (Provenance,),
 }

@@ -12,6 +12,7 @@ from effllm.stages.instructions import InstructionsStage
 from effllm.stages.merge import MergeStage
 from effllm.stages.model import ModelStage
 from effllm.stages.order import OrderStage
+from effllm.stages.overlap import OverlapStage
 from effllm.stages.pretrain import PretrainStage
 from effllm.stages.profile import ProfileStage
 from effllm.stages.quantize import QuantizeStage
@@ -32,5 +33,6 @@ STAGES: dict[str, Stage] = {
     "quantize": QuantizeStage(),
     "benchmark": BenchmarkStage(),
     "evaluate": EvaluateStage(),
+    "overlap": OverlapStage(),
     "profile": ProfileStage(),
 }

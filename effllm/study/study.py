@@ -124,6 +124,14 @@ class Study(Section):
             return self.architecture_of(source.model)
         return self.pretraining[source.run].architecture if isinstance(source, PretrainedSource) else None
 
+    def corpus_behind(self, model: str) -> str | None:
+        """Id of the corpus that a model was pretrained on here; None where the study did not train it."""
+        source = self.models[model].source
+        if isinstance(source, FinetunedSource):
+            return self.corpus_behind(source.model)
+        stream = self.tokens[self.pretraining[source.run].tokens] if isinstance(source, PretrainedSource) else None
+        return None if stream is None or isinstance(stream, SyntheticStream) else stream.corpus
+
     def makes_adapter(self, source: FinetunedSource) -> bool:
         """Whether fine-tuning makes an adapter, which is merged before it is used, and not a whole model."""
         return not self.methods[source.method].trains_whole_model

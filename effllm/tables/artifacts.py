@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from effllm.errors import Status
 from effllm.results.base import ResultFile
 from effllm.results.evaluation import Evaluation
+from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
 from effllm.results.training import Efficiency, FinetuningQuality, PretrainingQuality
@@ -18,6 +19,7 @@ PAYLOADS: Mapping[str, type[ResultFile]] = {
     "finetune": FinetuningQuality,
     "quantize": Quantization,
     "evaluate": Evaluation,
+    "overlap": ItemsOverlap,
     "profile": Profile,
 }
 # Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.

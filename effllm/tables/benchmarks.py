@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from effllm.results.overlap import ItemsOverlap
 from effllm.tables.accuracy import average_performance, better
-from effllm.tables.artifacts import read_results
-from effllm.tables.cells import Row
+from effllm.tables.artifacts import Result, read_results
+from effllm.tables.cells import Cell, Row
 from effllm.tables.conditions import software
 from effllm.tables.window import disturbances
 from effllm.telemetry.validity import status_of
@@ -17,6 +18,7 @@ def scores_by_benchmark(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]
     The mean is over accuracy benchmarks; a perplexity stands in its own column and is in no mean.
     """
     results = read_results("evaluate", inputs["evaluate"])
+    overlaps: dict[str, Result[ItemsOverlap]] = read_results("overlap", inputs.get("overlap", []))
     config = spec["config"]
     rows = []
     for model in config["models"]:
@@ -41,6 +43,7 @@ def scores_by_benchmark(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]
                 row.set(f"{id}_chance", content.chance_level if content else None, reasons[id])
                 row.set(f"{id}_better", *better(cell))
                 row.set(f"{id}_items", content.items if content else None, reasons[id])
+                row.set(f"{id}_items_in_training", *_covered(overlaps, id, spec["corpora"].get(model)))
                 disturbed = status_of(disturbances({id: cell}))[1]
                 latency_ms = content.cost.latency_mean_ms if content and not disturbed else None
                 row.set(f"{id}_latency_ms", latency_ms, disturbed or reasons[id])
@@ -48,3 +51,10 @@ def scores_by_benchmark(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]
             status = next((cell for cell in cells.values() if cell.status != "ok"), None)
             rows.append(row.finish(status.status if status else "ok", status.reason if status else None))
     return rows
+
+
+def _covered(overlaps: Mapping[str, Result[ItemsOverlap]], benchmark: str, corpus: str | None) -> Cell:
+    if corpus is None:
+        return None, "the text that the model was trained on is not this study's"
+    overlap = overlaps[f"{benchmark}.{corpus}"]
+    return (overlap.content.items_covered, None) if overlap.content else (None, overlap.absent)

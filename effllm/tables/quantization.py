@@ -7,6 +7,7 @@ from typing import Any
 from effllm.quantization import read_precision, setting_columns
 from effllm.quantization.precision import Calibration, Precision
 from effllm.results.evaluation import Evaluation
+from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
 from effllm.tables.accuracy import Performance, average_performance, better
@@ -45,9 +46,10 @@ def table9(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dic
     config = spec["config"]
     rows = []
     for model in config["models"]:
-        baseline = _Variant(f"{model}.{config['baseline']}", config["benchmarks"], results)
+        corpus = spec["corpora"].get(model)
+        baseline = _Variant(f"{model}.{config['baseline']}", config["benchmarks"], results, corpus)
         for precision in config["precisions"]:
-            variant = _Variant(f"{model}.{precision}", config["benchmarks"], results)
+            variant = _Variant(f"{model}.{precision}", config["benchmarks"], results, corpus)
             rows.append(_row(spec, model, precision, variant, baseline))
     return rows
 
@@ -55,13 +57,19 @@ def table9(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dic
 class _Variant:
     """The artifacts of one row."""
 
-    def __init__(self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result[Any]]]):
+    def __init__(
+        self, id: str, benchmarks: list[str], results: Mapping[str, Mapping[str, Result[Any]]], corpus: str | None
+    ):
         self.quantize: Result[Quantization] = results["quantize"][id]
         self.profile: Result[Profile] = results["profile"][id]
         # A table without benchmarks has no evaluations.
         self.scores: dict[str, Result[Evaluation]] = {
             benchmark: results["evaluate"][f"{id}.{benchmark}"] for benchmark in benchmarks
         }
+        # Of a model that the study did not train there is nothing to compare with.
+        self.overlaps: list[Result[ItemsOverlap]] = [
+            results["overlap"][f"{benchmark}.{corpus}"] for benchmark in benchmarks if corpus
+        ]
 
     @property
     def precision(self) -> Precision:
@@ -81,9 +89,10 @@ class _Variant:
         return list(self.profile.manifest.spec["config"]["workloads"])
 
     def warnings(self) -> list[str]:
-        """What its evaluations say of themselves."""
+        """What its evaluations say of themselves, and of which items training text has."""
         contents = [result.content for result in self.scores.values() if result.content]
         findings = [check_generation_settings(content.ignored_generation_settings) for content in contents]
+        findings += [overlap.content.findings() for overlap in self.overlaps if overlap.content]
         return [finding.message for found in findings for finding in found]
 
     def first_failure(self) -> Result[Any] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effllm.results.evaluation import Evaluation
+from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.telemetry import Finding
 from effllm.tables.accuracy import average_performance
@@ -50,6 +51,7 @@ def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[d
         *_failed_cells(results),
         *_profiles(results.get("profile", {})),
         *_evaluations(results.get("evaluate", {})),
+        *_overlaps(results.get("overlap", {})),
         *_training(results.get("pretrain", {}), PretrainingResult),
         *_training(results.get("finetune", {}), FinetuningResult),
     ]
@@ -122,6 +124,12 @@ def _evaluations(results: Mapping[str, Result[Evaluation]]) -> Iterator[_Located
         if result.content.role == "accuracy":
             for finding in check_scores({result.content.metric: result.content.score}):
                 yield _Located("evaluate", id, finding)
+
+
+def _overlaps(results: Mapping[str, Result[ItemsOverlap]]) -> Iterator[_Located]:
+    for id, result in results.items():
+        for finding in result.content.findings() if result.content else ():
+            yield _Located("overlap", id, finding)
 
 
 def _quantized_scores(table: Mapping[str, Any], results: Mapping[str, Result[Any]]) -> Iterator[_Located]:

@@ -72,6 +72,7 @@ def test_every_node_is_one_job_and_the_hubs_are_none(records: dict[str, Record])
     expected = {"tokens/python-docs", "pretrain/llama-1m", TUNED}
     expected |= {f"{stage}/{variant}" for stage in ("quantize", "profile") for variant in variants}
     expected |= {f"evaluate/{variant}.{b}" for variant in variants for b in ("adjacent-swap", "perplexity")}
+    expected |= {f"overlap/{b}.python-docs" for b in ("adjacent-swap", "perplexity")}
     assert set(records) == expected
     assert {record.state for record in records.values()} == {"COMPLETED"}
 
@@ -91,6 +92,7 @@ def test_jobs_get_the_gpus_cores_memory_and_time_of_their_stage(records: dict[st
     assert granted("quantize/llama-1m.bfloat16") == ("1", "72", "9000M", 30)
     assert granted("quantize/llama-1m.int4") == ("1", "72", "9000M", 60)
     assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "8000M", 60)
+    assert granted("overlap/perplexity.python-docs") == (None, "1", "8000M", 30)
     # The whole node, of which only the memory is shared out.
     assert granted("profile/llama-1m.int4") == ("4", "288", "8000M", 30)
 

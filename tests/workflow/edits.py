@@ -181,6 +181,7 @@ TINY_CASES: dict[str, tuple[Change, set[str]]] = {
         Change(put("corpora/python-docs/seed", 1)),
         {"corpus/python-docs", "tokenizer/python-docs-2k", "tokens/python-docs"}
         | {f"{stage}/{id}" for stage, ids in (("pretrain", TINY[0]), ("benchmark", TINY[2])) for id in ids}
+        | {f"overlap/{benchmark}.python-docs" for benchmark in TINY[2]}
         | variants(*TINY)
         | PRECISION_TABLES,
     ),
@@ -204,7 +205,9 @@ TINY_CASES: dict[str, tuple[Change, set[str]]] = {
     ),
     "a benchmark's items": (
         Change(put("benchmarks/perplexity/items", 3)),
-        {"benchmark/perplexity"} | evaluations(*TINY[:2], ["perplexity"]) | PRECISION_TABLES,
+        {"benchmark/perplexity", "overlap/perplexity.python-docs"}
+        | evaluations(*TINY[:2], ["perplexity"])
+        | PRECISION_TABLES,
     ),
     "a model of a run that is there": (
         Change(

@@ -31,6 +31,7 @@ BENCHMARKS = Description(
         Column("*_metric", "condition", label="metric"),
         Column("*_chance", "condition", label="score of guessing"),
         Column("*_items", "condition", label="items"),
+        Column("*_items_in_training", "condition", label="items in the training text"),
         Column("*_latency_ms", "cost", "ms", "latency of a request", "lower"),
         Column("software", "condition"),
         *STATUS,

@@ -34,6 +34,6 @@ TABLES: dict[str, Entry] = {
     "curriculum": Entry(PretrainingTable, 1, "Order of training, in no table of the paper.", "order of training"),
     "table7": Entry(FinetuningTable, 2, "Fine-tuning on OpenO1-SFT.", "fine-tuning"),
     "table8": Entry(FinetuningTable, 2, "Fine-tuning on medical-o1-reasoning-SFT.", "fine-tuning, second data set"),
-    "table9": Entry(InferenceTable, 3, "Quantization.", "quantization"),
-    "table16": Entry(QuantizationTable, 3, "Quantization by benchmark.", "quantization by benchmark"),
+    "table9": Entry(InferenceTable, 4, "Quantization.", "quantization"),
+    "table16": Entry(QuantizationTable, 4, "Quantization by benchmark.", "quantization by benchmark"),
 }

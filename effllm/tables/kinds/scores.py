@@ -68,7 +68,15 @@ class QuantizationTable(Table):
             )
 
     def nodes(self, study: "Study") -> Nodes:
-        return {"evaluate": [f"{variant}.{benchmark}" for variant in self.variants for benchmark in self.benchmarks]}
+        scored = {"evaluate": [f"{variant}.{benchmark}" for variant in self.variants for benchmark in self.benchmarks]}
+        corpora = dict.fromkeys(self._corpora(study).values())
+        compared = [f"{benchmark}.{corpus}" for benchmark in self.benchmarks for corpus in corpora]
+        return scored | ({"overlap": compared} if compared else {})
+
+    def _corpora(self, study: "Study") -> dict[str, str]:
+        """The corpus that a model was pretrained on, by model; those that the study did not train are left out."""
+        found = {model: study.corpus_behind(model) for model in self.models if self.benchmarks}
+        return {model: corpus for model, corpus in found.items() if corpus is not None}
 
     @property
     def variants(self) -> list[str]:
@@ -79,6 +87,7 @@ class QuantizationTable(Table):
         return {
             "config": self.plain(),
             "model_labels": {id: study.models[id].label or id for id in self.models},
+            "corpora": self._corpora(study),
             "benchmark_labels": {id: study.benchmarks[id].label or id for id in self.benchmarks},
         }
 

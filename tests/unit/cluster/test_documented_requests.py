@@ -105,6 +105,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),
         "quantize, gptq": Case(PAPER, "qwen2.5-7b.int4", base, whole),
         "evaluate": Case(PAPER, "qwen2.5-7b.int4.bbh", packed, terms),
+        "overlap": Case(PAPER, "musr.text", {"corpus": text}, {"compared": 10**12 / 1e7 / 60}),
         "profile": Case(PAPER, "qwen2.5-7b.int4", packed, terms | {"protocol": seconds / 60}),
     }
 

@@ -183,6 +183,8 @@ class Study:
     def complete(self) -> None:
         for run in self.graph.study.pretraining:
             self.train(run, EFFICIENCY)
+        for id in self.graph.ids("overlap"):
+            self.compare(id, covered=0)
         for model in self.graph.study.models:
             for precision, size in (("bfloat16", 1000), ("int4", 400)):
                 variant = f"{model}.{precision}"
@@ -259,6 +261,22 @@ class Study:
         more = {"clusters": clusters} if clusters else {}
         records = {"samples.jsonl": "".join(f"{json.dumps(row)}\n" for row in samples)} if samples else {}
         self.write("evaluate", f"{variant}.{benchmark}", "evaluation.json", content, failure, records, **more)
+
+    def compare(self, id: str, covered: int) -> None:
+        """How many of a benchmark's 20 items training text has."""
+        benchmark, corpus = id.split(".", 1)
+        content = {
+            "benchmark": benchmark,
+            "corpus": corpus,
+            "covered_share": 0.8,
+            "items": 20,
+            "items_covered": covered,
+            "items_without_words": 0,
+            "mean_share": covered / 20,
+            "training_documents": 100,
+            "words_per_gram": 5,
+        }
+        self.write("overlap", id, "overlap.json", content)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return assemble(name, self.graph.table_spec(name), self.graph.table_parents(name)).to_dicts()

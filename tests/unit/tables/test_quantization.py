@@ -86,6 +86,18 @@ def test_the_row_says_which_generation_settings_were_ignored(study: Study) -> No
     assert "generation settings in the model's files were ignored: num_beams 2, do_sample True" in row["warnings"]
 
 
+def test_the_row_says_which_items_are_in_the_training_text(study: Study) -> None:
+    study.compare("adjacent-swap.python-docs", covered=3)
+    message = (
+        "3 of 20 items of adjacent-swap have at least 80% of their word 5-grams in the training text of python-docs"
+    )
+    row, scores = study.rows("table9")[1], study.rows("table16")[1]
+    assert (row["status"], row["warnings"].split("; ")[-1]) == ("ok", message)
+    assert (scores["adjacent-swap_items_in_training"], scores["perplexity_items_in_training"]) == (3, 0)
+    (found,) = (row for row in study.rows("validity") if row["stage"] == "overlap")
+    assert (found["id"], found["severity"], found["message"]) == ("adjacent-swap.python-docs", "warning", message)
+
+
 def test_a_failed_cell_keeps_its_row_with_status_and_reason(study: Study) -> None:
     study.score("llama-1m.int4", "adjacent-swap", 0.0, "accuracy", CellFailure("oom", "too large for the device"))
     ok, failed = study.rows("table9")[:2]
