@@ -83,18 +83,38 @@ def sample(source: Source, config: Corpus, output: Path, scratch: Path, processe
     return summary if near is None else summary.model_copy(update={"near_duplicates": near})
 
 
+def units_of_budget(source: Source, config: Corpus, scratch: Path, processes: int) -> int:
+    """How many units of the source, the first ones, the token budget takes: all of them where it is not met.
+
+    They are fetched and read as for the sample itself; others are fetched only beside them, for the other processes.
+    """
+    units = source.units()
+    drawings = [Drawing(unit, n, scratch / "drawn" / f"{n:05d}", config) for n, unit in enumerate(units)]
+    with Workers(min(processes, len(units))) as workers:
+        _, cut = _draw(drawings, source, config, scratch, workers)
+    return len(units) if cut is None else cut[0] + 1
+
+
 def _draw(
     drawings: Sequence[Drawing], source: Source, config: Corpus, scratch: Path, workers: Workers
 ) -> tuple[Duplicates, Cut | None]:
     """Read the units, as many as the token budget needs; returns what is left of them, and where the budget is met."""
     budget, taken, tokens = config.maximum_tokens, 0, 0
     needed = budget or 0
+    at_once = len(drawings) if budget is None else workers.count
     with Progress(source.total, unit="documents", label=f"sampling {source.label}") as bar:
         while True:
-            wave = drawings[taken : taken + (len(drawings) if budget is None else workers.count)]
+            wave = drawings[taken : taken + at_once]
+            try:
+                for documents in workers.map(draw, _fetched_ahead(wave, workers.count)):
+                    bar.update(documents)
+            except UserError:
+                if budget is None or len(wave) == 1:
+                    raise
+                # What the budget does not take need not be there: one by one, the first that fails is needed.
+                at_once = 1
+                continue
             taken += len(wave)
-            for documents in workers.map(draw, _fetched_ahead(wave, workers.count)):
-                bar.update(documents)
             tokens += sum(int(drawing.tokens()[drawing.decisions() == Decision.TRAIN].sum()) for drawing in wave)
             # Duplicates only ever make it less: no use in looking for them where all there is would not do.
             if tokens >= needed or taken == len(drawings):

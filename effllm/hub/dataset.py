@@ -149,6 +149,12 @@ class HubDataset:
         """Bring files of the repository to this machine; errors as those of `Repository.fetch`."""
         self.repository.fetch([self._files[path] for path in paths], self._root)
 
+    def fetch_into_cache(self, path: str) -> None:
+        """Bring a file into the hub's cache, and link it from the directory; errors as those of `Repository.fetch`."""
+        file = self._files[path]
+        (self._root / path).unlink()
+        (self._root / path).symlink_to(self.repository.fetch_into_cache(file))
+
     def _restrict(self, builder: "DatasetBuilder", split: str, paths: list[str]) -> None:
         """Let `builder` open these files of the split and no others."""
         from datasets.data_files import DataFilesDict, DataFilesList

@@ -85,6 +85,15 @@ class Repository:
         downloads = {cache.blob(self.kind, self.repo, file.digest): file for file in files}
         return [Download(self, file, target) for target, file in downloads.items()]
 
+    def fetch_into_cache(self, file: HubFile) -> Path:
+        """Where the hub's cache has `file`, fetched if it was not there; errors as those of `fetch`."""
+        with Progress(file.size, unit="bytes", label=f"fetching {self.label}") as bar:
+            fetch_all(self.into_cache([file]), Path(constants.HF_HUB_CACHE), bar)
+        cache.link(self.kind, self.repo, self.revision, file.path, file.digest)
+        found = self.cached(file)
+        assert found is not None
+        return found
+
     def link(self, files: Sequence[HubFile]) -> None:
         """Make `files` of the cache this commit's, and keep the list of all its files, for runs without a network."""
         for file in files:

@@ -1,6 +1,7 @@
 """`effllm fetch`: everything that targets need from the hub, into its cache, so that they run without a network."""
 
 import argparse
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from effllm.planning.nodes import Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import states_of
 from effllm.runtime.progress import Progress
+from effllm.runtime.stage import SCRATCH
+from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 
 _PARALLEL_LISTS = 4
@@ -38,9 +41,20 @@ def run(graph: Graph, targets: Sequence[str]) -> int:
     if not needs:
         print("Nothing is to be fetched: what the targets need from the hub is built, or they need nothing.")
         return 0
+    _fetch_whole([need for need in needs if not need.is_limit])
+    for node in nodes:
+        _fetch_limited(graph, node, [need for need in needs if need.is_limit and need.node == node.name])
+    print(f"All of it is in {constants.HF_HUB_CACHE}; with HF_HUB_OFFLINE=1 the targets run without a network.")
+    return 0
+
+
+def _fetch_whole(needs: Sequence[Need]) -> None:
+    """Fetch all files beside each other."""
     downloads: dict[Path, Download] = {}
     for need in needs:
         downloads |= {download.target: download for download in need.repository.into_cache(need.files)}
+    if not downloads:
+        return
     size_b = sum(download.file.size for download in downloads.values())
     repositories = len({need.repository.label for need in needs})
     print(f"{len(downloads)} files of {repositories} repositories, {size_b / 1e9:,.3f} GB", flush=True)
@@ -50,8 +64,24 @@ def run(graph: Graph, targets: Sequence[str]) -> int:
         fetch_all(list(downloads.values()), cache, bar, _PARALLEL_TRANSFERS)
     for need in needs:
         need.repository.link(need.files)
-    print(f"All of it is in {cache}; with HF_HUB_OFFLINE=1 the targets run without a network.")
-    return 0
+
+
+def _fetch_limited(graph: Graph, node: Node, needs: Sequence[Need]) -> None:
+    """Fetch the files of a node in their order, and read them as its stage will, until its limit is met."""
+    if not needs:
+        return
+    most, most_b = sum(len(need.files) for need in needs), sum(need.size_b for need in needs)
+    print(f"{node.name}: at most {most} files, {most_b / 1e9:,.3f} GB, until its token budget is met", flush=True)
+    scratch = Path(graph.results, SCRATCH)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=scratch) as folder:
+        taken = STAGES[node.stage].fetch_limited(graph.study, node.id, Path(folder))
+    assert taken is not None
+    repository, files = taken
+    # Those of its form are small, and may have been read without the cache.
+    _fetch_whole([Need(node.name, repository, files)])
+    size_b = sum(file.size for file in files)
+    print(f"{node.name}: {len(files)} of {most} files, {size_b / 1e9:,.3f} GB", flush=True)
 
 
 def pending(graph: Graph, targets: Sequence[str]) -> list[Node]:

@@ -12,11 +12,15 @@ from effllm.stages.graph import Graph
 
 @dataclass(frozen=True)
 class Need:
-    """Files of a repository that a node is built from; `node` is its name."""
+    """Files of a repository that a node is built from; `node` is its name.
+
+    is_limit: a limit of the study may leave some of them out, which shows once the others were read.
+    """
 
     node: str
     repository: Repository
     files: list[HubFile]
+    is_limit: bool = False
 
     @property
     def size_b(self) -> int:
@@ -37,4 +41,5 @@ def needs_of(graph: Graph, node: Node) -> list[Need]:
     stage = STAGES[node.stage]
     source = stage.hub_source(graph.study, node.id)
     with tempfile.TemporaryDirectory() as folder:
-        return [Need(node.name, *found) for found in stage.hub_files(source, node.id, Path(folder))]
+        is_limit = stage.is_limited(graph.study, node.id)
+        return [Need(node.name, *found, is_limit) for found in stage.hub_files(source, node.id, Path(folder))]

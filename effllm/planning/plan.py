@@ -199,7 +199,8 @@ def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
     except UserError as error:
         return Figure(None, None, reason_of(error))
     missing = [file.size for need in needs for file in need.files if need.repository.cached(file) is None]
-    return Figure(float(sum(missing)), "computed", "the hub's list of files")
+    at_most = ", all of them, of which a token budget may take fewer" if any(need.is_limit for need in needs) else ""
+    return Figure(float(sum(missing)), "computed", f"the hub's list of files{at_most}")
 
 
 def _total(figures: Iterable[Figure | None]) -> Total:

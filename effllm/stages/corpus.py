@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from effllm.hub.repository import HubFile, Repository
     from effllm.stages.graph import Graph
 
+# Files that are fetched and read side by side: as many may be fetched in vain.
+_READ_AT_ONCE = 4
+
 
 class CorpusStage(Stage):
     """Nodes are the study's corpora."""
@@ -39,6 +42,19 @@ class CorpusStage(Stage):
 
     def hub_files(self, source: HubCorpusSource, id: str, folder: Path) -> "Iterator[tuple[Repository, list[HubFile]]]":
         return dataset_files(source, folder)
+
+    def is_limited(self, study: Study, id: str) -> bool:
+        return self.hub_source(study, id) is not None and study.corpora[id].maximum_tokens is not None
+
+    def fetch_limited(self, study: Study, id: str, folder: Path) -> "tuple[Repository, list[HubFile]] | None":
+        from effllm.data.corpus import units_of_budget
+        from effllm.data.sources.hub import CachedHubSource
+
+        source = self.hub_source(study, id)
+        if source is None or not self.is_limited(study, id):
+            return None
+        files = CachedHubSource(source.repo, source.name, source.split, source.revision, folder)
+        return files.taken(units_of_budget(files, study.corpora[id], folder, _READ_AT_ONCE))
 
 
 def dataset_files(

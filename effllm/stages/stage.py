@@ -89,3 +89,14 @@ class Stage(ABC):
     def hub_files(self, source: Any, id: str, folder: Path) -> "Iterator[tuple[Repository, list[HubFile]]]":
         """What `hub_source` names: repositories, and the files of each. Asks the hub; `folder` is for small files."""
         return iter(())
+
+    def fetch_limited(self, study: Study, id: str, folder: Path) -> "tuple[Repository, list[HubFile]] | None":
+        """Fetch, of what `hub_files` names, the files that a limit of the study leaves, into the hub's cache.
+
+        Returns them with their repository; None where nothing limits them. `folder` is for what is found of them.
+        """
+        return None
+
+    def is_limited(self, study: Study, id: str) -> bool:
+        """Whether `fetch_limited` may take less than `hub_files` names."""
+        return False

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from effllm.data.schema import check_schema, conform
 from effllm.hub.dataset import HubDataset
+from effllm.hub.repository import HubFile, Repository
 
 
 class HubSource:
@@ -25,6 +26,22 @@ class HubSource:
         files = self._dataset.data_files(self._split)
         keeps = self._dataset.keeps([file for _, file in files])
         return [HubUnit(self._dataset, split, file, keeps) for split, file in files]
+
+
+class CachedHubSource(HubSource):
+    """The same, whose files are fetched into the hub's cache and read there."""
+
+    def units(self) -> list["HubUnit"]:
+        # Named before any of them is a link to the cache.
+        parts = self._dataset.data_files(self._split)
+        self._names = [file for _, file in parts]
+        self._files = self._dataset.files([self._split])
+        return [_CachedUnit(self._dataset, part, file, keeps=True) for part, file in parts]
+
+    def taken(self, units: int) -> tuple[Repository, list[HubFile]]:
+        """The repository, and of its files those of the first so many units and those that say what they are."""
+        left = set(self._names[units:])
+        return self._dataset.repository, [file for file in self._files if file.path not in left]
 
 
 class HubUnit:
@@ -53,6 +70,13 @@ class HubUnit:
         """Empty the file of a split that is too large to stay."""
         if not self._keeps:
             self._dataset.empty(self._file)
+
+
+class _CachedUnit(HubUnit):
+    """One data file, of which the directory of the dataset has a link to the cache alone."""
+
+    def fetch(self) -> None:
+        self._dataset.fetch_into_cache(self._file)
 
 
 def _checked(batches: Iterator[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:

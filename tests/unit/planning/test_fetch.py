@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from effllm.cli import main
 from effllm.data import corpus, tokenizer
+from effllm.data.settings import Corpus
 from effllm.planning.fetch import find_needs, pending, run
 from effllm.planning.plan import plan_of
 from effllm.runtime import stage
@@ -122,6 +123,41 @@ def test_what_was_fetched_is_all_that_the_targets_need_without_a_network(
     assert {name: build(elsewhere, name) for name in offline} == offline
 
 
+def test_of_a_corpus_with_a_token_budget_only_what_it_takes_is_fetched(
+    graph: Graph,
+    hub: Hub,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Each file has 300 documents of 50 tokens, a fifth of them held out."""
+    monkeypatch.setattr("effllm.stages.corpus._READ_AT_ONCE", 1)
+    for budget, taken in ((8000, ["0"]), (13_500, ["0", "1"])):
+        hub.heal()
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / f"cache{budget}"))
+        text = graph.study.model_dump(mode="json", exclude_none=True)["corpora"]["text"] | {"maximum_tokens": budget}
+        study = graph.study.model_copy(update={"corpora": {"text": Corpus.model_validate(text)}})
+        limited = Graph(study, str(tmp_path / f"results{budget}"))
+        at_most = plan_of(limited, ["corpus/text"], fetch=True).download_b
+        assert at_most.by_basis == {"computed": at_most.value}
+        assert run(limited, []) == 0
+        fetched = {path for request in hub.asked(CDN) if (path := request.path.split("?")[0]).endswith(".parquet")}
+        assert sorted(path[-9] for path in fetched) == taken
+        assert "corpus/text: at most 3 files, " in (said := capsys.readouterr().out)
+        assert f"corpus/text: {1 + len(taken)} of 3 files, " in said
+        assert at_most.value >= sum(need.size_b for need in find_needs(limited, pending(limited, ["corpus/text"])))
+        assert list((tmp_path / f"results{budget}" / ".scratch").glob("fetch-*")) == []
+        if budget == 8000:
+            # Without a network, and on more cores than there are files of it.
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+            monkeypatch.setenv("OMP_NUM_THREADS", "2")
+            payload = build(limited, "corpus/text")
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+            monkeypatch.setenv("OMP_NUM_THREADS", "1")
+            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+            assert build(Graph(study, str(tmp_path / "online")), "corpus/text") == payload
+
+
 def test_a_second_call_fetches_nothing_and_a_broken_one_is_taken_up(
     graph: Graph,
     hub: Hub,  # noqa: F811
@@ -187,11 +223,13 @@ def test_the_command_ends_with_2_where_the_hub_refuses(
 
 
 def test_a_plan_knows_the_bytes_to_download_from_the_hubs_list(graph: Graph, hub: Hub) -> None:  # noqa: F811
-    without = plan_of(graph, ["table3"]).download_b
+    # Not the table: the shape of its model would be asked for too, of another hub.
+    targets = ["corpus/text", "tokenizer/words"]
+    without = plan_of(graph, targets).download_b
     assert without.value is None and without.unknown == {"sizes are the hub's to tell: give --fetch": 2}
-    expected = sum(need.size_b for need in find_needs(graph, pending(graph, ["table3"])))
-    known = plan_of(graph, ["table3"], fetch=True).download_b
+    expected = sum(need.size_b for need in find_needs(graph, pending(graph, targets)))
+    known = plan_of(graph, targets, fetch=True).download_b
     assert known.value == expected and known.nodes == 2 and known.by_basis == {"computed": expected}
     assert hub.asked("GET .*parquet") == []
     run(graph, [])
-    assert plan_of(graph, ["table3"], fetch=True).download_b.value == 0
+    assert plan_of(graph, targets, fetch=True).download_b.value == 0
