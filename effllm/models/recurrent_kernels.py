@@ -49,7 +49,7 @@ def _objection_to_mamba(family: str, model: nn.Module) -> str | None:
     if family == "mamba":
         return _objection("mamba_ssm", "causal_conv1d", is_repeatable=False)
     # These kernels, and the convolution's, add up in one order when torch is told to be deterministic.
-    objection = _objection("mamba_ssm", "causal_conv1d", is_repeatable=True)
+    objection = _objection("mamba_ssm.ops.triton.ssd_combined", "causal_conv1d", is_repeatable=True)
     width = next(layer.out_features for name, layer in model.named_modules() if name.endswith("in_proj"))
     if objection is None and width % _ROW_MULTIPLE:
         return f"it takes input projections whose width is a multiple of {_ROW_MULTIPLE}, not {width}"

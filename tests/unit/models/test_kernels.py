@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import CellFailure
 from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.kernels import relative, selection, strided
-from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, is_fused
+from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, has_package, is_fused
 from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.training.settings import PretrainingRun
@@ -161,6 +161,13 @@ def test_a_recurrent_family_keeps_to_plain_torch_on_a_cpu_and_fails_if_its_kerne
     assert all(hasattr(getattr(module, name), "__wrapped__") for name in functions)
     with choosing({family: ways.fused}), pytest.raises(CellFailure, match=f"of {family} was asked for and cannot run"):
         recurrent_kernels(model).__enter__()
+
+
+def test_a_package_that_breaks_at_its_import_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "kernels_of_another_driver.py").write_text("raise RuntimeError('0 active drivers')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_package("kernels_of_another_driver")
+    assert has_package("torch")
 
 
 def test_mamba2_says_which_shape_its_kernels_do_not_take(monkeypatch):
