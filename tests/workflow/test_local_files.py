@@ -22,6 +22,7 @@ TRAINED = {
     *("corpus/python-docs", "tokenizer/python-docs-2k", "tokens/python-docs"),
     *(f"pretrain/{model}" for model in TINY[0]),
     *(f"benchmark/{benchmark}" for benchmark in TINY[2]),
+    *(f"overlap/{benchmark}.python-docs" for benchmark in TINY[2]),
 }
 MODELS = (*TINY[0], "mine")
 # The model that is not trained here is calibrated with the corpus, and scored on text of it.
