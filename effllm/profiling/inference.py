@@ -148,13 +148,19 @@ def _replay(
     id: str, model: "CausalLM", prompt: torch.Tensor, protocol: InferenceProtocol, telemetry: Telemetry, label: str
 ) -> Measured:
     """Record a workload's graphs, measure them, and forget them."""
-    new_tokens = protocol.workloads[id].new_tokens
-    graphs = Graphs(model, prompt, new_tokens, str(prompt.device))
+    workload = protocol.workloads[id]
+    new_tokens = workload.new_tokens
+    graphs = Graphs(model, prompt, new_tokens, str(prompt.device), workload.compile)
     phases: dict[tuple[str, Phase], Decoding] = {
         (id, "generate"): GraphedDecoding(graphs, new_tokens),
         (id, "prefill"): GraphedDecoding(graphs, 1),
     }
-    return run_schedule(phases, protocol, telemetry, label)
+    try:
+        return run_schedule(phases, protocol, telemetry, label)
+    finally:
+        if workload.compile:
+            # Compiled code keeps the model and its cache.
+            torch.compiler.reset()
 
 
 def _refused_profile(failure: CellFailure) -> WorkloadProfile:

@@ -16,6 +16,7 @@ class MeasuredWorkload(Part):
     new_tokens: int = Field(description="Tokens that are generated.")
     batch_size: int = Field(description="Sequences that are decoded together.")
     cuda_graph: bool = Field(default=False, description="Whether prefill and decoding are replayed as CUDA graphs.")
+    compile: bool = Field(default=False, description="Whether the decoding step was compiled before.")
 
 
 class MeasuredProtocol(Part):

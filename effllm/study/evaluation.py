@@ -1,8 +1,12 @@
 """Benchmarks, and the protocols of evaluation and profiling."""
 
+<<<<<<< HEAD
 from typing import Annotated, ClassVar, Literal
+=======
+from typing import Annotated, Any, Literal
+>>>>>>> 9c4ffc3 (Compute the loss by a fused kernel on GPUs, and compile decoding steps where asked)
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.fields import (
     Count,
@@ -89,6 +93,22 @@ class Workload(Section):
         description="Record prefill and decoding step as CUDA graphs over a static cache and replay them: the GPU's "
         "own speed. false lets Transformers generate, where at small batches the host's dispatch sets the pace.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Compile the decoding step before it is recorded, by torch.compile with kernels tuned on the GPU: "
+        "a minute or more, and fewer and better kernels. Needs cuda_graph.",
+    )
+
+    @model_validator(mode="after")
+    def _compiles_what_is_recorded(self) -> "Workload":
+        if self.compile and not self.cuda_graph:
+            raise ValueError("compile: true is for decoding by CUDA graphs: add cuda_graph: true, or drop compile")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_if_compiled(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = serialize(self)
+        return {key: value for key, value in content.items() if key != "compile" or value}
 
 
 class InferenceProtocol(Section):

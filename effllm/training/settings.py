@@ -128,6 +128,9 @@ class Recipe(Section):
 class Kernels(Section):
     """Which kernel serves a module; auto takes the fused one where it can run, and the artifact says which one did."""
 
+    loss: Literal["auto", "triton_loss", "torch_loss"] = Field(
+        default="auto", description="loss of effllm decoders: triton_loss is fused, torch_loss plain PyTorch."
+    )
     relative: Literal["auto", "near_far", "chunked"] = Field(
         default="auto", description="position relative: near_far is fused, chunked plain PyTorch."
     )
@@ -207,6 +210,7 @@ class PretrainingRun(Recipe):
     def _has_what_kernels_name(self) -> "PretrainingRun":
         shape = self.architecture
         modules = {shape.model_type, getattr(shape, "attention", None), getattr(shape, "position", None)}
+        modules |= {"loss"} if shape.model_type == "effllm" else set()
         for module, name in self.kernels.wanted().items():
             if module not in modules:
                 raise ValueError(f"kernels.{module}: {name} names a kernel of what this architecture lacks: drop it")

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from effllm.models.decoder.kernels.choice import has_triton, is_fused, is_named
+from effllm.models.decoder.kernels.loss import fused_cross_entropy
+
 IGNORED = -100
 
 
@@ -47,12 +50,31 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.mul_((grad_output * used)[:, None]), None
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def next_token_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, overwrite: bool = False
+) -> Tensor:
     """Mean cross-entropy, in nats per token, of logits [batch, length, words] at position t with the label at t + 1.
 
     Labels of -100 are left out. With `num_items_in_batch`, as the Trainer gives it when it accumulates gradients, the
-    sum is divided by that instead of by the number of these labels.
+    sum is divided by that instead of by the number of these labels. `overwrite` says that nobody else reads the logits,
+    which a fused kernel then turns into their gradient.
     """
     targets = F.pad(labels, (0, 1), value=IGNORED)[..., 1:].flatten()
-    total = _CrossEntropy.apply(logits.flatten(0, -2), targets)
-    return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+    items = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    flat = logits.flatten(0, -2)
+    # Where there is nothing to choose from, nothing is recorded.
+    has_choice = (overwrite and logits.device.type == "cuda") or is_named("loss")
+    if has_choice and is_fused("loss", _objection_to_kernel(flat, overwrite)):
+        return fused_cross_entropy(flat, targets, items, IGNORED)
+    return _CrossEntropy.apply(flat, targets) / items
+
+
+def _objection_to_kernel(logits: Tensor, overwrite: bool) -> str | None:
+    if logits.device.type != "cuda":
+        return f"it needs CUDA, not {logits.device.type}"
+    if logits.dtype != torch.bfloat16:
+        # In float16 a gradient that is divided by the number of labels would underflow.
+        return f"it is for bfloat16, not {str(logits.dtype).removeprefix('torch.')}"
+    if not overwrite:
+        return "somebody else reads the logits"
+    return None if has_triton() else "triton cannot be imported"

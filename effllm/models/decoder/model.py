@@ -209,7 +209,7 @@ class EffForCausalLM(EffPreTrainedModel, GenerationMixin):
             auxiliary = load_balancing_loss(outputs.router_logits, self.config.num_experts_per_tok, padding)
         if labels is not None:
             items = kwargs.get("num_items_in_batch")
-            loss = next_token_loss(logits, labels, items)
+            loss = next_token_loss(logits, labels, items, overwrite=skip_logits)
             if auxiliary is not None:
                 share = _share_of_batch(labels, items)
                 loss = loss + self.config.router_aux_loss_coef * share * auxiliary

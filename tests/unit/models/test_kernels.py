@@ -199,7 +199,7 @@ def test_a_kernel_can_be_asked_for_and_forbidden():
         "rwkv": {"fla": None},
         "mamba": {"mambapy": "mamba_ssm cannot be imported"},
     }
-    for wanted in ({"nsa": "near_far"}, {"loss": "auto"}):
+    for wanted in ({"nsa": "near_far"}, {"lost": "auto"}):
         with pytest.raises(ValueError, match="no kernel"), choosing(wanted):
             pass
 

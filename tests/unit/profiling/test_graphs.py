@@ -99,6 +99,40 @@ def test_models_that_a_graph_cannot_repeat_are_unsupported() -> None:
     assert failure.value.status == "unsupported"
 
 
+def test_a_compiled_step_chooses_what_generate_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = _model(), _prompt()
+    expected = _generated(model, prompt)
+    # Traced as on a GPU, in one graph, and run without a compiler, which takes half a minute on a processor.
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, options, **keys: compile_(model, backend="eager", **keys))
+    with torch.inference_mode():
+        steps = StaticSteps(model, prompt, NEW_TOKENS, compiled=True)
+        steps.prefill()
+        chosen = [steps.token.clone()]
+        for _ in range(NEW_TOKENS - 1):
+            steps.step()
+            chosen.append(steps.token.clone())
+    assert torch.equal(torch.cat(chosen, dim=1), expected)
+    torch.compiler.reset()
+
+
+def test_a_model_that_cannot_be_compiled_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = _model(), _prompt()
+    forward = type(model.model.layers[0].mlp).forward
+
+    def printing(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break("the layer prints")
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", printing)
+    steps = StaticSteps(model, prompt, NEW_TOKENS, compiled=True)
+    steps.prefill()
+    with pytest.raises(CellFailure, match="decoding step cannot be compiled") as failure:
+        steps.step()
+    assert failure.value.status == "unsupported"
+    torch.compiler.reset()
+
+
 def test_a_processor_has_no_cuda_graphs() -> None:
     with pytest.raises(CellFailure, match="CUDA graphs need an NVIDIA GPU, and this ran on cpu"):
         Graphs(_model(), _prompt(), NEW_TOKENS, "cpu")
@@ -119,11 +153,12 @@ def test_the_first_complaint_about_a_recording_is_its_reason() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("family", "settings"), FAMILIES)
-def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, Any]) -> None:
+def test_graphs_choose_what_generate_chooses(family: str, settings: dict[str, Any], compiled: bool) -> None:
     model, prompt = _model(family, "cuda:0", **settings), _prompt().to("cuda:0")
     expected = _generated(model, prompt)
-    graphs = Graphs(model, prompt, NEW_TOKENS, "cuda:0")
+    graphs = Graphs(model, prompt, NEW_TOKENS, "cuda:0", compiled)
     for _ in range(2):
         generation = GraphedDecoding(graphs, NEW_TOKENS).run()
         assert torch.equal(graphs.steps.token[:, 0], expected[:, -1])

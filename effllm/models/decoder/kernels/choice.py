@@ -30,6 +30,7 @@ class Ways:
 
 
 WAYS = {
+    "loss": Ways("triton_loss", "torch_loss"),
     "relative": Ways("near_far", "chunked"),
     "nsa": Ways("blocks", "gather"),
     "mamba": Ways("mamba_ssm", "mambapy"),
@@ -69,6 +70,12 @@ def choosing(wanted: Mapping[str, str]) -> Iterator[dict[str, dict[str, str | No
 
 
 @torch.compiler.assume_constant_result
+def is_named(module: str) -> bool:
+    """Whether the caller asked for one of the module's ways by name."""
+    return _state.wanted.get(module, AUTO) != AUTO
+
+
+@torch.compiler.assume_constant_result
 def is_fused(module: str, objection: str | None) -> bool:
     """Whether the module goes its fused way; `objection` says why it cannot.
 
@@ -98,11 +105,12 @@ def objection_to(query: Tensor, needs: int) -> str | None:
         return f"it is for 16-bit numbers, not {str(query.dtype).removeprefix('torch.')}"
     if query.shape[-1] % needs or query.shape[-1] > 256:
         return f"it takes head dimensions that are multiples of {needs} up to 256, not {query.shape[-1]}"
-    return None if _has_triton() else "triton cannot be imported"
+    return None if has_triton() else "triton cannot be imported"
 
 
 @torch.compiler.assume_constant_result
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether triton can be imported, as a constant of a compiled graph."""
     return has_package("triton")
 
 
