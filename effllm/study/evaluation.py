@@ -1,10 +1,6 @@
 """Benchmarks, and the protocols of evaluation and profiling."""
 
-<<<<<<< HEAD
-from typing import Annotated, ClassVar, Literal
-=======
-from typing import Annotated, Any, Literal
->>>>>>> 9c4ffc3 (Compute the loss by a fused kernel on GPUs, and compile decoding steps where asked)
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
