@@ -135,6 +135,7 @@ def load(model: Artifact, config: Config) -> "MeteredLM":
         batch_size=config.protocol.batch_size,
         max_length=config.protocol.max_length,
         ends_turns=config.chat is not None,
+        shares_prefixes=config.protocol.shares_prefixes,
     )
 
 

@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 
 from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure, reason_of
+from effllm.evaluation.prefixes import by_input, log_probabilities
 from effllm.models.greedy import decode_greedily
 from effllm.runtime.progress import Progress
 
@@ -59,11 +60,18 @@ class MeteredLM(HFLM):
     """`HFLM` over a loaded model and tokenizer, counting into `meter`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int, max_length: int | None, ends_turns: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        ends_turns: bool = False,
+        shares_prefixes: bool = False,
     ):
         """`max_length` shortens the model's own limit and never lengthens it; None keeps it.
 
-        `ends_turns` as of `decode_greedily`.
+        `ends_turns` as of `decode_greedily`. `shares_prefixes`: what prompts begin with alike is read once.
         """
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
@@ -73,6 +81,7 @@ class MeteredLM(HFLM):
         self.ignored_generation_settings = decode_greedily(model, tokenizer, ends_turns)
         self._begin = begin_of_text(tokenizer)
         self._is_rolling = False
+        self._shares_prefixes = shares_prefixes
         self.meter = Meter()
         self._cost = KindCost()
         self._bar = Progress(unit="requests", label="warm-up")
@@ -121,7 +130,27 @@ class MeteredLM(HFLM):
         # The last token is scored and never read, so one more than the context fits.
         lengths = (len(context) + len(continuation) for _, context, continuation in requests)
         self._cost.truncated_requests += sum(length > self.max_length + 1 for length in lengths)
+        if self._shares_prefixes and not self._is_rolling:
+            return self._with_shared_prefixes([(context, continuation) for _, context, continuation in requests])
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def _with_shared_prefixes(self, requests: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """As HFLM scores (context, continuation), up to rounding."""
+        asked = by_input(requests, self.max_length)
+        wanted = {tokens: max(len(continuation) for _, continuation in ends) for tokens, ends in asked.items()}
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with torch.inference_mode():
+            for tokens, found in log_probabilities(self._timed_model, wanted, self.batch_size, self.device):
+                for number, continuation in asked[tokens]:
+                    ids = torch.tensor(continuation, device=found.device)
+                    rows = found[-len(ids) :]
+                    score = rows.gather(1, ids[:, None]).sum()
+                    answers[number] = (float(score), bool((rows.argmax(dim=-1) == ids).all()))
+        return answers
+
+    def _timed_model(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timed():
+            return self.model(*args, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as HFLM writes it; `CellFailure` where the template has no place for it."""

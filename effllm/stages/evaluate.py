@@ -35,7 +35,11 @@ class EvaluateStage(Stage):
     def config(self, study: Study, id: str) -> dict[str, Any]:
         model, _, benchmark = id.rsplit(".", 2)
         chat = study.models[model].chat if study.benchmarks[benchmark].takes_chat else None
-        return {"protocol": study.evaluation.plain()} | ({} if chat is None else {"chat": chat.plain()})
+        protocol = study.evaluation.plain()
+        if not study.evaluation.shares_prefixes:
+            # As it was before there was the choice.
+            del protocol["shares_prefixes"]
+        return {"protocol": protocol} | ({} if chat is None else {"chat": chat.plain()})
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         variant, benchmark = id.rsplit(".", 1)

@@ -67,6 +67,11 @@ class EvaluationProtocol(Section):
     max_length: Dimension | None = Field(
         default=None, description="Longest input in tokens; null takes the model's own limit."
     )
+    shares_prefixes: bool = Field(
+        default=False,
+        description="Whether the model reads once what prompts begin with alike: several times as fast with few-shot "
+        "prompts, and log-likelihoods differ from lm-eval's by rounding.",
+    )
     bootstrap_iters: Annotated[Count, Field(le=1_000_000)] = Field(
         default=1000, description="Bootstrap resamples for standard errors that have no closed form."
     )
