@@ -105,6 +105,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         print(command_line(arguments.evaluation, arguments.tasks))
+        protocol = Artifact.open(arguments.evaluation / MANIFEST).manifest.spec["config"]["protocol"]
+        if protocol.get("shares_prefixes"):
+            print(
+                "note: what prompts begin with alike was read once (evaluation.shares_prefixes), so log-likelihoods "
+                "differ from this command's by rounding.",
+                file=sys.stderr,
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from test_harness import hub, settings  # noqa: F401
 from transformers import MambaConfig, MambaForCausalLM
 
+from effllm.evaluation.command_line import main
 from effllm.evaluation.metered import MeteredLM
 from effllm.evaluation.prefixes import _LEAST_SHARED, groups
 
@@ -76,7 +77,7 @@ def test_groups_hold_every_input_once_and_what_they_share(inputs, length):
         assert len(group.inputs) == 1 or group.shared >= _LEAST_SHARED
 
 
-def test_an_evaluation_says_the_same_and_its_spec_that_it_shared(root, tokenizer, hub, tmp_path):  # noqa: F811
+def test_an_evaluation_says_the_same_and_its_spec_that_it_shared(root, tokenizer, hub, tmp_path, capsys):  # noqa: F811
     benchmark = make_benchmark(root, "mmlu-shared", settings("leaderboard_mmlu_pro", "acc", limit=4))
     model = make_model(root, "sharing.fp32", tiny_llama(tokenizer, seed=2), tokenizer)
     whole, shared = (
@@ -89,3 +90,8 @@ def test_an_evaluation_says_the_same_and_its_spec_that_it_shared(root, tokenizer
             [score for score, _ in one["answers"]], abs=2e-4
         )
     assert shared.manifest.spec["config"]["protocol"]["shares_prefixes"]
+    for stage in ("quantize", "benchmark"):
+        (tmp_path / "True" / stage).symlink_to(root / stage)
+    main([str(shared.directory), "--tasks", str(tmp_path / "tasks")])
+    printed = capsys.readouterr()
+    assert "--tasks leaderboard_mmlu_pro" in printed.out and "differ from this command's by rounding" in printed.err
