@@ -43,7 +43,7 @@ class StaticSteps:
 
     def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int, compiled: bool = False):
         self.model, self.prompt = model, prompt
-        options = {"coordinate_descent_tuning": True}
+        options: dict[str, Any] = {"coordinate_descent_tuning": True}
         self._decoder = torch.compile(model, fullgraph=True, dynamic=False, options=options) if compiled else model
         name = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
