@@ -218,12 +218,15 @@ class HeldOutGrams:
     def _leaving(self, grams: np.ndarray, bounds: np.ndarray) -> np.ndarray:
         """Which of some training documents leave, bool; document `n` has the grams from `bounds[n]` to the next."""
         leaving = np.zeros(len(bounds) - 1, dtype=bool)
-        at = np.flatnonzero(grams <= self._highest())
-        at = at[self._is_possible.take((grams[at] >> self._shift).astype(np.int64))]
+        # What is above the highest is beyond the table too, and counts as its last entry.
+        at = np.flatnonzero(self._is_possible.take((grams >> self._shift).view(np.int64), mode="clip"))
+        at = at[grams[at] <= self._highest()]
         possible = grams[at] & ~_DOCUMENT_MASK
         first = np.searchsorted(self._entries, possible)
+        is_held_out = first < self._count
+        is_held_out[is_held_out] = self._entries[first[is_held_out]] & ~_DOCUMENT_MASK == possible[is_held_out]
+        at, first, possible = at[is_held_out], first[is_held_out], possible[is_held_out]
         end = np.searchsorted(self._entries, possible | _DOCUMENT_MASK, side="right")
-        at, first, end = (values[end > first] for values in (at, first, end))
         # A gram counts once in a document, however often it occurs.
         owners = np.searchsorted(bounds, at, side="right") - 1
         order = np.lexsort((grams[at], owners))

@@ -54,8 +54,9 @@ def _grams(content: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarr
     factors = _factors(size)
     counts = np.diff(ends)
     grams = np.zeros(max(len(words) - size + 1, 0), dtype=np.uint64)
+    product = np.empty_like(grams)
     for position, factor in enumerate(factors):
-        grams += words[position : position + len(grams)] * factor
+        grams += np.multiply(words[position : position + len(grams)], factor, out=product)
     grams = mixed(grams)
     # Those that begin in one document and end in the next are none.
     is_whole = np.ones(len(words), dtype=bool)
@@ -63,6 +64,8 @@ def _grams(content: np.ndarray, bounds: np.ndarray, size: int) -> tuple[np.ndarr
         is_whole[np.maximum(ends[1:] - offset, ends[:-1])[counts > 0]] = False
     # A document that is shorter than a gram has one, at its first word.
     is_short = (counts > 0) & (counts < size)
+    if not is_short.any():
+        return grams[is_whole[: len(grams)]], np.append(0, np.cumsum(np.maximum(counts - size + 1, 0)))
     starts = ends[:-1][is_short]
     found = np.zeros(len(words), dtype=np.uint64)
     found[: len(grams)] = grams
@@ -77,7 +80,9 @@ def _words(content: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndar
     """A number for each word, uint64 (words,), and which is the first of each document: int64 (documents + 1,)."""
     if not len(content):
         return np.zeros(0, dtype=np.uint64), np.zeros(len(bounds), dtype=np.int64)
-    values = _VALUES.take(content)
+    powers, inverses, room = _powers(len(content))
+    # Always in the same pages: new ones for each chunk take longer than what is done with them.
+    values = np.take(_VALUES, content, out=room, mode="clip")
     in_word = values != 0
     opens = None
     if content.max() >= 0x80:
@@ -99,7 +104,6 @@ def _words(content: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndar
     starts = np.flatnonzero(is_start)
     if not len(starts):
         return np.zeros(0, dtype=np.uint64), np.zeros(len(bounds), dtype=np.int64)
-    powers, inverses = _powers(len(content))
     # Polynomials modulo 2^64: a word's number does not depend on where it stands.
     values *= powers
     # Sums up to where the next word begins; what is before the first one is no word.
@@ -110,9 +114,12 @@ def _words(content: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def mixed(values: np.ndarray) -> np.ndarray:
     """The finalizer of SplitMix64: a permutation of 64-bit numbers whose output bits are alike in every way."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    shifted = values >> np.uint64(30)
+    found = values ^ shifted
+    for factor, shift in ((0xBF58476D1CE4E5B9, 27), (0x94D049BB133111EB, 31)):
+        found *= np.uint64(factor)
+        found ^= np.right_shift(found, np.uint64(shift), out=shifted)
+    return found
 
 
 @lru_cache
@@ -120,16 +127,17 @@ def _factors(words: int) -> np.ndarray:
     return mixed(np.arange(1, words + 1, dtype=np.uint64)) | np.uint64(1)
 
 
-def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of an odd base and of its inverse modulo 2^64, uint64 (length or more,)."""
+def _powers(length: int) -> tuple[np.ndarray, ...]:
+    """Powers of an odd base and of its inverse modulo 2^64, and room for numbers: uint64 (length,)."""
     if length > len(_TABLES[0]):
         size = max(length, _CHUNK_BYTES)
         _TABLES[:] = [np.cumprod(np.full(size, factor, dtype=np.uint64)) for factor in (_BASE, pow(_BASE, -1, 1 << 64))]
-    return _TABLES[0][:length], _TABLES[1][:length]
+        _TABLES.append(np.zeros(size, dtype=np.uint64))
+    return tuple(table[:length] for table in _TABLES)
 
 
 _BASE = 0x9E3779B97F4A7C15
-_TABLES: list[np.ndarray] = [np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)]
+_TABLES: list[np.ndarray] = [np.zeros(0, dtype=np.uint64)]
 _LOWER = np.array([ord(chr(byte).lower()) if byte < 0x80 else byte for byte in range(256)], dtype=np.uint64)
 _IN_WORD = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
 _VALUES = np.where(_IN_WORD, mixed(_LOWER + np.uint64(1 << 32)), np.uint64(0))
