@@ -13,6 +13,7 @@ from effllm.errors import CellFailure
 from effllm.models.decoder.attention.core import Sequence, causal_attention
 from effllm.models.decoder.kernels import relative, selection, strided
 from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, has_package, is_fused
+from effllm.models.decoder.loss import next_token_loss
 from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
 from effllm.training.settings import PretrainingRun
@@ -230,6 +231,24 @@ def test_a_study_names_kernels_of_what_its_architecture_has(tiny):
     assert PretrainingRun.model_validate(named.model_dump()) == named
     with pytest.raises(ValueError, match="nsa: blocks names a kernel of what this architecture lacks"):
         PretrainingRun.model_validate(run | {"kernels": {"nsa": "blocks"}})
+    assert PretrainingRun.model_validate(run | {"kernels": {"loss": "torch_loss"}}).kernels.wanted()
+    qwen = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    with pytest.raises(ValueError, match="loss: triton_loss names a kernel of what this architecture lacks"):
+        PretrainingRun.model_validate(run | {"architecture": qwen | heads, "kernels": {"loss": "triton_loss"}})
+
+
+def test_a_loss_by_the_fused_kernel_is_refused_where_it_cannot_run():
+    logits, labels = torch.randn((1, 4, 7)), torch.zeros((1, 4), dtype=torch.long)
+    with choosing({}) as used:
+        plain = next_token_loss(logits, labels, overwrite=True)
+    assert used == {}
+    assert plain == torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
+    with choosing({"loss": "triton_loss"}), pytest.raises(CellFailure, match="cannot run: it needs CUDA, not cpu"):
+        next_token_loss(logits, labels, overwrite=True)
+    with choosing({"loss": "torch_loss"}) as used:
+        assert next_token_loss(logits, labels, overwrite=True) == plain
+    assert used == {"loss": {"torch_loss": None}}
 
 
 RELATIVE = {

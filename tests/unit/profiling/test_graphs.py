@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import CellFailure
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.profiling.graphs import GraphedDecoding, Graphs, StaticSteps, what_ended_recording
+from effllm.study.evaluation import Workload
 
 NEW_TOKENS = 9
 
@@ -131,6 +132,14 @@ def test_a_model_that_cannot_be_compiled_is_unsupported(monkeypatch: pytest.Monk
         steps.step()
     assert failure.value.status == "unsupported"
     torch.compiler.reset()
+
+
+def test_only_recorded_steps_are_compiled_and_others_keep_their_spec() -> None:
+    shape = {"prompt_tokens": 8, "new_tokens": 4}
+    assert "compile" not in Workload.model_validate(shape).model_dump()
+    assert Workload.model_validate(shape | {"cuda_graph": True, "compile": True}).model_dump()["compile"]
+    with pytest.raises(ValueError, match="compile: true is for decoding by CUDA graphs: add cuda_graph"):
+        Workload.model_validate(shape | {"compile": True})
 
 
 def test_a_processor_has_no_cuda_graphs() -> None:
