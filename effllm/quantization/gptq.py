@@ -76,7 +76,10 @@ class GptqPrecision(Precision):
                 f"the quantizer does not know model_type {shape.saved_model_type!r}; use one of "
                 f"{', '.join(sorted(GPTQ_MODEL_TYPES))} or drop the precision from its tables"
             )
-        for layer, width in shape.linear_in_features().items():
+        return self.misfit_of_widths(shape.linear_in_features())
+
+    def misfit_of_widths(self, widths: Mapping[str, int]) -> str | None:
+        for layer, width in widths.items():
             if self.group_size > 0 and width % self.group_size:
                 return (
                     f"group_size {self.group_size} does not divide the {layer} width {width} of "

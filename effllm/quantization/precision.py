@@ -103,6 +103,10 @@ class Precision(Section):
         """Why a model of this shape cannot be brought into the precision, with the remedy; None if nothing is known."""
         return None
 
+    def misfit_of_widths(self, widths: "Mapping[str, int]") -> str | None:
+        """The same of input widths of linear layers, by name: all that is known of a model from its config.json."""
+        return None
+
     @abstractmethod
     def weight_bytes(self, packed: int, others: int) -> float:
         """Bytes of a checkpoint, scales included; parameters of the layers' matrices, and all others."""

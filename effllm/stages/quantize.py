@@ -1,9 +1,14 @@
 """Stage `quantize`: a model in one precision."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.errors import UserError
+from effllm.models.checkpoint.files import CONFIG, read_object
+from effllm.models.checkpoint.widths import linear_in_features
 from effllm.models.costs import parameter_count
+from effllm.models.sources import LocalModelSource
 from effllm.quantization import read_precision
 from effllm.quantization.precision import Precision
 from effllm.stages.cost import ON_THE_CPU, Cost, NodeContext, with_model
@@ -11,6 +16,7 @@ from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import checkpoint_bytes, precision_b
 from effllm.study import Study
+from effllm.study.table_graph import nodes_in_tables
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape
@@ -40,6 +46,15 @@ class QuantizeStage(Stage):
         if calibration is None:
             return parents
         return parents | {calibration.stage: graph.manifest(calibration.stage, calibration.source)}
+
+    def check_files(self, graph: "Graph", id: str) -> None:
+        super().check_files(graph, id)
+        model, precision = id.rsplit(".", 1)
+        source = graph.study.models[model].source
+        if isinstance(source, LocalModelSource) and (self.name, id) in nodes_in_tables(graph.study):
+            widths = linear_in_features(read_object(Path(source.path) / CONFIG, f"models.{model}.source.path"))
+            if misfit := _precision(graph.study, id).misfit_of_widths(widths):
+                raise UserError(f"models.{model}.precisions.{precision}: {misfit}")
 
     def request(self, job: JobContext) -> Request:
         weights = job.weights()

@@ -376,6 +376,11 @@ def test_the_study_refuses_a_directory_before_anything_runs(directory: Path, tin
     tiny["models"]["mine"] = {"source": {"kind": "local", "path": str(directory)}}
     graph = Graph(parse_study(tiny, "test"))
     graph.check_files()
+    tiny["tables"]["table9"]["models"] = ["llama-1m", "mine"]
+    with pytest.raises(UserError, match=r"models\.mine\.precisions\.int4: group_size 128 does not divide the .* width"):
+        Graph(parse_study(tiny, "test")).check_files()
+    tiny["models"]["mine"]["precisions"] = {"int4": {"group_size": -1}}
+    Graph(parse_study(tiny, "test")).check_files()
     (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"models\.mine\.source\.path: model\.safetensors is a git-lfs pointer"):
         graph.check_files()

@@ -1,0 +1,18 @@
+"""Widths of a model's layers, from its config.json alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Families whose decoder layers have these linear layers and no others.
+_FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3"})
+
+
+def linear_in_features(config: Mapping[str, Any]) -> dict[str, int]:
+    """Input widths of the linear layers by name; empty for a family that is not known here."""
+    if config.get("model_type") not in _FAMILIES:
+        return {}
+    found = {"attention projections": config.get("hidden_size"), "feed-forward output": config.get("intermediate_size")}
+    heads, width = config.get("num_attention_heads"), config.get("head_dim")
+    if isinstance(heads, int) and isinstance(width, int):
+        found["attention output"] = heads * width
+    return {layer: width for layer, width in found.items() if isinstance(width, int)}
