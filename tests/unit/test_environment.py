@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -23,10 +24,13 @@ def test_every_direct_dependency_is_pinned_and_explained(repository: Path) -> No
         assert f"`{name.partition('[')[0]}`" in explained, f"docs/dependencies.md does not explain {name}"
 
 
-def test_optional_kernels_are_pinned_and_explained_and_agree_with_the_constraints(repository: Path) -> None:
+@pytest.mark.parametrize("requirements", ["requirements-gpu.txt", "requirements-test-model.txt"])
+def test_what_is_optional_is_pinned_and_explained_and_agrees_with_the_constraints(
+    repository: Path, requirements: str
+) -> None:
     explained = (repository / "docs" / "dependencies.md").read_text()
     constraints = dict(line.split("==") for line in _pins(repository / "constraints.txt"))
-    for pin in _pins(repository / "requirements-gpu.txt"):
+    for pin in _pins(repository / requirements):
         name, separator, version = pin.partition("==")
         assert separator and f"`{name}`" in explained
         assert constraints.get(name, version) == version
