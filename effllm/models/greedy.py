@@ -64,6 +64,9 @@ def _differs(key: str, value: Any, ends: list[int]) -> bool:
     """Whether a setting of the model's asks for anything but what greedy decoding does by itself."""
     if value is None or key in _WITHOUT_EFFECT or key.startswith("_"):
         return False
+    if key in _EXTRA_OUTPUTS:
+        # Transformers writes these as false into every file that it saves.
+        return bool(value)
     if key == "eos_token_id":
         return not {*_ids(value)} <= {*ends}
     if key in (plain := GenerationConfig().to_dict()) and value == plain[key]:

@@ -172,6 +172,13 @@ def test_generation_keys_of_an_old_configuration_are_named_too(directory: Path) 
 
 
 @pytest.mark.parametrize("directory", ["neither"], indirect=True)
+def test_what_transformers_writes_into_every_file_is_not_named(directory: Path) -> None:
+    written = {"output_attentions": False, "output_hidden_states": False, "use_cache": True}
+    (directory / "generation_config.json").write_text(json.dumps(written))
+    assert decode_greedily(load_causal_lm(directory), load_tokenizer(directory)) == {}
+
+
+@pytest.mark.parametrize("directory", ["neither"], indirect=True)
 @pytest.mark.parametrize(
     ("file", "refused"),
     [
