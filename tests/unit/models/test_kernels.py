@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.models.decoder.attention.core import Sequence, causal_attention
-from effllm.models.decoder.kernels import relative, selection, strided
+from effllm.models.decoder.kernels import loss, relative, selection, strided
 from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, has_package, is_fused
 from effllm.models.decoder.loss import next_token_loss
 from effllm.models.decoder.positions.layers import RelativeBias
@@ -236,6 +236,29 @@ def test_a_study_names_kernels_of_what_its_architecture_has(tiny):
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
     with pytest.raises(ValueError, match="loss: triton_loss names a kernel of what this architecture lacks"):
         PretrainingRun.model_validate(run | {"architecture": qwen | heads, "kernels": {"loss": "triton_loss"}})
+
+
+def test_logits_that_the_loss_has_used_up_are_no_longer_read(monkeypatch):
+    def forward(logits, targets, scale, ignored):
+        lse = logits.detach().logsumexp(-1)
+        losses = (lse - logits.gather(1, targets[:, None])[:, 0]).where(targets != ignored, 0)
+        probabilities = logits.softmax(-1).scatter_add(1, targets[:, None], torch.full((len(logits), 1), -1.0))
+        logits.data.copy_(probabilities * scale)
+        return losses
+
+    monkeypatch.setattr(loss, "_forward", forward)
+    monkeypatch.setattr(loss, "_scale", lambda x, factor: x.data.mul_(factor))
+    leaf, targets = torch.randn((5, 7), requires_grad=True), torch.arange(5)
+    logits = leaf * 2
+    squares = logits.square().sum()
+    value = loss.fused_cross_entropy(logits, targets, 4, -100)
+    expected = torch.nn.functional.cross_entropy(leaf * 2, targets, reduction="sum") / 4
+    assert torch.allclose(value, expected)
+    (gradient,) = torch.autograd.grad(3 * value, leaf, retain_graph=True)
+    assert torch.allclose(gradient, torch.autograd.grad(3 * expected, leaf)[0])
+    for used_up in (value, squares):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(used_up, leaf)
 
 
 def test_a_loss_by_the_fused_kernel_is_refused_where_it_cannot_run():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from effllm.models.decoder.kernels.choice import failing_as_a_cell
 
@@ -47,10 +48,15 @@ def fused_cross_entropy(logits: Tensor, targets: Tensor, items: Tensor | int, ig
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """Autograd does not see what the kernels write: it is told, so that who reads the logits later, or goes back
+    through the graph twice, gets an error and not wrong numbers.
+    """
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, scale: Tensor, ignored: int) -> Tensor:
         gradient = logits.detach()
         losses = _forward(gradient, targets, scale, ignored)
+        increment_version(gradient)
         ctx.save_for_backward(gradient)
         return losses.sum() * scale
 
@@ -58,4 +64,5 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         _scale(gradient, upstream)
+        increment_version(gradient)
         return gradient, None, None, None
