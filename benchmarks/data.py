@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fineweb_rows import rows
 
 CONFIG = {
     "source": {"kind": "files", "paths": ["*.parquet"]},
@@ -76,26 +77,8 @@ def write_files(directory: Path, documents: int, words: int, files: int = 4) -> 
                     ),
                     " ",
                 )
-                writer.write_batch(_batch(texts, range(start, start + count), random, SCHEMA), row_group_size=1000)
+                writer.write_batch(rows(texts, range(start, start + count), random, SCHEMA), row_group_size=1000)
     return paths
-
-
-def _batch(texts: pa.Array, numbers: range, random: np.random.Generator, schema: pa.Schema) -> pa.RecordBatch:
-    count = len(numbers)
-    scores = random.uniform(2.48, 5, size=count)  # 1 % round to 2
-    columns = {
-        "text": texts,
-        "id": [f"<urn:uuid:{number:032x}>" for number in numbers],
-        "dump": ["CC-MAIN-2024-10"] * count,
-        "url": [f"https://example.org/{number}" for number in numbers],
-        "file_path": [f"crawl-data/{number // 1000}.warc.gz" for number in numbers],
-        "language": np.where(random.random(count) < 0.02, "de", "en").tolist(),
-        "language_score": random.uniform(0.65, 1, size=count),
-        "token_count": random.integers(500, 900, size=count),
-        "score": scores,
-        "int_score": np.round(scores).astype(int),
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 def sample(paths: list[Path], scratch: Path, config: dict[str, Any], processes: int | None) -> dict[str, Any]:

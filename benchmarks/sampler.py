@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fineweb_rows import rows
 
 SIDES = ("datasets", "sampler", "stage")
 CONFIG = {
@@ -64,20 +65,7 @@ def _documents(numbers: range, words: np.ndarray, random: np.random.Generator) -
     texts = [" ".join(words[row]) for row in ranks]
     for copy in range(0, count - 100, 100):
         texts[copy + 100] = texts[copy]
-    scores = random.uniform(2.48, 5, size=count)  # 1 % round to 2
-    columns = {
-        "text": texts,
-        "id": [f"<urn:uuid:{number:032x}>" for number in numbers],
-        "dump": ["CC-MAIN-2024-10"] * count,
-        "url": [f"https://example.org/{number}" for number in numbers],
-        "file_path": [f"crawl-data/{number // 1000}.warc.gz" for number in numbers],
-        "language": np.where(random.random(count) < 0.02, "de", "en").tolist(),
-        "language_score": random.uniform(0.65, 1, size=count),
-        "token_count": random.integers(500, 900, size=count),
-        "score": scores,
-        "int_score": np.round(scores).astype(int),
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=_schema())
+    return rows(texts, numbers, random, _schema())
 
 
 def run_datasets(paths: list[Path]) -> tuple[float, int]:
