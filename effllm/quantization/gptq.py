@@ -81,9 +81,11 @@ class GptqPrecision(Precision):
     def misfit_of_widths(self, widths: Mapping[str, int]) -> str | None:
         for layer, width in widths.items():
             if self.group_size > 0 and width % self.group_size:
+                divisor = _divisor(width)
+                remedy = "-1, a group for each row" if divisor == -1 else f"a divisor, such as {divisor}, or -1"
                 return (
-                    f"group_size {self.group_size} does not divide the {layer} width {width} of "
-                    f"the model; choose a divisor, such as {_divisor(width)}, or -1"
+                    f"group_size {self.group_size} does not divide the {layer} width {width} of the model; "
+                    f"choose {remedy}"
                 )
         return None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effllm.data.order.settings import LossMeasure
-from effllm.data.settings import EncodedStream
+from effllm.data.order.settings import LossMeasure, ScoreMeasure
+from effllm.data.settings import EmbeddedCorpusSource, EncodedStream
 from effllm.fields import require
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ def check_orders(study: Study) -> None:
             raise ValueError(
                 f"orders.{id}.tokens: {order.tokens!r} are random tokens, none of which is harder than another: name "
                 "a stream of text"
+            )
+        corpus = study.encoded(order.tokens).corpus
+        if isinstance(order.by, ScoreMeasure) and isinstance(study.corpora[corpus].source, EmbeddedCorpusSource):
+            raise ValueError(
+                f"orders.{id}.by.kind: the documents of {corpus!r} have no score, as its source is embedded: name "
+                "another measure, or a stream of a corpus with scores"
             )
         if isinstance(order.by, LossMeasure):
             _check_reference(study, id, order.by)

@@ -51,6 +51,10 @@ CASES = {
         {"orders/compression/tokens": "python"},
         ["orders.compression.tokens", "'python'", "python-docs"],
     ),
+    "scores of an embedded corpus": (
+        {"orders/scored": {"tokens": "python-docs", "sequence_length": 128, "by": {"kind": "score"}}},
+        ["orders.scored.by.kind", "'python-docs' have no score", "name another measure"],
+    ),
     "random tokens": (
         {
             "tokens/noise": {"kind": "synthetic", "vocab_size": 64, "tokens": 4096},
