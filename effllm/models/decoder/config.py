@@ -34,6 +34,8 @@ class EffConfig(PreTrainedConfig, _Keys):  # type: ignore[misc, valid-type]  # m
     """
 
     model_type = "effllm"
+    # Not a key: models that share the attention layers have one.
+    attention_output_bias: ClassVar[bool] = False
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 151936

@@ -46,7 +46,7 @@ def selected(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
 def biased(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     layer = GroupedQueryAttention(small_config(position="relative"), 0)
     sequence = Sequence(0, torch.arange(LENGTH)[None])
-    return core.causal_attention(query, key, value, sequence, layer.relative_bias, 0.25)
+    return core.dense_attention(query, key, value, sequence, layer.relative_bias, 0.25)
 
 
 @pytest.mark.parametrize("attend", [selected, biased])

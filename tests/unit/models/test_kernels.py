@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
-from effllm.models.decoder.attention.core import Sequence, causal_attention
+from effllm.models.decoder.attention.core import Sequence, dense_attention
 from effllm.models.decoder.kernels import loss, relative, selection, strided
 from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, has_package, is_fused
 from effllm.models.decoder.loss import next_token_loss
@@ -96,7 +96,7 @@ def test_near_and_far_together_are_the_biased_softmax(batch, heads, kv_heads, le
     results = []
     for attend in (
         lambda q, k, v: relative.near_far_attention(q, k, v, bias.table, 0.5),
-        lambda q, k, v: causal_attention(q, k, v, sequence, bias, 0.5),
+        lambda q, k, v: dense_attention(q, k, v, sequence, bias, 0.5),
     ):
         output = attend(*leaves)
         results.append([output, *torch.autograd.grad(output, [*leaves, bias.table], gradient.detach())])

@@ -8,7 +8,7 @@ from effllm.errors import CellFailure
 from effllm.models import recurrent_kernels
 from effllm.models.decoder import EffForCausalLM
 from effllm.models.decoder.attention import nsa_branches as branches
-from effllm.models.decoder.attention.core import Sequence, causal_attention
+from effllm.models.decoder.attention.core import Sequence, dense_attention
 from effllm.models.decoder.kernels import strided
 from effllm.models.decoder.kernels.choice import choosing
 from effllm.models.decoder.kernels.selection import SelectedAttention
@@ -57,7 +57,7 @@ def test_a_bias_by_a_near_band_and_a_far_part_is_the_biased_softmax(shape, deter
     sequence = Sequence(0, torch.arange(length, device="cuda")[None])
 
     def attend(query, key, value):
-        return causal_attention(query, key, value, sequence, bias, dim**-0.5)
+        return dense_attention(query, key, value, sequence, bias, dim**-0.5)
 
     torch.use_deterministic_algorithms(deterministic)
     try:

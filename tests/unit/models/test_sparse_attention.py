@@ -192,9 +192,9 @@ def test_no_tensor_of_the_sparse_layer_grows_with_the_square_of_the_length(monke
 
 def test_the_importance_of_blocks_is_the_probability_they_overlap():
     """Block 64, stride 32, selection block 64: half of the neighbours' probability and all of its own, twice."""
-    from effllm.models.decoder.attention.nsa_branches import SparseShape, _block_importance
+    from effllm.models.decoder.attention.nsa_branches import SparseShape, block_importance
 
     shape = SparseShape(128, 64, 32, 64, 4, 1, 2)
     p = torch.tensor([0.1, 0.2, 0.4, 0.3, 0.0])
     expected = torch.tensor([2 * 0.1 + 0.2, 0.2 + 2 * 0.4 + 0.3, 0.3])
-    torch.testing.assert_close(_block_importance(p, 3, shape), expected)
+    torch.testing.assert_close(block_importance(p, 3, shape), expected)

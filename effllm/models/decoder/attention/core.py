@@ -32,6 +32,7 @@ class Sequence:
     mask: what SDPA adds or masks, [batch, 1, length, keys]; None where causality is all there is.
     key_mask: [batch, keys], true for real tokens; None without padding.
     padding: [batch], padding tokens on the left; None without padding.
+    causal: whether a token sees itself and the past alone; otherwise every token sees all, and nothing is cached.
     """
 
     first_position: int
@@ -40,6 +41,7 @@ class Sequence:
     mask: Tensor | None = None
     key_mask: Tensor | None = None
     padding: Tensor | None = None
+    causal: bool = True
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotate x [batch, heads, length, dim] if positions are rotary; otherwise x itself."""
@@ -47,10 +49,11 @@ class Sequence:
 
 
 class GroupedQueryAttention(nn.Module):
-    """softmax(q_t . k_j / sqrt(d)) v_j over j <= t, with every key and value head shared by a group of query heads.
+    """softmax(q_t . k_j / sqrt(d)) v_j, with every key and value head shared by a group of query heads.
 
-    MHA (Vaswani et al. 2017) has one query head per group, GQA (Ainslie et al. 2023) several, MQA (Shazeer 2019) all.
-    As in Qwen2, queries, keys and values have a bias and the output has none. The cache holds
+    j runs over the past up to t, or over all tokens where the sequence is not causal. MHA (Vaswani et al. 2017) has one
+    query head per group, GQA (Ainslie et al. 2023) several, MQA (Shazeer 2019) all. As in Qwen2, queries, keys and
+    values have a bias and the output has none, unless the configuration says otherwise. The cache holds
     2 * num_key_value_heads * head_dim numbers per token.
     """
 
@@ -63,7 +66,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, width, bias=True)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=True)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=True)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
         self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
@@ -74,18 +77,19 @@ class GroupedQueryAttention(nn.Module):
         value = self.v_proj(hidden).view(heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        context = causal_attention(query, key, value, sequence, self.relative_bias, self.head_dim**-0.5)
+        context = dense_attention(query, key, value, sequence, self.relative_bias, self.head_dim**-0.5)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
 
-def causal_attention(
+def dense_attention(
     query: Tensor, key: Tensor, value: Tensor, sequence: Sequence, bias: RelativeBias | None, scale: float
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v over the past: [batch, heads, length, value dim].
+    """softmax(scale q k^T + bias) v over the keys that a query sees: [batch, heads, length, value dim].
 
     `query` is [batch, heads, length, d]; `key` and `value` may have fewer heads, and have the cached tokens first.
     """
     if bias is not None:
+        assert sequence.causal, "the bias has no distances to the future"
         if is_fused("relative", _objection_to_near_far(query, key, value, sequence)):
             return near_far_attention(query, key.to(query.dtype), value.to(query.dtype), bias.table, scale)
         return _biased_attention(query, key, value, sequence, bias, scale)
@@ -93,7 +97,8 @@ def causal_attention(
     if query.device.type != "cpu" and not fused_groups:
         # With a mask or in float32, CUDA's only kernel for grouped heads materialises the scores.
         key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
-    return _fused_attention(query, key, value, sequence.mask, query.shape[2] > 1 and sequence.mask is None, scale)
+    is_causal = sequence.causal and query.shape[2] > 1 and sequence.mask is None
+    return _fused_attention(query, key, value, sequence.mask, is_causal, scale)
 
 
 def _objection_to_near_far(query: Tensor, key: Tensor, value: Tensor, sequence: Sequence) -> str | None:

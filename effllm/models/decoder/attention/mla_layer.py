@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from effllm.models.decoder.attention.core import Sequence, causal_attention
+from effllm.models.decoder.attention.core import Sequence, dense_attention
 from effllm.models.decoder.normalization import RMSNorm
 from effllm.models.decoder.positions import POSITIONS
 
@@ -27,7 +27,7 @@ class MultiHeadLatentAttention(nn.Module):
     absorbed into the query and W_UV into the output (section 2.1.2), q^C . k^C = (W_UK^T q^C) . c and
     sum_j p_j v_j = W_UV sum_j p_j c_j, so that attention runs in the latent space with one shared key.
     Under positions other than RoPE the shared key k^R stays, unrotated, and the parameters are the same.
-    No projection has a bias, as in DeepSeek-V3.
+    No projection has a bias, as in DeepSeek-V3, but the output's where the configuration says so.
     """
 
     def __init__(self, config: "EffConfig", layer_idx: int):
@@ -43,7 +43,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, self.rank + self.rope_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(self.rank, config.rms_norm_eps)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope_dim + self.value_dim), bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.value_dim, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.value_dim, config.hidden_size, bias=config.attention_output_bias)
         self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
@@ -72,7 +72,7 @@ class MultiHeadLatentAttention(nn.Module):
         key_nope, value = expanded.split((self.nope_dim, self.value_dim), dim=-1)
         query = torch.cat((query_nope, query_rope), dim=-1)
         key = torch.cat((key_nope, key_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
-        return causal_attention(query, key, value, sequence, self.relative_bias, self.scale)
+        return dense_attention(query, key, value, sequence, self.relative_bias, self.scale)
 
     def _absorbed(
         self, query_nope: Tensor, query_rope: Tensor, latent: Tensor, key_rope: Tensor, sequence: Sequence

@@ -95,10 +95,10 @@ def compressed_attention(
     weights = probabilities.to(query.dtype).view(batch, groups, -1, compressed)
     context = (weights @ compressed_value).view(query.shape)
     shared = probabilities.detach().view(batch, groups, -1, queries, compressed).sum(dim=2)
-    return context, _block_importance(shared, selection_blocks, shape)
+    return context, block_importance(shared, selection_blocks, shape)
 
 
-def _block_importance(probabilities: Tensor, selection_blocks: int, shape: SparseShape) -> Tensor:
+def block_importance(probabilities: Tensor, selection_blocks: int, shape: SparseShape) -> Tensor:
     """Eq. 9: [..., compression blocks] to [..., selection blocks].
 
     p_slc[j] = sum over m < l'/d and n < l/d of p_cmp[(l'/d) j - m - n], blocks counted from 1: every compression block

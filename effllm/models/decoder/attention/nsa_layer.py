@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from effllm.models.decoder.attention import nsa_branches as branches
 from effllm.models.decoder.attention.core import Sequence
+from effllm.models.decoder.attention.nsa_bidirectional import bidirectional_attention
 from effllm.models.decoder.attention.nsa_branches import KVContext
 from effllm.models.decoder.attention.nsa_cache import SparseCacheLayer
 from effllm.models.decoder.kernels.choice import is_fused, objection_to
@@ -62,6 +63,8 @@ class NativeSparseAttention(nn.Module):
 
     Scores computed per query and head: T / d + n l' + 2 w, where dense attention has T. Nothing of size T x T exists:
     queries go through in chunks that are recomputed in the backward pass.
+
+    Where the sequence is not causal, `nsa_bidirectional` says what a query sees.
     """
 
     def __init__(self, config: "EffConfig", layer_idx: int):
@@ -88,7 +91,7 @@ class NativeSparseAttention(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, 3 * self.heads, bias=True)
         self.key_compressor = Compressor(self.shape.block, self.head_dim)
         self.value_compressor = Compressor(self.shape.block, self.head_dim)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
         self.relative_bias = POSITIONS[config.position].bias(config)
 
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
@@ -113,7 +116,11 @@ class NativeSparseAttention(nn.Module):
         past = KVContext(
             compressed_key, compressed_value, selection_key.contiguous(), selection_value.contiguous(), start
         )
-        context = self._attend(query, gates, past, window_key, window_value, sequence.first_position)
+        if sequence.causal:
+            context = self._attend(query, gates, past, window_key, window_value, sequence.first_position)
+        else:
+            assert cache is None and sequence.padding is None and self.relative_bias is None
+            context = bidirectional_attention(query, gates, past, window_key, window_value, self.shape)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
     def _compress(
