@@ -38,7 +38,7 @@ class DecoderArchitecture(TransformerShape, *_keys_of_components()):  # type: ig
     attention: Annotated[str, NameIn(ATTENTION)] = Field(default="gqa", description=f"{_names(ATTENTION)}.")
     position: Annotated[str, NameIn(POSITIONS)] = Field(default="rope", description=f"{_names(POSITIONS)}.")
     feed_forward: Annotated[str, NameIn(FEED_FORWARD)] = Field(
-        default="swiglu", description="swiglu, or moe: a mixture of such experts."
+        default="swiglu", description="swiglu, gelu, or moe: a mixture of experts that are swiglu."
     )
     num_key_value_heads: Dimension | None = Field(
         default=None, description="Key and value heads; null leaves the attention's own number (gqa and nsa: 2)."

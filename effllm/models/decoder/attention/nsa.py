@@ -90,6 +90,13 @@ class NativeSparse(Attention):
         )
         return Layer(total, total, weights, saved, mixer)
 
+    def flops_without_causality(self, config: Any, length: int) -> int:
+        # Selection and window are masks over all keys.
+        mixer = self.cost(config).mixer
+        assert isinstance(mixer, SparseAttention)
+        pairs = length * (mixer.blocks(length) + 2 * length)
+        return 4 * mixer.heads * mixer.head_dim * pairs + mixer.blocks(length) * mixer.compression_flops()
+
 
 @dataclass(frozen=True)
 class SparseAttention:

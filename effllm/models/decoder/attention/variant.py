@@ -61,6 +61,10 @@ class Attention(Component, ABC):
     def cost(self, config: Any) -> Layer:
         """Parameters, saved activations, FLOPs and cache of one layer, positions left out."""
 
+    def flops_without_causality(self, config: Any, length: int) -> int:
+        """Matrix-product FLOPs of the part that mixes `length` tokens that see each other, on one sequence."""
+        return self.cost(config).mixer.forward_flops(length)
+
     def transformers_keys(self, config: Any) -> dict[str, Any]:
         """Its keys in Transformers' own configuration, where `transformers_types` names one."""
         return {}
