@@ -3,13 +3,17 @@
     python benchmarks/scoring.py [--items 64] [--rounds 5] [--device cpu] [--shape embedded] [--output figures.json]
 
 The prompts are MMLU-Pro's in form and made up: five examples with ten options each, then a question, and the letters as
-answers. lm-eval's model runs with the batch size that `batch_size=auto` finds where memory suffices, 64, without the
-search for it, which takes five passes of such a batch with every call. Rounds of all ways follow each other in turn.
-Weights are random and the same for all: time depends on the shape, and the answers of all ways are compared.
+answers. lm-eval's `batch_size=auto` looks for its batch once, in the same process; this search is timed by itself, and
+the rounds of lm-eval run with the batch that it found. Rounds of all ways follow each other in turn.
+
+Weights are random and the same for all: time depends on the shape, and the answers of all ways are compared. In 16 bits
+rounding alone turns some of them, since random weights prefer no letter by much: so lm-eval at half its batch is
+compared with lm-eval as well, and a few items are scored in float32 by both. `--threads` is of the tokenizer.
 """
 
 import argparse
 import json
+import os
 import pydoc_data.topics
 import random
 import statistics
@@ -29,14 +33,16 @@ LETTERS = "ABCDEFGHIJ"
 SHAPES = {
     "embedded": LlamaConfig(
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=4096,
+        max_position_embeddings=4096, vocab_size=2048,
     ),
     "1.5b": Qwen2Config(
         hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        max_position_embeddings=4096, tie_word_embeddings=True,
+        max_position_embeddings=4096, vocab_size=151_936, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-VOCABULARY = {"embedded": 2048, "1.5b": 151_936}
+# Words of a question and of an option: prompts of 950 tokens and of 1,900.
+WORDS = {"embedded": (25, 2), "1.5b": (60, 4)}
+Answers = list[tuple[float, bool]]
 
 
 def tokenizer_of(words: list[str]) -> PreTrainedTokenizerFast:
@@ -52,19 +58,72 @@ def tokenizer_of(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def prompts(items: int) -> list[Instance]:
+def prompts(items: int, words_asked: int, words_option: int) -> list[Instance]:
     """Ten requests an item: the same context, a letter each."""
     rng = random.Random(0)
     words = sorted({word for text in pydoc_data.topics.topics.values() for word in text.split() if word.isalpha()})
 
     def question() -> str:
-        asked = " ".join(rng.choices(words, k=25))
-        options = "".join(f"{letter}. {' '.join(rng.choices(words, k=2))}\n" for letter in LETTERS)
+        asked = " ".join(rng.choices(words, k=words_asked))
+        options = "".join(f"{letter}. {' '.join(rng.choices(words, k=words_option))}\n" for letter in LETTERS)
         return f"{asked}?\n{options}Answer:"
 
     shots = "".join(f"{question()} {rng.choice(LETTERS)}\n\n" for _ in range(5))
     pairs = [(shots + asked, f" {letter}") for asked in (question() for _ in range(items)) for letter in LETTERS]
     return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+def model_of(shape: str, device: str, dtype: torch.dtype) -> Any:
+    """Random weights of a shape, made where they are used."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)
+    return model.eval()
+
+
+def harness_of(model: Any, tokenizer: Any, batch_size: int | str) -> HFLM:
+    """lm-eval's own model, with log-probabilities in float32 as here."""
+    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32")
+
+
+def timed(way: Any, requests: list[Instance]) -> tuple[Answers, dict[str, float]]:
+    """The answers, and seconds: in all, of CPU, and until the tokens of all requests are there."""
+    encoded_at = started = time.perf_counter()
+    cpu = time.process_time()
+    inner = way._loglikelihood_tokens
+
+    def noted(*args: Any, **kwargs: Any) -> Answers:
+        nonlocal encoded_at
+        encoded_at = time.perf_counter()
+        return inner(*args, **kwargs)
+
+    way._loglikelihood_tokens = noted
+    answers = way.loglikelihood(requests, disable_tqdm=True)
+    way._loglikelihood_tokens = inner
+    wall = time.perf_counter() - started
+    return answers, {"wall_s": wall, "cpu_s": time.process_time() - cpu, "encoding_s": encoded_at - started}
+
+
+def compared(answers: Answers, reference: Answers) -> dict[str, Any]:
+    """How far two ways agree on the same requests."""
+
+    def best(scores: Answers) -> list[int]:
+        rows = [scores[start : start + 10] for start in range(0, len(scores), 10)]
+        return [max(range(10), key=lambda at, row=row: row[at][0]) for row in rows]
+
+    return {
+        "largest_difference_nats": max(abs(one[0] - other[0]) for one, other in zip(answers, reference, strict=True)),
+        "items_answered_alike": sum(one == other for one, other in zip(best(answers), best(reference), strict=True)),
+        "items": len(answers) // 10,
+    }
+
+
+def in_float32(shape: str, device: str, tokenizer: Any, requests: list[Instance]) -> dict[str, Any]:
+    """Both ways on the first requests, in float32."""
+    model = model_of(shape, device, torch.float32)
+    theirs = harness_of(model, tokenizer, 2).loglikelihood(requests, disable_tqdm=True)
+    ours = MeteredLM(model, tokenizer, batch_size=4, max_length=None, shares_prefixes=True).loglikelihood(requests)
+    return compared(ours, theirs)
 
 
 def main() -> None:
@@ -73,63 +132,67 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="embedded")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="of effllm with shares_prefixes")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the tokenizer")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(arguments.threads)}
+    began = time.perf_counter()
+    shape, device = arguments.shape, arguments.device
     tokenizer = tokenizer_of(list(pydoc_data.topics.topics.values()))
-    config = SHAPES[arguments.shape]
-    config.vocab_size = VOCABULARY[arguments.shape]
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32 if arguments.device == "cpu" else torch.bfloat16
-    )
-    model = model.to(arguments.device).eval()
-    common = {"batch_size": arguments.batch_size, "max_length": None}
+    requests = prompts(arguments.items, *WORDS[shape])
+    exact = in_float32(shape, device, tokenizer, requests[:80])
+    if device != "cpu":
+        torch.cuda.empty_cache()
+    model = model_of(shape, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    automatic = harness_of(model, tokenizer, "auto")
+    searched = timed(automatic, requests[:10])[1]["wall_s"]
+    found = automatic.batch_sizes[0]
     ways = {
-        "lm-eval, as with batch_size=auto": HFLM(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=64, softmax_dtype="float32"
+        "lm-eval": harness_of(model, tokenizer, found),
+        "effllm": MeteredLM(model, tokenizer, batch_size=found, max_length=None),
+        "effllm, shares_prefixes": MeteredLM(
+            model, tokenizer, batch_size=arguments.batch_size, max_length=None, shares_prefixes=True
         ),
-        "effllm": MeteredLM(model, tokenizer, **common),
-        "effllm, shares_prefixes": MeteredLM(model, tokenizer, **common, shares_prefixes=True),
     }
-    requests = prompts(arguments.items)
-    answers = {name: way.loglikelihood(requests, disable_tqdm=True) for name, way in ways.items()}
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    reference, *_ = answers = {name: timed(way, requests)[0] for name, way in ways.items()}
+    answers["lm-eval at half its batch"] = timed(harness_of(model, tokenizer, max(1, found // 2)), requests)[0]
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):
         for name, way in ways.items():
-            started = time.perf_counter(), time.process_time()
-            way.loglikelihood(requests, disable_tqdm=True)
-            wall[name].append(time.perf_counter() - started[0])
-            cpu[name].append(time.process_time() - started[1])
-    reference = next(iter(ways))
-    figures: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if arguments.device != "cpu" else "cpu",
-        "shape": arguments.shape,
-        "items": arguments.items,
-        "prompt_tokens_median": statistics.median(len(tokenizer.encode(request.args[0])) for request in requests),
-        "ways": {},
+            seconds[name].append(timed(way, requests)[1])
+    medians = {
+        name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for name, rounds in seconds.items()
     }
-    for name in ways:
-        best = [max(range(10), key=lambda at, own=own: own[at][0]) for own in _by_item(answers[name])]
-        theirs = [max(range(10), key=lambda at, own=own: own[at][0]) for own in _by_item(answers[reference])]
-        pairs = zip(answers[name], answers[reference], strict=True)
-        figures["ways"][name] = {
-            "wall_s": statistics.median(wall[name]),
-            "cpu_s": statistics.median(cpu[name]),
-            "wall_ratio": statistics.median(wall[reference]) / statistics.median(wall[name]),
-            "cpu_ratio": statistics.median(cpu[reference]) / statistics.median(cpu[name]),
-            "largest_difference_nats": max(abs(one[0] - other[0]) for one, other in pairs),
-            "items_answered_alike": sum(one == other for one, other in zip(best, theirs, strict=True)),
-        }
+    lengths = [len(tokenizer.encode(request.args[0])) for request in requests[::10]]
+    figures = {
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(),
+        "shape": shape,
+        "items": arguments.items,
+        "prompt_tokens_median": statistics.median(lengths),
+        "tokenizer_threads": arguments.threads,
+        "lm_eval_auto": {"batch_size": found, "search_s": searched},
+        "float32": exact,
+        "ways": {
+            name: {
+                **medians[name],
+                "batch_size": way.batch_size,
+                "wall_ratio": medians[reference]["wall_s"] / medians[name]["wall_s"],
+                "cpu_ratio": medians[reference]["cpu_s"] / medians[name]["cpu_s"],
+                "rounds_wall_s": [one["wall_s"] for one in seconds[name]],
+            }
+            for name, way in ways.items()
+        },
+        "compared_with_lm_eval": {
+            name: compared(own, answers[reference]) for name, own in answers.items() if name != reference
+        },
+        "seconds_in_all": time.perf_counter() - began,
+    }
     text = json.dumps(figures, indent=1)
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n")
-
-
-def _by_item(answers: list[tuple[float, bool]]) -> list[list[tuple[float, bool]]]:
-    return [answers[start : start + 10] for start in range(0, len(answers), 10)]
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ def load(model: Artifact, config: Config) -> "MeteredLM":
     """The model of a `quantize` artifact on the GPU if there is one, in its own precision, behind the meter."""
     # The bootstrap of lm-eval would fork this process, with its threads and its CUDA context, once per core.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    # Nothing forks, so prompts can be encoded on all threads of the job.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     # It warns of every prompt that it cuts, one by one; the meter counts them.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     import torch

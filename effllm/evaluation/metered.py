@@ -20,7 +20,8 @@ from lm_eval.models.huggingface import HFLM
 
 from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure, reason_of
-from effllm.evaluation.prefixes import by_input, log_probabilities
+from effllm.evaluation.pairs import encoded_pairs
+from effllm.evaluation.prefixes import by_input, log_likelihoods
 from effllm.models.greedy import decode_greedily
 from effllm.runtime.progress import Progress
 
@@ -102,7 +103,9 @@ class MeteredLM(HFLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         with self._metered("loglikelihood", requests):
-            answers = super().loglikelihood(requests, disable_tqdm=True)
+            pairs = [request.args for request in requests]
+            encoded = encoded_pairs(pairs, self._encode_all, self.prefix_token_id)
+            answers = self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
         self._note_not_finite(score for score, _ in answers)
         return answers
 
@@ -137,15 +140,12 @@ class MeteredLM(HFLM):
     def _with_shared_prefixes(self, requests: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """As HFLM scores (context, continuation), up to rounding."""
         asked = by_input(requests, self.max_length)
-        wanted = {tokens: max(len(continuation) for _, continuation in ends) for tokens, ends in asked.items()}
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        keeps = self.model._supports_logits_to_keep()
         with torch.inference_mode():
-            for tokens, found in log_probabilities(self._timed_model, wanted, self.batch_size, self.device):
-                for number, continuation in asked[tokens]:
-                    ids = torch.tensor(continuation, device=found.device)
-                    rows = found[-len(ids) :]
-                    score = rows.gather(1, ids[:, None]).sum()
-                    answers[number] = (float(score), bool((rows.argmax(dim=-1) == ids).all()))
+            found = log_likelihoods(self._timed_model, asked, self.batch_size, self.device, keeps)
+            for number, score, is_greedy in found:
+                answers[number] = (score, is_greedy)
         return answers
 
     def _timed_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,13 +170,18 @@ class MeteredLM(HFLM):
 
         Nothing is put behind it: a tokenizer that ends texts would end the prompt, and shift where an answer begins.
         """
-        ids = self.tokenizer.encode(string, add_special_tokens=False)
+        (ids,) = self._encode_all([string], add_special_tokens)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_all(self, strings: list[str], add_special_tokens: bool | None = None) -> list[list[int]]:
+        encoding = self.tokenizer(strings, add_special_tokens=False, return_attention_mask=False)
+        rows: list[list[int]] = encoding["input_ids"]
         if self._is_rolling:
             # The harness itself puts the token before the text on which the first one is conditioned.
-            ids = ids[1:] if ids[:1] == [self.prefix_token_id] else ids
-        elif add_special_tokens is not False and ids[: len(self._begin)] != self._begin:
-            ids = [*self._begin, *ids]
-        return ids[-left_truncate_len:] if left_truncate_len else ids
+            return [ids[1:] if ids[:1] == [self.prefix_token_id] else ids for ids in rows]
+        if add_special_tokens is False:
+            return rows
+        return [ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids] for ids in rows]
 
     def tok_batch_encode(
         self,
@@ -185,7 +190,7 @@ class MeteredLM(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = [self.tok_encode(string) for string in strings]
+        rows = self._encode_all(strings)
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         ids, mask = padded["input_ids"], padded["attention_mask"]
         if left_truncate_len:

@@ -46,28 +46,64 @@ def groups(inputs: Iterable[Tokens]) -> list[Group]:
     return made
 
 
-def log_probabilities(
-    model: Callable[..., Any], wanted: Mapping[Tokens, int], batch_size: int, device: Any
-) -> Iterator[tuple[Tokens, torch.Tensor]]:
-    """Yield each input with the log-probabilities at its last positions, float32 [positions, vocabulary].
+def log_likelihoods(
+    model: Callable[..., Any],
+    asked: Mapping[Tokens, Sequence[tuple[int, Tokens]]],
+    batch_size: int,
+    device: Any,
+    keeps: bool = False,
+) -> Iterator[tuple[int, float, bool]]:
+    """Yield (number of the request, log-likelihood, whether it is what the model would decode), as `by_input` asks.
 
-    wanted: how many positions, by input.
+    keeps: the model takes `logits_to_keep`, so that it makes no logits of what is only read.
     """
+    wanted = {tokens: max(len(continuation) for _, continuation in ends) for tokens, ends in asked.items()}
     for group in groups(wanted):
         # Together where they are of a length, so that little is padding.
         rows = sorted(group.inputs, key=len, reverse=True)
         shared = group.shared if len(rows) > 1 else 0
         # What is wanted has to lie behind what is shared.
         shared = min([shared, *(len(row) - wanted[row] for row in rows)])
-        cache = _cache(model, rows[0][:shared], device) if shared >= _LEAST_SHARED else None
+        cache = _cache(model, rows[0][:shared], device, keeps) if shared >= _LEAST_SHARED else None
         if cache is None:
             shared = 0
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            logits = _continued(model, [row[shared:] for row in batch], cache, device)
-            for row, found in zip(batch, logits, strict=True):
-                end = len(row) - shared
-                yield row, torch.log_softmax(found[end - wanted[row] : end].float(), dim=-1)
+            longest = len(batch[0]) - shared
+            kept = max(longest - (len(row) - shared - wanted[row]) for row in batch) if keeps else longest
+            logits = _continued(model, [row[shared:] for row in batch], cache, device, kept if keeps else None)
+            ends = [kept - (longest - (len(row) - shared)) for row in batch]
+            yield from _answers(logits, batch, ends, wanted, asked)
+
+
+def _answers(
+    logits: torch.Tensor,
+    batch: Sequence[Tokens],
+    ends: Sequence[int],
+    wanted: Mapping[Tokens, int],
+    asked: Mapping[Tokens, Sequence[tuple[int, Tokens]]],
+) -> Iterator[tuple[int, float, bool]]:
+    """The requests of `batch`, whose logits end before the positions `ends`, by one copy from the device."""
+    rows = [number for number, row in enumerate(batch) for _ in range(wanted[row])]
+    positions = [at for row, end in zip(batch, ends, strict=True) for at in range(end - wanted[row], end)]
+    found = torch.log_softmax(logits[rows, positions].float(), dim=-1)
+    numbers: list[int] = []
+    lengths: list[int] = []
+    places: list[int] = []
+    ids: list[int] = []
+    behind = 0
+    for row in batch:
+        behind += wanted[row]
+        for number, continuation in asked[row]:
+            numbers.append(number)
+            lengths.append(len(continuation))
+            places += range(behind - len(continuation), behind)
+            ids += continuation
+    at, tokens = (torch.tensor(values, device=found.device) for values in (places, ids))
+    scores = found[at, tokens].cpu().split(lengths)
+    greedy = (found.argmax(dim=-1)[at] == tokens).cpu().split(lengths)
+    for number, score, same in zip(numbers, scores, greedy, strict=True):
+        yield number, float(score.sum()), bool(same.all())
 
 
 def by_input(
@@ -90,23 +126,30 @@ def _common(one: Tokens, other: Tokens) -> int:
     return next((at for at in range(length) if one[at] != other[at]), length)
 
 
-def _cache(model: Callable[..., Any], tokens: Tokens, device: Any) -> DynamicCache | None:
+def _cache(model: Callable[..., Any], tokens: Tokens, device: Any, keeps: bool) -> DynamicCache | None:
     """Keys and values of `tokens`; None of a model that keeps anything else."""
-    cache = getattr(model(torch.tensor([tokens], device=device), use_cache=True), "past_key_values", None)
+    head = {"logits_to_keep": 1} if keeps else {}
+    cache = getattr(model(torch.tensor([tokens], device=device), use_cache=True, **head), "past_key_values", None)
     if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     return cache
 
 
-def _continued(model: Callable[..., Any], rows: list[Tokens], cache: DynamicCache | None, device: Any) -> torch.Tensor:
-    """Logits of `rows`, which go on from `cache`, [rows, longest, vocabulary]; behind a row's end is padding."""
+def _continued(
+    model: Callable[..., Any], rows: list[Tokens], cache: DynamicCache | None, device: Any, kept: int | None
+) -> torch.Tensor:
+    """Logits of `rows`, which go on from `cache`, [rows, longest, vocabulary]; behind a row's end is padding.
+
+    Of the last `kept` positions alone, if a number is given.
+    """
+    head = {} if kept is None else {"logits_to_keep": kept}
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
     if cache is None:
-        return model(ids.to(device)).logits
+        return model(ids.to(device), **head).logits
     # A pass adds to the cache that it is given.
     own = copy.deepcopy(cache)
     own.batch_repeat_interleave(len(rows))
-    return model(ids.to(device), past_key_values=own, use_cache=True).logits
+    return model(ids.to(device), past_key_values=own, use_cache=True, **head).logits

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from test_harness import hub, settings  # noqa: F401
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -63,6 +64,21 @@ def test_scores_are_those_of_whole_prompts(tokenizer, make, max_length, least_sa
     assert all_tokens > least_saved * few_tokens
     for key in ("requests", "truncated_requests", "scored_tokens"):
         assert getattr(cost, key) == getattr(cost_alike, key)
+
+
+def test_tokens_of_requests_are_the_harness_own_and_no_prompt_is_encoded_twice(tokenizer, monkeypatch):
+    harness = MeteredLM(tiny_llama(tokenizer), tokenizer, batch_size=4, max_length=None)
+    pairs = [(f"{context}{space}", choice) for context in ("one", "two") for space in ("", "  ") for choice in "ab"]
+    pairs += [("", "alone"), ("", tokenizer.eos_token + "behind"), (" ", "x")]
+    theirs, ours, encoded = [], [], []
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", lambda self, requests, **_: theirs.append(requests) or [])
+    super(MeteredLM, harness).loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+    monkeypatch.setattr(MeteredLM, "_loglikelihood_tokens", lambda self, requests: ours.append(requests) or [])
+    whole = harness._encode_all
+    harness._encode_all = lambda texts, *special: encoded.extend(texts) or whole(texts, *special)
+    harness.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+    assert ours == theirs
+    assert len(encoded) == len(set(encoded))
 
 
 @limits(max_examples=60, deadline=None)
