@@ -21,6 +21,7 @@ ORDER = [
     "telemetry",
     "hub",
     "models",
+    "diffusion",
     "data",
     "quantization",
     "tables",
