@@ -44,8 +44,8 @@ class DiTArchitecture(_MIXTURE_KEYS):  # type: ignore[misc, valid-type]  # known
     head_dim: Dimension | None = Field(default=None, description="Width of a head; null divides hidden_size.")
     moe_intermediate_size: Dimension | None = Field(
         default=None,
-        description="moe: width of an expert; null takes two thirds of intermediate_size, where an expert's three "
-        "matrices weigh as much as the two of gelu.",
+        description="moe: width of an expert; null takes two thirds of intermediate_size, by which an expert's three "
+        "matrices weigh as much as the two of gelu, in multiples of 8 as the grouped kernel wants.",
     )
     kv_lora_rank: Dimension | None = Field(
         default=None, description="mla: width of the latent; null takes hidden_size / 8."
@@ -138,7 +138,7 @@ def fill_in(shape: Any) -> None:
     if shape.nsa_compression_stride is None:
         shape.nsa_compression_stride = shape.nsa_compression_block
     if shape.moe_intermediate_size is None:
-        shape.moe_intermediate_size = max(1, 2 * shape.intermediate_size // 3)
+        shape.moe_intermediate_size = 8 * max(1, round(shape.intermediate_size / 12))
 
 
 def check(shape: Any) -> None:
