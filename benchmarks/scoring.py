@@ -4,7 +4,8 @@
 
 The prompts are MMLU-Pro's in form and made up: five examples with ten options each, then a question, and the letters as
 answers. lm-eval's `batch_size=auto` looks for its batch once, in the same process; this search is timed by itself, and
-the rounds of lm-eval run with the batch that it found. Rounds of all ways follow each other in turn.
+the rounds of lm-eval run with the batch that it found. What `batch_size: auto` takes here is part of the rounds. Rounds
+of all ways follow each other in turn.
 
 Weights are random and the same for all: time depends on the shape, and the answers of all ways are compared. In 16 bits
 rounding alone turns some of them, since random weights prefer no letter by much: so lm-eval at half its batch is
@@ -132,7 +133,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="embedded")
-    parser.add_argument("--batch-size", type=int, default=16, help="of effllm with shares_prefixes")
     parser.add_argument("--threads", type=int, default=1, help="threads of the tokenizer")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -150,9 +150,9 @@ def main() -> None:
     found = automatic.batch_sizes[0]
     ways = {
         "lm-eval": harness_of(model, tokenizer, found),
-        "effllm": MeteredLM(model, tokenizer, batch_size=found, max_length=None),
+        "effllm": MeteredLM(model, tokenizer, batch_size="auto", max_length=None),
         "effllm, shares_prefixes": MeteredLM(
-            model, tokenizer, batch_size=arguments.batch_size, max_length=None, shares_prefixes=True
+            model, tokenizer, batch_size="auto", max_length=None, shares_prefixes=True
         ),
     }
     reference, *_ = answers = {name: timed(way, requests)[0] for name, way in ways.items()}

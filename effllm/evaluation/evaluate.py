@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 WINDOW = "evaluate"
 _LONGEST_TARGET = 500
-_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 class Config(Section):
@@ -100,7 +99,7 @@ def build(job: Job) -> None:
         max_length=lm.max_length,
         log_probability_dtype="float32",
         ignored_generation_settings=lm.ignored_generation_settings if generates else {},
-        cost=_cost(lm, seconds, protocol),
+        cost=_cost(lm, seconds),
         telemetry=telemetry,
     )
     if chat:
@@ -185,18 +184,15 @@ def _failures_of_the_cell() -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise CellFailure("nan", str(error)) from error
-    except MemoryError as error:
-        raise CellFailure("oom", f"out of memory: {error}") from error
-    except RuntimeError as error:
-        from torch import OutOfMemoryError
+    except (RuntimeError, MemoryError) as error:
+        from effllm.evaluation.batches import is_out_of_memory
 
-        first_line = str(error).partition("\n")[0]
-        if isinstance(error, OutOfMemoryError) or any(sign in str(error).lower() for sign in _CPU_OUT_OF_MEMORY):
-            raise CellFailure("oom", f"out of memory: {first_line}") from error
+        if is_out_of_memory(error):
+            raise CellFailure("oom", "out of memory: " + str(error).partition("\n")[0]) from error
         raise
 
 
-def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> EvaluationCost:
+def _cost(lm: "MeteredLM", seconds: float) -> EvaluationCost:
     """What the requests cost.
 
     `model_seconds` is time inside the model's calls, `wall_seconds` adds the making of prompts, tokenization and
@@ -211,7 +207,8 @@ def _cost(lm: "MeteredLM", seconds: float, protocol: EvaluationProtocol) -> Eval
         latency_definition="1000 * model_seconds / requests",
         wall_seconds=seconds,
         by_kind={kind: RequestCost(**asdict(cost)) for kind, cost in lm.meter.kinds.items()},
-        batch_size=protocol.batch_size,
+        batch_size=lm.meter.batch_size or lm.batch_size,
+        batch_halvings=lm.meter.batch_halvings,
         threads=torch.get_num_threads(),
         device=str(lm.device),
     )

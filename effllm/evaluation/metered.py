@@ -8,11 +8,13 @@ that the tokenizers of Llama and Gemma have put there, and scores that one. What
 is left out: a task decodes as it says itself, and greedily where it says nothing.
 """
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -20,10 +22,14 @@ from lm_eval.models.huggingface import HFLM
 
 from effllm.data.tokenizer import begin_of_text
 from effllm.errors import CellFailure, reason_of
+from effllm.evaluation.batches import AUTO, automatic_size, clear_memory, is_out_of_memory
 from effllm.evaluation.pairs import encoded_pairs
 from effllm.evaluation.prefixes import by_input, log_likelihoods
 from effllm.models.greedy import decode_greedily
 from effllm.runtime.progress import Progress
+
+log = logging.getLogger(__name__)
+_Answers = TypeVar("_Answers")
 
 
 @dataclass
@@ -46,10 +52,15 @@ class KindCost:
 
 @dataclass
 class Meter:
-    """Costs by kind of request, and how many answers were not finite numbers."""
+    """Costs by kind of request, how many answers were not finite numbers, and the batches that were run.
+
+    `batch_size` is the smallest of the kinds', `batch_halvings` how often memory ran out.
+    """
 
     kinds: dict[str, KindCost] = field(default_factory=dict)
     not_finite: int = 0
+    batch_size: int | None = None
+    batch_halvings: int = 0
 
     def total(self) -> KindCost:
         """The sum over the kinds."""
@@ -65,18 +76,22 @@ class MeteredLM(HFLM):
         model: Any,
         tokenizer: Any,
         *,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         max_length: int | None,
         ends_turns: bool = False,
         shares_prefixes: bool = False,
     ):
         """`max_length` shortens the model's own limit and never lengthens it; None keeps it.
 
+        `batch_size` "auto" takes as many requests at once as memory holds, for each kind of request anew; where memory
+        runs out nevertheless, or with a number, the batch is halved and the requests begin again.
         `ends_turns` as of `decode_greedily`. `shares_prefixes`: what prompts begin with alike is read once.
         """
+        first = 1 if batch_size == AUTO else batch_size
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype="float32"
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=first, softmax_dtype="float32"
         )
+        self._is_automatic = batch_size == AUTO
         self._max_length = min(self.max_length, max_length or self.max_length)
         # After HFLM has given a tokenizer without a padding token one of its own choice.
         self.ignored_generation_settings = decode_greedily(model, tokenizer, ends_turns)
@@ -105,21 +120,67 @@ class MeteredLM(HFLM):
         with self._metered("loglikelihood", requests):
             pairs = [request.args for request in requests]
             encoded = encoded_pairs(pairs, self._encode_all, self.prefix_token_id)
-            answers = self._loglikelihood_tokens([(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)])
+            asked = [(pair, *ids) for pair, ids in zip(pairs, encoded, strict=True)]
+            longest = max(asked, key=lambda request: len(request[1]) + len(request[2]))
+            answers = self._within_memory(
+                partial(self._loglikelihood_tokens, asked),
+                partial(self._loglikelihood_tokens, [longest]),
+                len(longest[1]) + len(longest[2]) - 1,
+            )
         self._note_not_finite(score for score, _ in answers)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        run = partial(super().loglikelihood_rolling, disable_tqdm=True)
+        longest = max(requests, key=lambda request: len(request.args[0]))
         self._is_rolling = True
         with self._metered("loglikelihood_rolling", requests):
-            answers = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            answers: list[float] = self._within_memory(
+                partial(run, requests), partial(run, [longest]), len(self.tok_encode(longest.args[0]))
+            )
         self._is_rolling = False
         self._note_not_finite(answers)
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        longest = max((request.args[0] for request in requests), key=len)
+        new = max(request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests)
+        # A prompt that fills what prompt and answer fill in the end: its cache is as large, and its pass is larger.
+        tokens = min(len(self.tok_encode(longest)) + new, self.max_length)
+        prompt = torch.zeros(1, max(1, tokens - 2), dtype=torch.long, device=self.device)
         with self._metered("generate_until", requests):
-            return super().generate_until(requests, disable_tqdm=True)
+            return self._within_memory(
+                partial(super().generate_until, requests, disable_tqdm=True),
+                lambda: self.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2),
+                tokens,
+            )
+
+    def _within_memory(self, run: Callable[[], _Answers], run_one: Callable[[], object], tokens: int) -> _Answers:
+        """What `run` returns, in batches that memory holds; `run_one` handles the longest request, of `tokens` tokens.
+
+        Requests are sorted by length, the longest first, so memory that does not suffice runs out early.
+        """
+        spent = asdict(self._cost)
+        if self._is_automatic:
+            self.batch_size_per_gpu = 1
+            self.batch_size_per_gpu = automatic_size(self.model, min(tokens, self.max_length), run_one)
+            log.info("%d requests at once, of at most %d tokens", self.batch_size, min(tokens, self.max_length))
+        while True:
+            # What was run for the measure, or in vain, is no cost of the requests.
+            vars(self._cost).update(spent)
+            try:
+                answers = run()
+            except (RuntimeError, MemoryError) as error:
+                if self.batch_size == 1 or not is_out_of_memory(error):
+                    raise
+            else:
+                self.meter.batch_size = min(self.batch_size, self.meter.batch_size or self.batch_size)
+                return answers
+            # Outside of the handler, which would keep what the failed call had allocated.
+            clear_memory()
+            log.warning("out of memory with %d requests at once: again with %d", self.batch_size, self.batch_size // 2)
+            self.batch_size_per_gpu //= 2
+            self.meter.batch_halvings += 1
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None

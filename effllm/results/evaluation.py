@@ -70,7 +70,8 @@ class EvaluationCost(RequestCost):
     latency_definition: str = Field(description="The same as a formula.")
     wall_seconds: float = Field(description="With making of prompts, tokenization and scoring, in s.")
     by_kind: dict[str, RequestCost] = Field(description="By lm-eval's kind of request.")
-    batch_size: int = Field(description="Requests per call.")
+    batch_size: int = Field(description="Requests per call, as they were run in the end; of several kinds the least.")
+    batch_halvings: int = Field(default=0, description="How often memory ran out, which halves the batch.")
     threads: int = Field(description="Threads of torch.")
     device: str = Field(description="cpu, or cuda and its index.")
 

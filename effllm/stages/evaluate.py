@@ -73,6 +73,8 @@ def _cost_of_model(protocol: EvaluationProtocol, node: NodeContext, shape: "Shap
     if not lengths:
         why = "neither evaluation.max_length nor the model limits the length of an input"
         return known | {"reasons": missing | {"memory_b": why}}
+    if protocol.batch_size == "auto":
+        return known | {"reasons": missing | {"memory_b": "evaluation.batch_size: auto takes what memory is there"}}
     # At the longest input: 16-bit logits, and in float32 the logarithm of their softmax, at every position of a batch.
     logits_b = protocol.batch_size * min(lengths) * text_config(shape).vocab_size * (2 + 4)
     return known | {"memory_b": weights_b + logits_b, "reasons": missing}

@@ -63,7 +63,9 @@ Benchmark = Annotated[
 class EvaluationProtocol(Section):
     """How every benchmark is run."""
 
-    batch_size: Dimension = Field(description="Requests per forward pass.")
+    batch_size: Dimension | Literal["auto"] = Field(
+        description="Requests per forward pass; auto takes as many as memory holds, at most 64 long ones."
+    )
     max_length: Dimension | None = Field(
         default=None, description="Longest input in tokens; null takes the model's own limit."
     )

@@ -16,7 +16,7 @@ from effllm.tables.cells import Cell, Row
 from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window, disturbances
 from effllm.telemetry.metrics import model_compression_rate
-from effllm.telemetry.validity import check_generation_settings, status_of
+from effllm.telemetry.validity import check_batch, check_generation_settings, status_of
 
 # Columns taken as they are from a workload's figures.
 _LATENCY_COLUMNS = (
@@ -92,6 +92,7 @@ class _Variant:
         """What its evaluations say of themselves, and of which items training text has."""
         contents = [result.content for result in self.scores.values() if result.content]
         findings = [check_generation_settings(content.ignored_generation_settings) for content in contents]
+        findings += [check_batch(content.cost.batch_size, content.cost.batch_halvings) for content in contents]
         findings += [overlap.content.findings() for overlap in self.overlaps if overlap.content]
         return [finding.message for found in findings for finding in found]
 

@@ -14,6 +14,7 @@ from effllm.tables.finetuning import FinetuningResult
 from effllm.tables.pretraining import PretrainingResult
 from effllm.tables.training import Training
 from effllm.telemetry.validity import (
+    check_batch,
     check_disturbance,
     check_equal,
     check_generation_settings,
@@ -120,6 +121,8 @@ def _evaluations(results: Mapping[str, Result[Evaluation]]) -> Iterator[_Located
         for finding in check_disturbance(telemetry):
             yield _Located("evaluate", id, finding)
         for finding in check_generation_settings(result.content.ignored_generation_settings):
+            yield _Located("evaluate", id, finding)
+        for finding in check_batch(result.content.cost.batch_size, result.content.cost.batch_halvings):
             yield _Located("evaluate", id, finding)
         if result.content.role == "accuracy":
             for finding in check_scores({result.content.metric: result.content.score}):

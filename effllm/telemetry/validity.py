@@ -237,6 +237,14 @@ def check_generation_settings(ignored: Mapping[str, Any]) -> list[Finding]:
     return [Finding("generation_settings", "warning", message)]
 
 
+def check_batch(batch_size: int, halvings: int) -> list[Finding]:
+    """A batch that memory did not hold was halved: the scores stay, times are those of another batch."""
+    if not halvings:
+        return []
+    message = f"memory ran out, and the batch was halved {halvings} times: {batch_size} requests at once"
+    return [Finding("batch", "warning", message)]
+
+
 def status_of(findings: Iterable[Finding]) -> tuple[Status, str | None]:
     """(status, reason) that findings give a row: "invalid" with the errors joined, or ("ok", None)."""
     errors = [finding for finding in findings if finding.severity == "error"]

@@ -97,9 +97,11 @@ def test_an_evaluation_says_the_same_and_its_spec_that_it_shared(root, tokenizer
     benchmark = make_benchmark(root, "mmlu-shared", settings("leaderboard_mmlu_pro", "acc", limit=4))
     model = make_model(root, "sharing.fp32", tiny_llama(tokenizer, seed=2), tokenizer)
     whole, shared = (
-        evaluate_model(tmp_path / str(shares), model, benchmark, **({"shares_prefixes": True} if shares else {}))
-        for shares in (False, True)
+        evaluate_model(tmp_path / str(shares), model, benchmark, **settings)
+        for shares, settings in ((False, {}), (True, {"shares_prefixes": True, "batch_size": "auto"}))
     )
+    cost = shared.json("evaluation.json")["cost"]
+    assert (cost["batch_size"], cost["batch_halvings"]) == (64, 0)
     assert whole.json("evaluation.json")["score"] == shared.json("evaluation.json")["score"]
     for one, other in zip(samples_of(whole), samples_of(shared), strict=True):
         assert [score for score, _ in other["answers"]] == pytest.approx(
