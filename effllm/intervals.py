@@ -37,6 +37,13 @@ def ratio_standard_error(sums: Sequence[float], counts: Sequence[float]) -> floa
     return math.sqrt(spread * len(sums) / (len(sums) - 1)) / total
 
 
+def student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
 def wilson_interval(successes: float, trials: float) -> list[float]:
     """95 % score interval of a proportion (Wilson 1927), which has a width at 0 and at 1 too."""
     share = successes / trials

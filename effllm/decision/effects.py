@@ -8,7 +8,8 @@ from typing import Literal
 from effllm.decision.loss import Pair, read_pairs
 from effllm.decision.rows import Figure, Table
 from effllm.decision.sheet import Names, Sheet
-from effllm.tables.paired import ratio_change, student
+from effllm.intervals import student
+from effllm.tables.paired import ratio_change
 
 Verdict = Literal["holds", "does not hold", "cannot be said"]
 HOLDS: Verdict = "holds"

@@ -3,7 +3,8 @@
     python -m effllm.evaluation.evaluate --spec spec.json --input model=... --input benchmark=... --output DIR
 
 The payload is `evaluation.json` and, where items name the text that they were made from, `clusters.json` with
-[sum of the metric, items] by it; the answers item by item are in `records/samples.jsonl` and the telemetry in
+[sum of the metric, items] by it; with an input `reference` the first says how far the model's next-token distributions
+are from that model's; the answers item by item are in `records/samples.jsonl` and the telemetry in
 `records/telemetry/`. torch and lm-eval are imported inside functions, so that others import this module at no cost.
 """
 
@@ -28,7 +29,7 @@ from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
 from effllm.fields import Section
 from effllm.results.benchmark import Benchmark
-from effllm.results.evaluation import ChatRecord, Evaluation, EvaluationCost, RequestCost
+from effllm.results.evaluation import ChatRecord, Divergence, Evaluation, EvaluationCost, RequestCost
 from effllm.results.quantization import Quantization
 from effllm.results.telemetry import TelemetrySummary
 from effllm.runtime.artifact import Artifact
@@ -102,6 +103,9 @@ def build(job: Job) -> None:
         cost=_cost(lm, seconds),
         telemetry=telemetry,
     )
+    if protocol.divergence_from is not None:
+        divergence = _divergence(job, lm, tasks, benchmark, protocol.divergence_from)
+        evaluation = evaluation.model_copy(update={"divergence": divergence})
     if chat:
         evaluation = evaluation.model_copy(update={"chat": ChatRecord(**chat.plain(), end_token_ids=lm.end_ids())})
     _write_samples(job.records / "samples.jsonl", results["samples"], benchmark.cluster)
@@ -138,6 +142,26 @@ def load(model: Artifact, config: Config) -> "MeteredLM":
         ends_turns=config.chat is not None,
         shares_prefixes=config.protocol.shares_prefixes,
     )
+
+
+def _divergence(job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, reference: str) -> Divergence:
+    """The model against the `reference` input, after all that is measured; the sums of each document are a record."""
+    from effllm.evaluation.divergence import compare_documents, summarize_divergence, unmeasured, write_sums
+    from effllm.quantization.loading import load_quantized
+
+    requests = [request for task in tasks["tasks"].values() for request in task.instances]
+    column = benchmark.cluster
+    clusters = [request.doc[column] if column else number for number, request in enumerate(requests)]
+    try:
+        with _failures_of_the_cell():
+            other, _ = load_quantized(job.inputs["reference"], str(lm.device))
+            sums = compare_documents(lm, other.eval(), [request.args[0] for request in requests])
+    except CellFailure as failure:
+        if failure.status != "oom":
+            raise
+        return unmeasured(reference, f"both models together do not fit the device ({failure.reason})")
+    write_sums(job.records / "divergence.jsonl", sums, clusters)
+    return summarize_divergence(sums, clusters, reference)
 
 
 def require_room(tasks: dict[str, Any], max_length: int) -> None:

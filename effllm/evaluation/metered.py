@@ -220,6 +220,14 @@ class MeteredLM(HFLM):
         except (TemplateError, ValueError) as error:
             raise CellFailure("unsupported", f"the chat template refuses a prompt: {reason_of(error)}") from error
 
+    def rolling_ids(self, text: str) -> list[int]:
+        """Ids of a text whose rolling likelihood is asked for."""
+        return self._without_begin(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _without_begin(self, ids: list[int]) -> list[int]:
+        # The harness itself puts the token before the text on which the first one is conditioned.
+        return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
+
     def tok_encode(
         self,
         string: str,
@@ -238,8 +246,7 @@ class MeteredLM(HFLM):
         encoding = self.tokenizer(strings, add_special_tokens=False, return_attention_mask=False)
         rows: list[list[int]] = encoding["input_ids"]
         if self._is_rolling:
-            # The harness itself puts the token before the text on which the first one is conditioned.
-            return [ids[1:] if ids[:1] == [self.prefix_token_id] else ids for ids in rows]
+            return [self._without_begin(ids) for ids in rows]
         if add_special_tokens is False:
             return rows
         return [ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids] for ids in rows]

@@ -76,6 +76,33 @@ class EvaluationCost(RequestCost):
     device: str = Field(description="cpu, or cuda and its index.")
 
 
+class Divergence(Figures):
+    """How far a model's next-token distributions are from those of the same weights in another precision.
+
+    Over the same tokens of the benchmark's documents; errors and intervals are those of means over documents.
+    """
+
+    reference: str = Field(description="Id of the other precision.")
+    documents: int = Field(description="Documents that were compared.")
+    tokens: int = Field(description="Tokens at which the distributions were compared.")
+    kl_nats: float | None = Field(
+        description="Mean over tokens of the Kullback-Leibler divergence of this model's distribution from the "
+        "reference's, in nats: sum of p log(p / q), p the reference's."
+    )
+    kl_nats_stderr: float | None = Field(description="Its standard error.")
+    kl_nats_ci95: Interval | None = Field(description="Its 95 % interval, Student's t over documents.")
+    perplexity: float | None = Field(description="Per token.")
+    reference_perplexity: float | None = Field(description="The reference's.")
+    nll_change_nats: float | None = Field(
+        description="Mean over tokens of the negative log-likelihood less the reference's: the logarithm of the ratio "
+        "of perplexities."
+    )
+    nll_change_nats_stderr: float | None = Field(description="Its standard error, paired.")
+    perplexity_ratio: float | None = Field(description="perplexity over reference_perplexity.")
+    perplexity_ratio_ci95: Interval | None = Field(description="Its 95 % interval, paired.")
+    same_top_token: float | None = Field(description="Share of tokens at which both hold the same token for likeliest.")
+
+
 class Evaluation(Scores, ResultFile):
     """The scores of one model in one precision on one benchmark."""
 
@@ -99,6 +126,10 @@ class Evaluation(Scores, ResultFile):
     )
     ignored_generation_settings: dict[str, Any] = Field(
         default_factory=dict, description="What the model's files ask of generation, which was not followed."
+    )
+    divergence: Divergence | None = Field(
+        default=None,
+        description="Against the precision that evaluation.divergence_from names; left out where nothing is compared.",
     )
     cost: EvaluationCost = Field(description="What the requests cost.")
     telemetry: TelemetrySummary = Field(description="Of the whole evaluation.")

@@ -12,7 +12,7 @@ from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import parents_precision_b
 from effllm.study import Study
-from effllm.study.evaluation import EvaluationProtocol
+from effllm.study.evaluation import EvaluationProtocol, HeldOutBenchmark
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape
@@ -34,21 +34,27 @@ class EvaluateStage(Stage):
 
     def config(self, study: Study, id: str) -> dict[str, Any]:
         model, _, benchmark = id.rsplit(".", 2)
-        chat = study.models[model].chat if study.benchmarks[benchmark].takes_chat else None
-        protocol = study.evaluation.plain()
+        without = []
         if not study.evaluation.shares_prefixes:
             # As it was before there was the choice.
-            del protocol["shares_prefixes"]
+            without.append("shares_prefixes")
+        if _reference(study, id) is None:
+            without.append("divergence_from")
+        chat = study.models[model].chat if study.benchmarks[benchmark].takes_chat else None
+        protocol = {key: value for key, value in study.evaluation.plain().items() if key not in without}
         return {"protocol": protocol} | ({} if chat is None else {"chat": chat.plain()})
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         variant, benchmark = id.rsplit(".", 1)
-        return {"model": graph.manifest("quantize", variant), "benchmark": graph.manifest("benchmark", benchmark)}
+        parents = {"model": graph.manifest("quantize", variant), "benchmark": graph.manifest("benchmark", benchmark)}
+        reference = _reference(graph.study, id)
+        return parents if reference is None else parents | {"reference": graph.manifest("quantize", reference)}
 
     def request(self, job: JobContext) -> Request:
         weights = job.weights()
+        loaded = weights.bytes + (2 * weights.parameters if "reference" in job.inputs else 0)
         # Most of the time goes into benchmarks of thousands of requests, and grows with the parameters.
-        return rounded(60 + 12 * weights.gb_16_bit, PROCESS_MB + 2 * weights.bytes / MB, gpus=1)
+        return rounded(60 + 12 * weights.gb_16_bit, PROCESS_MB + 2 * loaded / MB, gpus=1)
 
     def cost(self, node: NodeContext) -> Cost:
         protocol = EvaluationProtocol.model_validate(node.config["protocol"])
@@ -65,8 +71,18 @@ class EvaluateStage(Stage):
         return MeasuredWork(evaluation.telemetry, evaluation.cost.wall_seconds) if evaluation else MeasuredWork()
 
 
+def _reference(study: Study, id: str) -> str | None:
+    """The variant with which a node's model is compared token by token; None where none is."""
+    model, precision, benchmark = id.rsplit(".", 2)
+    settings, reference = study.benchmarks[benchmark], study.evaluation.divergence_from
+    is_compared = isinstance(settings, HeldOutBenchmark) and settings.task == "perplexity"
+    return f"{model}.{reference}" if is_compared and reference not in (None, precision) else None
+
+
 def _cost_of_model(protocol: EvaluationProtocol, node: NodeContext, shape: "Shape") -> Mapping[str, Any]:
     weights_b = parents_precision_b(node, shape)
+    if protocol.divergence_from is not None:
+        weights_b += parents_precision_b(node, shape, "reference")
     known = {"work": float(forward_flops(shape, 1)), "memory_least_b": weights_b}
     lengths = [length for length in (protocol.max_length, context_length(shape)) if length]
     missing = {"disk_b": "the size of the answers is known once a model was scored", "scratch_b": "not measured"}

@@ -77,9 +77,12 @@ def precision_b(shape: "Shape", precision: Mapping[str, Any]) -> float:
     return settings.weight_bytes(packed, total - packed)
 
 
-def parents_precision_b(node: NodeContext, shape: "Shape") -> float:
-    """Bytes of the weights of a node's model, in the precision that it was brought into; raises `Unknown`."""
-    parent = node.config_of("model")
+def parents_precision_b(node: NodeContext, shape: "Shape", name: str = "model") -> float:
+    """Bytes of the weights of a node's model, in the precision that it was brought into; raises `Unknown`.
+
+    `name` is that of the input.
+    """
+    parent = node.config_of(name)
     if parent is None or "precision" not in parent:
         raise Unknown("the precision that its model had is not known any more")
     return precision_b(shape, parent["precision"])

@@ -74,6 +74,12 @@ class EvaluationProtocol(Section):
         description="Whether the model reads once what prompts begin with alike: several times as fast with few-shot "
         "prompts, and log-likelihoods differ from lm-eval's by rounding.",
     )
+    divergence_from: PlainId | None = Field(
+        default=None,
+        description="Precision with which every other one of a model is compared token by token on held-out text "
+        "(benchmarks of task perplexity): KL divergence of the next-token distributions and ratio of perplexities. "
+        "null compares none. Both models are on the device for that.",
+    )
     bootstrap_iters: Annotated[Count, Field(le=1_000_000)] = Field(
         default=1000, description="Bootstrap resamples for standard errors that have no closed form."
     )

@@ -83,6 +83,8 @@ class Study(Section):
                 near = harness_suggestions(benchmark.task)
                 remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "list them with: lm-eval ls tasks"
                 raise ValueError(f"benchmarks.{id}.task: lm-eval has no task {benchmark.task!r}; {remedy}")
+        if self.evaluation.divergence_from is not None:
+            require("evaluation.divergence_from", self.evaluation.divergence_from, self.precisions)
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 require(f"models.{id}.source.run", model.source.run, self.pretraining)

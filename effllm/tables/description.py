@@ -25,6 +25,7 @@ class Column:
     conditions: columns that must be equal in two rows before this column of them is compared (the scope of an energy).
     points: differences are counted in points (hundredths of the unit 1) and not in per cent of the value.
     direction: the column that holds `lower` or `higher` where that differs by family member.
+    is_change: the figure is itself against another row's, so that no pair is made of it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Column:
     conditions: tuple[str, ...] = ()
     points: bool = False
     direction: str | None = None
+    is_change: bool = False
 
     @property
     def text(self) -> str:

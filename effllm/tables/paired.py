@@ -9,7 +9,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from effllm.intervals import Z95, correlation_of_means, mean_interval, ratio_standard_error, sums_by_cluster
+from effllm.intervals import (
+    Z95,
+    correlation_of_means,
+    mean_interval,
+    ratio_standard_error,
+    student,
+    sums_by_cluster,
+)
 
 PAIRS = "pairs"
 """The name of the table of all pairs, and the end of the name of one table's own."""
@@ -118,13 +125,6 @@ def bonett_price(differences: Sequence[float], trials: float) -> tuple[float, fl
     lost = (scale * sum(1 for d in differences if d < 0) + 1) / (trials + 2)
     reach = Z95 * math.sqrt((gained + lost - (gained - lost) ** 2) / (trials + 2))
     return max(gained - lost - reach, -1.0), min(gained - lost + reach, 1.0)
-
-
-def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, 0.975))
 
 
 def mean_change(changes: Sequence[Change], differences: Sequence[dict[Hashable, list[float]]]) -> Change:

@@ -54,7 +54,7 @@ def pairs(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict
     rows = kind.assemble(spec, inputs)
     description = kind.columns
     described = description.columns(list(rows[0]))
-    columns = [column for column in described.values() if column.role in ("quality", "cost")]
+    columns = [column for column in described.values() if column.role in ("quality", "cost") and not column.is_change]
     found = []
     for member in members:
         if member.against == member.index:

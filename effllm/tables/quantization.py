@@ -6,7 +6,7 @@ from typing import Any
 
 from effllm.quantization import read_precision, setting_columns
 from effllm.quantization.precision import Calibration, Precision
-from effllm.results.evaluation import Evaluation
+from effllm.results.evaluation import Divergence, Evaluation
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
@@ -44,13 +44,14 @@ def table9(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dic
     """
     results = {stage: read_results(stage, paths) for stage, paths in inputs.items()}
     config = spec["config"]
+    compared = _compared(config["benchmarks"], results.get("evaluate", {}))
     rows = []
     for model in config["models"]:
         corpus = spec["corpora"].get(model)
         baseline = _Variant(f"{model}.{config['baseline']}", config["benchmarks"], results, corpus)
         for precision in config["precisions"]:
             variant = _Variant(f"{model}.{precision}", config["benchmarks"], results, corpus)
-            rows.append(_row(spec, model, precision, variant, baseline))
+            rows.append(_row(spec, model, precision, variant, baseline, compared))
     return rows
 
 
@@ -101,7 +102,9 @@ class _Variant:
         return next((result for result in results if result.status != "ok"), None)
 
 
-def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant, baseline: _Variant) -> dict[str, Any]:
+def _row(
+    spec: Mapping[str, Any], model: str, precision: str, variant: _Variant, baseline: _Variant, compared: list[str]
+) -> dict[str, Any]:
     row = Row()
     row.set("model", spec["model_labels"][model])
     row.set("precision", precision)
@@ -130,6 +133,7 @@ def _row(spec: Mapping[str, Any], model: str, precision: str, variant: _Variant,
     row.set("mcr_measured", *compression["measured"])
     _set_weights(row, variant)
     _set_scores(row, variant)
+    _set_divergences(row, variant, compared)
     profile = variant.profile.content
     row.set("device", profile.device.name if profile else None, main.absent)
     row.set("device_id", *(device_id(profile.device) if profile else (None, main.absent)))
@@ -272,3 +276,37 @@ def _set_scores(row: Row, variant: _Variant) -> None:
         row.set(f"{benchmark}_high", interval[1], "lm-eval gives no standard error" if content else reason)
         row.set(f"{benchmark}_chance", content.chance_level if content else None, reason)
         row.set(f"{benchmark}_better", *better(result))
+
+
+def _compared(benchmarks: list[str], evaluations: Mapping[str, Result[Any]]) -> list[str]:
+    """The benchmarks on whose text precisions were compared token by token."""
+    asked = {id.rpartition(".")[2] for id, result in evaluations.items() if _reference(result) is not None}
+    return [benchmark for benchmark in benchmarks if benchmark in asked]
+
+
+def _reference(result: Result[Evaluation]) -> str | None:
+    """The precision with which an evaluation's model was compared; None where it was with none."""
+    reference: str | None = result.manifest.spec["config"]["protocol"].get("divergence_from")
+    return reference
+
+
+def _set_divergences(row: Row, variant: _Variant, compared: list[str]) -> None:
+    for benchmark in compared:
+        result = variant.scores[benchmark]
+        content = result.content.divergence if result.content else None
+        reference, itself = _reference(result), "it is what the others are compared with"
+        absent = itself if reference is None else result.absent
+        row.set(f"{benchmark}_divergence_from", reference, itself)
+
+        def cell(name: str, content: Divergence | None = content, absent: str = absent) -> Cell:
+            return content.cell(name) if content else (None, absent)
+
+        for column, figure in (("kl_nats", "kl_nats"), ("ppl_ratio", "perplexity_ratio")):
+            row.set(f"{benchmark}_{column}", *cell(figure))
+            edges, reason = cell(f"{figure}_ci95")
+            for edge, value in zip(("low", "high"), edges or (None, None), strict=True):
+                row.set(f"{benchmark}_{column}_{edge}", value, reason)
+        row.set(f"{benchmark}_kl_nats_stderr", *cell("kl_nats_stderr"))
+        row.set(f"{benchmark}_nll_change_nats", *cell("nll_change_nats"))
+        row.set(f"{benchmark}_nll_change_nats_stderr", *cell("nll_change_nats_stderr"))
+        row.set(f"{benchmark}_same_top_token", *cell("same_top_token"))

@@ -158,6 +158,15 @@ def test_perplexity_is_far_below_uniform_bytes(table9: pl.DataFrame) -> None:
     assert (table9["perplexity_score"] < 3).all()
 
 
+def test_divergence_from_bfloat16_tells_precisions_apart(table9: pl.DataFrame) -> None:
+    kl = {precision: table9.filter(pl.col("precision") == precision) for precision in ("bfloat16", "float16", "int4")}
+    assert kl["bfloat16"]["perplexity_kl_nats"].null_count() == kl["bfloat16"].height
+    assert (kl["float16"]["perplexity_kl_nats_low"] > 0).all()
+    low, high = kl["int4"]["perplexity_kl_nats_low"].to_list(), kl["float16"]["perplexity_kl_nats_high"].to_list()
+    assert all(int4 > 10 * float16 for int4, float16 in zip(low, high, strict=True))
+    assert (kl["int4"]["perplexity_ppl_ratio"] > 1).all()
+
+
 def test_what_the_machine_lacks_is_null_with_a_reason(table9: pl.DataFrame) -> None:
     for row in table9.iter_rows(named=True):
         if row["AEC_W"] is None:

@@ -23,6 +23,20 @@ QUANTIZATION = Description(
         ),
         Column("*_score", "quality", label="score", interval=("*_low", "*_high"), points=True, direction="*_better"),
         Column("*_chance", "condition", label="score of guessing"),
+        # Figures against another precision of the same model already.
+        Column("*_divergence_from", "condition", label="compared with"),
+        Column(
+            "*_kl_nats", "quality", "nats", "KL divergence per token", "lower",
+            interval=("*_kl_nats_low", "*_kl_nats_high"), is_change=True,
+        ),
+        Column("*_kl_nats_stderr", "condition", label="standard error of the KL divergence"),
+        Column(
+            "*_ppl_ratio", "quality", label="ratio of perplexities", better="lower",
+            interval=("*_ppl_ratio_low", "*_ppl_ratio_high"), is_change=True,
+        ),
+        Column("*_nll_change_nats", "quality", "nats", "change of loss per token", "lower", is_change=True),
+        Column("*_nll_change_nats_stderr", "condition", label="standard error of the change of loss"),
+        Column("*_same_top_token", "quality", label="same likeliest token", better="higher", is_change=True),
         *WINDOW,
         Column("latency_ms", "cost", "ms", "latency", "lower", interval=("latency_ms_low", "latency_ms_high")),
         Column(

@@ -75,8 +75,11 @@ def held_out_benchmark(root, corpus, task, items, seed=0):
     return make_benchmark(root, f"{task}-{items}-{seed}", settings, corpus)
 
 
-def evaluate_model(root, model, benchmark, chat=None, **protocol):
-    """Run the evaluate stage; `chat` is what the study says of prompts in a chat template."""
+def evaluate_model(root, model, benchmark, chat=None, reference=None, **protocol):
+    """Run the evaluate stage; `chat` is what the study says of prompts in a chat template.
+
+    `reference` is the model with which this one is compared token by token.
+    """
     from effllm.evaluation.evaluate import build
 
     return run(
@@ -86,7 +89,8 @@ def evaluate_model(root, model, benchmark, chat=None, **protocol):
         inputs={
             "model": [model.directory / "manifest.json"],
             "benchmark": [benchmark.directory / "manifest.json"],
-        },
+        }
+        | ({"reference": [reference.directory / "manifest.json"]} if reference else {}),
         output=root / "evaluate" / f"{model.manifest.id}.{benchmark.manifest.id}",
     )
 

@@ -91,6 +91,7 @@ CASES = {
         {"strategy": "ddp", "offload": True},
         ["pretraining.llama-1m.parallel", "offload", "zero3"],
     ),
+    "precision to compare with": ("evaluation/divergence_from", "float32", ["evaluation.divergence_from", "float32"]),
     "baseline": ("tables/table9/baseline", "float32", ["tables.table9.baseline", "float32"]),
     "repeated model": ("tables/table9/models", ["llama-1m", "llama-1m"], ["listed twice"]),
     "source kind": ("corpora/python-docs/source/kind", "embeded", ["corpora.python-docs.source.kind", "embedded"]),

@@ -87,6 +87,18 @@ def test_a_chat_template_changes_what_is_asked_in_words_alone(tiny: dict[str, An
         parse_study(after, "test")
 
 
+def test_only_texts_in_other_precisions_are_compared_token_by_token(tiny: dict[str, Any]) -> None:
+    after = copy.deepcopy(tiny)
+    del after["evaluation"]["divergence_from"]
+    models = ("llama-1m", "qwen2-1m", "phi3-1m", "llama-1m.dora")
+    compared = {f"evaluate/{model}.{p}.perplexity" for model in models for p in ("float16", "int4")}
+    assert _changed(tiny, after) == compared
+    graph = Graph(parse_study(tiny, "test"))
+    reference = graph.parents("evaluate", "llama-1m.int4.perplexity")["reference"]
+    assert reference == graph.manifest("quantize", "llama-1m.bfloat16")
+    assert "reference" not in graph.parents("evaluate", "llama-1m.bfloat16.perplexity")
+
+
 def test_seed_of_the_corpus_changes_the_corpus_only(tiny: dict[str, Any]) -> None:
     after = copy.deepcopy(tiny)
     after["corpora"]["python-docs"]["seed"] = 1

@@ -58,6 +58,40 @@ def test_a_score_of_nought_enters_the_mean_with_the_interval_that_it_prints(stud
     assert (row["adjacent-swap_low"], row["adjacent-swap_high"]) == (0.0, 0.037)
 
 
+def test_a_precision_is_compared_token_by_token_with_the_one_that_the_study_names(study: Study) -> None:
+    divergence = {
+        "reference": "bfloat16",
+        "documents": 2,
+        "tokens": 100,
+        "kl_nats": 0.02,
+        "kl_nats_stderr": 0.001,
+        "kl_nats_ci95": [0.0, 0.04],
+        "perplexity": 11.0,
+        "reference_perplexity": 10.0,
+        "nll_change_nats": 0.0953,
+        "nll_change_nats_stderr": None,
+        "perplexity_ratio": 1.1,
+        "perplexity_ratio_ci95": None,
+        "same_top_token": 0.9,
+        "reasons": {"nll_change_nats_stderr": "one document", "perplexity_ratio_ci95": "one document"},
+    }
+    study.score("llama-1m.int4", "perplexity", 3.0, "perplexity", divergence=divergence)
+    study.score("qwen2-1m.int4", "perplexity", 3.0, "perplexity", failure=CellFailure("nan", "no numbers"))
+    base, row, _, failed = study.rows("table9")
+    names = ("kl_nats", "kl_nats_low", "kl_nats_high", "kl_nats_stderr", "ppl_ratio", "same_top_token")
+    found = [row[f"perplexity_{name}"] for name in ("divergence_from", *names)]
+    assert found == ["bfloat16", 0.02, 0.0, 0.04, 0.001, 1.1, 0.9]
+    assert (row["perplexity_ppl_ratio_low"], row["perplexity_nll_change_nats_stderr"]) == (None, None)
+    assert "perplexity_nll_change_nats_stderr: one document" in row["not_measured"]
+    assert base["perplexity_kl_nats"] is None
+    assert "it is what the others are compared with" in base["not_measured"]
+    assert failed["perplexity_divergence_from"] == "bfloat16"
+    (group,) = [part for part in failed["not_measured"].split(" | ") if part.endswith(": evaluate is nan: no numbers")]
+    assert {"perplexity_kl_nats", "perplexity_same_top_token"} <= set(group.partition(": ")[0].split(", "))
+    assert "adjacent-swap_kl_nats" not in row
+    assert not [pair for pair in study.rows("table9-pairs") if "kl_nats" in pair["column"]], "it is a change already"
+
+
 def test_power_that_was_not_measured_is_empty_with_its_reason(study: Study) -> None:
     row = study.rows("table9")[0]
     assert row["AEC_W"] is None
