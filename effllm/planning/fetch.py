@@ -1,4 +1,4 @@
-"""`effllm fetch`: everything that targets need from the hub, into its cache, so that they run without a network."""
+"""`effllm fetch`: all that targets need of the network, into the hub's cache, so that they run without one."""
 
 import argparse
 import tempfile
@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from effllm.errors import UserError
 from effllm.hub.repository import Download, fetch_all
-from effllm.planning.needs import Need, needs_of, uses_hub
+from effllm.planning.needs import Need, address_of, needs_of, uses_network
 from effllm.planning.nodes import Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import states_of
@@ -33,17 +33,21 @@ def register(command: argparse.ArgumentParser) -> None:
 def run(graph: Graph, targets: Sequence[str]) -> int:
     """Fetch what the targets (all tables if none is named) need and do not have.
 
-    What is there already stays, a killed run is taken up, and every file is compared with the hub's digest. `UserError`
-    before the first byte, with a line for each repository that the hub does not give out.
+    What is there already stays, a killed run is taken up, and every file is compared with its digest. `UserError`
+    before the first byte, with a line for each repository or address that does not give it out.
     """
     nodes = pending(graph, targets)
     needs = find_needs(graph, nodes)
-    if not needs:
+    addresses = [(node, address) for node in nodes if (address := address_of(graph, node)) is not None]
+    if not needs and not addresses:
         print("Nothing is to be fetched: what the targets need from the hub is built, or they need nothing.")
         return 0
     _fetch_whole([need for need in needs if not need.is_limit])
     for node in nodes:
         _fetch_limited(graph, node, [need for need in needs if need.is_limit and need.node == node.name])
+    for node, address in addresses:
+        size_b = address.into_cache().stat().st_size
+        print(f"{node.name}: {address.url}, {size_b / 1e6:,.3f} MB", flush=True)
     print(f"All of it is in {constants.HF_HUB_CACHE}; with HF_HUB_OFFLINE=1 the targets run without a network.")
     return 0
 
@@ -85,10 +89,10 @@ def _fetch_limited(graph: Graph, node: Node, needs: Sequence[Need]) -> None:
 
 
 def pending(graph: Graph, targets: Sequence[str]) -> list[Node]:
-    """The nodes behind the targets that are to be built and use the hub."""
+    """The nodes behind the targets that are to be built and use the network."""
     wanted = targets_of(graph, targets)
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
-    return [state.node for state in states.values() if not state.up_to_date and uses_hub(graph, state.node)]
+    return [state.node for state in states.values() if not state.up_to_date and uses_network(graph, state.node)]
 
 
 def find_needs(graph: Graph, nodes: Iterable[Node]) -> list[Need]:
@@ -96,6 +100,10 @@ def find_needs(graph: Graph, nodes: Iterable[Node]) -> list[Need]:
 
     def find(node: Node) -> list[Need] | UserError:
         try:
+            address = address_of(graph, node)
+            if address is not None:
+                # Whether it is there at all.
+                address.size_b()
             needs = needs_of(graph, node)
             for need in needs:
                 # The list of a gated repository is open to all, its files are not: the largest is the one to ask for.

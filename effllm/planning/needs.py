@@ -1,9 +1,10 @@
-"""What the nodes of a study need from the hub: repositories at their commits, and the files of each."""
+"""What the nodes of a study need of the network: files of the hub's repositories at their commits, and of addresses."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from effllm.hub.address import Address
 from effllm.hub.repository import HubFile, Repository
 from effllm.planning.nodes import Node
 from effllm.stages import STAGES
@@ -28,18 +29,28 @@ class Need:
         return sum(file.size for file in self.files)
 
 
-def uses_hub(graph: Graph, node: Node) -> bool:
-    """Whether a node is built from files of the hub."""
-    return node.stage in STAGES and STAGES[node.stage].hub_source(graph.study, node.id) is not None
+def uses_network(graph: Graph, node: Node) -> bool:
+    """Whether a node is built from files of the hub or of an address."""
+    if node.stage not in STAGES:
+        return False
+    stage = STAGES[node.stage]
+    return stage.hub_source(graph.study, node.id) is not None or address_of(graph, node) is not None
+
+
+def address_of(graph: Graph, node: Node) -> Address | None:
+    """The file that a node takes from an address."""
+    return STAGES[node.stage].address(graph.study, node.id)
 
 
 def needs_of(graph: Graph, node: Node) -> list[Need]:
-    """What a node that uses the hub is built from: asks the hub for lists of files and for small files.
+    """What a node takes from the hub: asks the hub for lists of files and for small files.
 
     `UserError` for what the hub does not give, and for what the stage itself would refuse by these.
     """
     stage = STAGES[node.stage]
     source = stage.hub_source(graph.study, node.id)
+    if source is None:
+        return []
     with tempfile.TemporaryDirectory() as folder:
         is_limit = stage.is_limited(graph.study, node.id)
         return [Need(node.name, *found, is_limit) for found in stage.hub_files(source, node.id, Path(folder))]

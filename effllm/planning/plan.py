@@ -10,7 +10,7 @@ from typing import Any
 from effllm.errors import UserError, reason_of
 from effllm.fields import suggestion
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
-from effllm.planning.needs import needs_of, uses_hub
+from effllm.planning.needs import address_of, needs_of, uses_network
 from effllm.planning.nodes import TABLE, Node, nodes_behind, targets_of
 from effllm.planning.options import add_study, graph_of
 from effllm.planning.run_history import GB, RunHistory
@@ -189,12 +189,18 @@ def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:
 
 
 def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
-    """Bytes that a node needs of the hub and the hub's cache does not have; None for one that needs none."""
-    if node.stage == TABLE or not uses_hub(graph, node):
+    """Bytes that a node needs of the network and the hub's cache does not have; None for one that needs none."""
+    if node.stage == TABLE or not uses_network(graph, node):
         return None
     if not fetch:
         return Figure(None, None, "sizes are the hub's to tell: give --fetch")
     try:
+        address = address_of(graph, node)
+        if address is not None:
+            size_b = 0 if address.cached() else address.size_b()
+            if size_b is None:
+                return Figure(None, None, f"{address.url} does not say its size")
+            return Figure(float(size_b), "computed", f"the length that {address.url} states")
         needs = needs_of(graph, node)
     except UserError as error:
         return Figure(None, None, reason_of(error))

@@ -10,9 +10,10 @@ from effllm.stages.stage import Parents, Stage
 from effllm.study import Study
 from effllm.study.code_tasks import HumanEvalBenchmark, ProblemFiles
 from effllm.study.evaluation import HarnessBenchmark, HeldOutBenchmark
-from effllm.study.math_tasks import HardMathBenchmark, ProblemFile
+from effllm.study.math_tasks import HardMathBenchmark, ProblemFile, WebFile
 
 if TYPE_CHECKING:
+    from effllm.hub.address import Address
     from effllm.hub.repository import HubFile, Repository
     from effllm.stages.graph import Graph
 
@@ -44,6 +45,14 @@ class BenchmarkStage(Stage):
     def hub_source(self, study: Study, id: str) -> HarnessBenchmark | None:
         benchmark = study.benchmarks[id]
         return benchmark if isinstance(benchmark, HarnessBenchmark) else None
+
+    def address(self, study: Study, id: str) -> "Address | None":
+        source = getattr(study.benchmarks[id], "source", None)
+        if not isinstance(source, WebFile):
+            return None
+        from effllm.hub.address import Address
+
+        return Address("benchmark.source", source.url, source.sha256)
 
     def hub_files(
         self, source: HarnessBenchmark, id: str, folder: Path

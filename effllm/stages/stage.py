@@ -12,6 +12,7 @@ from effllm.stages.request import JobContext, Request
 from effllm.study import Study
 
 if TYPE_CHECKING:
+    from effllm.hub.address import Address
     from effllm.hub.repository import HubFile, Repository
     from effllm.runtime.artifact import Artifact
     from effllm.stages.graph import Graph
@@ -89,6 +90,10 @@ class Stage(ABC):
     def hub_files(self, source: Any, id: str, folder: Path) -> "Iterator[tuple[Repository, list[HubFile]]]":
         """What `hub_source` names: repositories, and the files of each. Asks the hub; `folder` is for small files."""
         return iter(())
+
+    def address(self, study: Study, id: str) -> "Address | None":
+        """A file that the node takes from an address, neither from the hub nor from this machine."""
+        return None
 
     def fetch_limited(self, study: Study, id: str, folder: Path) -> "tuple[Repository, list[HubFile]] | None":
         """Fetch, of what `hub_files` names, the files that a limit of the study leaves, into the hub's cache.

@@ -12,7 +12,7 @@ from typing import Any
 
 from effllm.errors import UserError
 from effllm.evaluation.asymptotics.grading import QUESTION_TYPES, TOLERANCE, example, grade
-from effllm.hub.address import fetch_address
+from effllm.hub.address import Address
 from effllm.study.math_tasks import HardMathBenchmark, WebFile
 
 TASK = "hard_math"
@@ -41,7 +41,7 @@ def problems(settings: HardMathBenchmark, files: list[Path], scratch: Path) -> t
     source = settings.source
     if isinstance(source, WebFile):
         file = scratch / "problems.json"
-        fetch_address("benchmark.source", source.url, source.sha256, file)
+        Address("benchmark.source", source.url, source.sha256).fetch(file)
         origin: dict[str, Any] = {"url": source.url, "sha256": source.sha256}
     else:
         (file,) = files

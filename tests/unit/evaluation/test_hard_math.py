@@ -191,6 +191,7 @@ def test_a_problem_that_cannot_be_graded_is_named(tmp_path, change, sentence):
 
 def test_an_address_is_pinned_by_the_digest(tmp_path, waits, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     content = json.dumps([PROBLEMS["numeric"]]).encode()
     asked = []
 
@@ -220,7 +221,7 @@ def test_an_address_is_pinned_by_the_digest(tmp_path, waits, monkeypatch):
         with pytest.raises(UserError, match=f"has the SHA-256 {right} and not {'0' * 64}; name the commit"):
             fetch("mini", "0" * 64)
         with pytest.raises(UserError, match="answers 404; correct the address"):
-            fetch("missing", right)
+            fetch("missing", "1" * 64)
     finally:
         server.shutdown()
         server.server_close()

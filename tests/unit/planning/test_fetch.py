@@ -1,5 +1,6 @@
 """`effllm fetch`: what a study needs from the hub, before it runs and without a network afterwards."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import constants
 from effllm.cli import main
 from effllm.data import corpus, tokenizer
 from effllm.data.settings import Corpus
+from effllm.errors import UserError
 from effllm.planning.fetch import find_needs, pending, run
 from effllm.planning.plan import plan_of
 from effllm.runtime import stage
@@ -233,3 +235,45 @@ def test_a_plan_knows_the_bytes_to_download_from_the_hubs_list(graph: Graph, hub
     assert hub.asked("GET .*parquet") == []
     run(graph, [])
     assert plan_of(graph, targets, fetch=True).download_b.value == 0
+
+
+def test_a_file_at_an_address_is_fetched_once_and_its_size_known_before(
+    hub: Hub,  # noqa: F811
+    waits: list[float],  # noqa: F811
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = b'{"problems": "are not read here"}'
+    commit = hub.add("dataset", "owner/problems", {"mini.json": content}, lfs=())
+    url = f"{hub.endpoint}/datasets/owner/problems/resolve/{commit}/mini.json"
+
+    def graph_with(url: str, digest: str) -> Graph:
+        tiny["benchmarks"]["mine"] = {"kind": "hard_math", "source": {"kind": "url", "url": url, "sha256": digest}}
+        return Graph(parse_study(tiny, "test"), str(tmp_path / "results"))
+
+    digest, targets = hashlib.sha256(content).hexdigest(), ["benchmark/mine"]
+    graph = graph_with(url, digest)
+    assert plan_of(graph, targets, fetch=True).download_b.value == len(content)
+    assert [request.method for request in hub.requests] == ["HEAD"]
+    with pytest.raises(
+        UserError, match=r"benchmark/mine: benchmark.source: .*gone.json answers 404; correct the address"
+    ):
+        run(graph_with(url.replace("mini", "gone"), digest), targets)
+    with pytest.raises(UserError, match=f"has the SHA-256 {digest} and not {'1' * 64}"):
+        run(graph_with(url, "1" * 64), targets)
+    hub.heal()
+    hub.fault("GET .*mini", Status(503))
+    assert run(graph, targets) == 0
+    assert f"benchmark/mine: {url}, 0.000 MB" in capsys.readouterr().out
+    assert plan_of(graph, targets, fetch=True).download_b.value == 0
+    asked = len(hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    address = STAGES["benchmark"].address(graph.study, "mine")
+    assert address is not None
+    address.fetch(tmp_path / "problems.json")
+    assert (tmp_path / "problems.json").read_bytes() == content and len(hub.requests) == asked
+    address.into_cache().write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"is not in the hub's cache .*effllm fetch"):
+        address.into_cache()
