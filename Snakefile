@@ -27,6 +27,7 @@ localrules:
     corpus,
     tokenizer,
     instructions,
+    images,
     model,
     benchmark,
     table,

@@ -1,7 +1,7 @@
-"""Corpora, tokenizers, token streams, orders of their windows, and instruction data.
+"""Corpora, tokenizers, token streams, orders of their windows, instruction data, and images.
 
 in:  nothing, or the study's local files; a trained model for an order by its loss
-out: results/{corpus,tokenizer,tokens,order,instructions}/<id>/manifest.json
+out: results/{corpus,tokenizer,tokens,order,instructions,images}/<id>/manifest.json
 """
 
 
@@ -105,5 +105,25 @@ rule instructions:
         spec=spec("instructions"),
     message:
         "Preparing the instruction data {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule images:
+    input:
+        unpack(parents("images")),
+    output:
+        manifest=f"{RESULTS}/images/{{id}}/manifest.json",
+    log:
+        "logs/images/{id}.log",
+    wildcard_constraints:
+        id=only("images"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("images"),
+    message:
+        "Preparing the images {wildcards.id}"
     script:
         STAGE_SCRIPT

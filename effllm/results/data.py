@@ -109,3 +109,17 @@ class InstructionsSummary(Part, ResultFile):
     prompt_tokens: int | None = Field(default=None, description="Tokens of a random prompt.")
     vocab_size: int | None = Field(default=None, description="A bound of the random ids.")
     unscored: str | None = Field(default=None, description="Why no loss on random tokens means anything.")
+
+
+class ImagesSummary(Part, ResultFile):
+    """What images hold."""
+
+    FILE: ClassVar[str] = "images.json"
+
+    seen: int = Field(description="Images that the source has.")
+    dropped: dict[str, int] = Field(description="Of those, by reason.")
+    unusable: list[str] = Field(description="Names of the first that could not be used, with the reason.")
+    splits: dict[str, int] = Field(description="Images of `train` and `held_out`.")
+    classes: list[str] = Field(description="Names of the labels, in their order.")
+    size: int = Field(description="Height and width in pixels.")
+    channels: int = Field(description="1 for grey, 3 for colours.")

@@ -7,7 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from effllm.results.base import ResultFile
 from effllm.results.benchmark import Benchmark
-from effllm.results.data import CorpusSummary, InstructionsSummary, OrderSummary, TokensIndex
+from effllm.results.data import CorpusSummary, ImagesSummary, InstructionsSummary, OrderSummary, TokensIndex
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.model import ModelSummary
 from effllm.results.overlap import ItemsOverlap
@@ -22,6 +22,7 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "tokens": (TokensIndex,),
     "order": (OrderSummary,),
     "instructions": (InstructionsSummary,),
+    "images": (ImagesSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
     "model": (ModelSummary,),
     "finetune": (FinetuningQuality, Efficiency, LossCurve, WindowsRecord),

@@ -8,6 +8,7 @@ from effllm.stages.benchmark import BenchmarkStage
 from effllm.stages.corpus import CorpusStage
 from effllm.stages.evaluate import EvaluateStage
 from effllm.stages.finetune import FinetuneStage
+from effllm.stages.images import ImagesStage
 from effllm.stages.instructions import InstructionsStage
 from effllm.stages.merge import MergeStage
 from effllm.stages.model import ModelStage
@@ -26,6 +27,7 @@ STAGES: dict[str, Stage] = {
     "tokens": TokensStage(),
     "order": OrderStage(),
     "instructions": InstructionsStage(),
+    "images": ImagesStage(),
     "pretrain": PretrainStage(),
     "model": ModelStage(),
     "finetune": FinetuneStage(),

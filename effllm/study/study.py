@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from effllm.data.images.settings import Images
 from effllm.data.instructions.settings import Instructions
 from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
@@ -50,6 +51,7 @@ class Study(Section):
     instructions: dict[Id, Instructions] = Field(
         default_factory=dict, description="Instruction data for fine-tuning by id."
     )
+    images: dict[Id, Images] = Field(default_factory=dict, description="Images for diffusion by id.")
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     methods: dict[PlainId, AnyMethod] = Field(default_factory=dict, description="Fine-tuning methods by id.")

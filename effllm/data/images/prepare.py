@@ -1,0 +1,77 @@
+"""The stage that prepares images: scaled and cropped to one size, without duplicates, split by their content.
+
+Payload: `train` and `held_out`, as `effllm.data.images.store` has them, and `images.json`. The hash of an image's
+pixels decides its side, so that neither another image nor the order moves it; an image that comes again is left out.
+"""
+
+from collections import Counter
+from contextlib import ExitStack
+
+import xxhash
+
+from effllm.data.images.reading import REASONS, ImageSource, UnusableImageError, open_source, pixels
+from effllm.data.images.settings import Images
+from effllm.data.images.store import SPLITS, ImageWriter
+from effllm.data.sampling import SPLIT_SALT
+from effllm.errors import UserError
+from effllm.results.data import ImagesSummary
+from effllm.runtime.progress import progress
+from effllm.runtime.stage import Job, main
+
+# Names of images that were left out, to look at.
+_NAMED = 20
+
+
+def build(job: Job) -> None:
+    """Prepare the images that `job.spec` describes; `UserError` if either split ends up empty."""
+    config = job.config(Images)
+    source = open_source(config.source, job.files)
+    dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
+    names: list[str] = []
+    seen: set[bytes] = set()
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(ImageWriter(job.output, split)) for split in SPLITS}
+        for name, label, picture in progress(source.pictures(), unit="images", label=f"reading {source.label}"):
+            try:
+                image = pixels(picture, config.size, config.channels)
+            except UnusableImageError as error:
+                dropped[str(error)] += 1
+                names.append(f"{name}: {error}")
+                continue
+            digest = xxhash.xxh3_128_digest(image.tobytes(), SPLIT_SALT)
+            if digest in seen:
+                dropped["duplicate"] += 1
+                continue
+            seen.add(digest)
+            is_held_out = int.from_bytes(digest[:8], "big") < config.held_out_fraction * 2**64
+            writers["held_out" if is_held_out else "train"].write(image, label)
+    counts = {split: len(writer) for split, writer in writers.items()}
+    _require_images(counts, dropped, names, source)
+    job.write(
+        ImagesSummary(
+            seen=len(source),
+            dropped=dict(dropped),
+            unusable=names[:_NAMED],
+            splits=counts,
+            classes=source.classes,
+            size=config.size,
+            channels=config.channels,
+        )
+    )
+
+
+def _require_images(counts: dict[str, int], dropped: Counter[str], names: list[str], source: ImageSource) -> None:
+    for split, count in counts.items():
+        if not count:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "none dropped"
+            first = f"; the first is {names[0]}" if names else ""
+            raise UserError(
+                f"no image is left for {split} of the {len(source)} of {source.label} ({reasons}{first}): give more "
+                "images, or change held_out_fraction."
+            )
+
+
+if __name__ == "__main__":
+    from effllm.stages.images import ImagesStage
+
+    main(ImagesStage(), build)

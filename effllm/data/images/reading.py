@@ -1,0 +1,113 @@
+"""Images out of files and packages, scaled and cropped to one size; what cannot be one is told apart by its reason."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from effllm.data.images.settings import DigitsSource, FilesImageSource
+
+# Levels of scikit-learn's digits.
+_DIGIT_LEVELS = 16
+
+
+class UnusableImageError(Exception):
+    """An image that cannot be used; the message is the reason under which it is counted.
+
+    unreadable: damaged, cut short or no image. huge: more pixels than Pillow takes for sound. deep: more than 8 bits a
+    channel.
+    """
+
+
+REASONS = ("unreadable", "huge", "deep")
+
+
+class ImageSource(Protocol):
+    """Names of classes, and pictures each with its name and its class."""
+
+    label: str
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def pictures(self) -> "Iterator[tuple[str, int, Path | Image.Image]]": ...
+
+
+class Digits:
+    """scikit-learn's digits."""
+
+    label = "scikit-learn's digits"
+    classes = [str(digit) for digit in range(10)]  # noqa: RUF012  (of the protocol)
+
+    def __init__(self) -> None:
+        # A second that other sources need not pay.
+        from sklearn.datasets import load_digits
+
+        self._data = load_digits()
+
+    def __len__(self) -> int:
+        return len(self._data.target)
+
+    def pictures(self) -> Iterator[tuple[str, int, Path | Image.Image]]:
+        """In the package's order."""
+        levels = (self._data.images * (255 / _DIGIT_LEVELS)).round().astype(np.uint8)
+        for index, (picture, digit) in enumerate(zip(levels, self._data.target, strict=True)):
+            yield f"digit {index}", int(digit), Image.fromarray(picture)
+
+
+class Files:
+    """Files by their paths."""
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._paths = list(files.values())
+        self.classes = sorted({path.parent.name for path in self._paths})
+        self.label = f"{len(self._paths)} files"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def pictures(self) -> Iterator[tuple[str, int, Path | Image.Image]]:
+        """In the order of their paths."""
+        number = {name: index for index, name in enumerate(self.classes)}
+        for path in self._paths:
+            yield str(path), number[path.parent.name], path
+
+
+def open_source(source: DigitsSource | FilesImageSource, files: Mapping[str, Path]) -> ImageSource:
+    """What a study names."""
+    return Digits() if isinstance(source, DigitsSource) else Files(files)
+
+
+def pixels(picture: Path | Image.Image, size: int, channels: int) -> np.ndarray:
+    """uint8 [channels, size, size]: turned as the camera says, of an animation the first frame, transparency dropped.
+
+    Scaling is that of DiT's recipe: halved by boxes while the shorter side has twice the size, then bicubic. Raises
+    `UnusableImageError`; the operating system's own errors (rights, a vanished file) pass.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+            if image.mode.startswith(("I", "F")):
+                raise UnusableImageError("deep")
+            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnusableImageError("huge") from None
+    except UnusableImageError:
+        raise
+    # Decoders answer damaged files by errors of many types.
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise
+        raise UnusableImageError("unreadable") from None
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    if scale != 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    array = np.asarray(image.crop((left, top, left + size, top + size)))
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))

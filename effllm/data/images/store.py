@@ -1,0 +1,59 @@
+"""Images of one size as files: `<split>.images.bin` (uint8, one image after the other) and `<split>.labels.npy`."""
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from effllm.data import arrays
+from effllm.data.writing import named_errors
+from effllm.results.data import ImagesSummary
+
+SPLITS = ("train", "held_out")
+
+
+class ImageWriter:
+    """Writes one split; the labels are there once it is closed."""
+
+    def __init__(self, directory: Path, split: str):
+        self._path = directory / f"{split}.images.bin"
+        self._labels_path = directory / f"{split}.labels.npy"
+        self._file = open(self._path, "wb")  # noqa: SIM115  (closed with the writer)
+        self._labels: list[int] = []
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with named_errors(self._path):
+            self._file.close()
+        if kind is None:
+            arrays.save(self._labels_path, np.array(self._labels, dtype=np.int32))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def write(self, image: np.ndarray, label: int) -> None:
+        """Append an image, uint8 [channels, size, size]."""
+        with named_errors(self._path):
+            self._file.write(image.tobytes())
+        self._labels.append(label)
+
+
+class ImageSet:
+    """One split: images in float32 from -1 to 1 [channels, size, size], and their labels."""
+
+    def __init__(self, directory: Path, split: str):
+        summary = ImagesSummary.read(directory)
+        self.classes = summary.classes
+        self.labels = arrays.load(directory / f"{split}.labels.npy")
+        shape = (len(self.labels), summary.channels, summary.size, summary.size)
+        self.pixels = np.memmap(directory / f"{split}.images.bin", dtype=np.uint8, mode="r", shape=shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.pixels[index].astype(np.float32) / 127.5 - 1, int(self.labels[index])
