@@ -17,6 +17,7 @@ from effllm.runtime.faults import fault_of_machine, require_address_space
 _EXIT_BROKEN_PIPE = 141
 # Commands with a module of their own, which has `register(command)`: its options and what runs.
 _MODULES = {
+    "init": ("effllm.init.command", "write a study of your own models, or the one that answers a question"),
     "plan": ("effllm.planning.plan", "say what a target costs before anything runs"),
     "fetch": ("effllm.planning.fetch", "download what targets need from the hub, before they run"),
     "status": ("effllm.planning.status", "list what exists, what is stale and why, and what failed"),

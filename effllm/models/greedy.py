@@ -28,15 +28,16 @@ def greedy_config(eos_token_id: int | list[int] | None, pad_token_id: int | None
 
 
 def decode_greedily(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends_turns: bool = False
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends_turns: bool = False
 ) -> dict[str, Any]:
     """Let `model` decode greedily up to the tokenizer's end-of-text token, whatever its files say.
 
-    `ends_turns`: or up to an end that its files name, which in a conversation may be that of a turn (Phi-3's).
+    Random weights have no tokenizer, and no text of theirs ends. `ends_turns`: or up to an end that its files name,
+    which in a conversation may be that of a turn (Phi-3's).
     Returns what the files said otherwise, as JSON types by key; {} where nothing was ignored.
     """
-    eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    eos: Any = tokenizer.eos_token_id if tokenizer else None
+    pad = eos if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     written = _written(Path(model.name_or_path)) if model.name_or_path else {}
     asked = {**model.generation_config.to_dict(), **written}
     ends = list(dict.fromkeys([eos, *_ids(asked.get("eos_token_id"))])) if ends_turns else [eos]

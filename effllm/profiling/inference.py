@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllm.errors import CellFailure
+from effllm.models.checkpoint.files import TOKENIZER_CONFIG
 from effllm.models.greedy import decode_greedily
 from effllm.models.loading import load_tokenizer
 from effllm.models.text import context_length, text_config
@@ -68,7 +69,9 @@ def build(job: Job) -> None:
     try:
         model, precision = load_quantized(job.inputs["model"], device)
         model.eval()
-        ignored = decode_greedily(model, load_tokenizer(job.inputs["model"].directory / "model"))
+        directory = job.inputs["model"].directory / "model"
+        tokenizer = load_tokenizer(directory) if (directory / TOKENIZER_CONFIG).is_file() else None
+        ignored = decode_greedily(model, tokenizer)
         with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
             measured, refused = measure(model, protocol, device, telemetry, job.id)
     except torch.cuda.OutOfMemoryError as error:

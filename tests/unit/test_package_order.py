@@ -34,6 +34,7 @@ ORDER = [
     "cluster",
     "assembly",
     "planning",
+    "init",
     "report",
     "cli",
 ]

@@ -18,17 +18,24 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(shortened(name) for name in names[:_MOST_NAMES]) + more or "none"
 
 
-def advice(names: Sequence[str]) -> str:
-    """What `source.columns` should be for a dataset with these columns."""
+def columns_of(names: Sequence[str]) -> dict[str, str] | None:
+    """What `source.columns` should be for a dataset with these columns; None where their names do not tell."""
     chat = _known(names, _CHATS)
     if chat:
-        return f"write source.columns: {{kind: chat, messages: {chat}}}"
+        return {"kind": "chat", "messages": chat}
     question, answer = _known(names, _QUESTIONS), _known(names, _ANSWERS)
     if not question or not answer:
-        return "name those that hold the conversation in source.columns"
+        return None
     keys = {"prompt": question, "input": _known(names, ("input",)), "reasoning": _known(names, _REASONINGS)}
-    written = "".join(f", {key}: {name}" for key, name in keys.items() if name)
-    return f"write source.columns: {{kind: prompt_response{written}, response: {answer}}}"
+    return {"kind": "prompt_response", **{key: name for key, name in keys.items() if name}, "response": answer}
+
+
+def advice(names: Sequence[str]) -> str:
+    """How to write what `columns_of` found."""
+    columns = columns_of(names)
+    if columns is None:
+        return "name those that hold the conversation in source.columns"
+    return f"write source.columns: {{{', '.join(f'{key}: {name}' for key, name in columns.items())}}}"
 
 
 def described(row: Mapping[str, Any], columns: Sequence[str]) -> str:

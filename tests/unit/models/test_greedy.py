@@ -212,3 +212,10 @@ def test_settings_that_transformers_refuses_are_left_out_as_well(
 def test_a_model_that_asks_for_no_cache_is_told_that_it_gets_one(directory: Path) -> None:
     (directory / "generation_config.json").write_text('{"use_cache": false}')
     assert decode_greedily(load_causal_lm(directory), load_tokenizer(directory)) == {"use_cache": False}
+
+
+def test_without_a_tokenizer_no_text_ends(directory: Path) -> None:
+    """Random weights have none, and for some families Transformers cannot make an empty one up."""
+    model = load_causal_lm(directory)
+    decode_greedily(model, None)
+    assert model.generation_config.eos_token_id is None and model.generation_config.pad_token_id == 0

@@ -1,0 +1,1 @@
+"""Studies that `effllm init` writes: short, commented, valid, and from then on the user's own."""

@@ -1,0 +1,98 @@
+"""`effllm init`: a study in one command."""
+
+import argparse
+import os
+from pathlib import Path
+
+import yaml
+
+from effllm.errors import UserError
+from effllm.fields import LONGEST_TEXT
+from effllm.init.chosen import ChosenModel, choose
+from effllm.init.recipes import COMPARE, RECIPES, Recipe
+from effllm.init.recipes.recipe import Draft
+from effllm.init.text import comment, flow
+from effllm.init.wishes import Wishes, wishes_of
+from effllm.runtime.artifact import write_text
+from effllm.stages.graph import Graph
+from effllm.study import Study, parse_study
+from effllm.study.inheritance import SHIPPED
+
+
+def register(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command, and what runs."""
+    command.add_argument("-o", "--output", type=Path, required=True, help="the study to write, such as mine.yaml")
+    command.add_argument("--force", action="store_true", help="write over a file that exists")
+    command.add_argument("--recipe", choices=RECIPES, help="the question to answer; without it, a comparison of models")
+    command.add_argument(
+        "--model", action="append", default=[], metavar="MODEL", help="owner/name[@COMMIT] or a directory; repeatable"
+    )
+    command.add_argument("--precisions", metavar="A,B", help="such as bfloat16,int4 (the default)")
+    command.add_argument("--benchmarks", metavar="A,B", help="such as ifeval,mmlu-pro (the default), or none")
+    command.add_argument("--data", type=Path, metavar="FILE", help="conversations to fine-tune on, such as mine.jsonl")
+    command.add_argument("--device", metavar="NAME", help="the GPU's name as NVML reports it, or cpu: sizes of minutes")
+    command.set_defaults(run=lambda arguments: run(wishes_of(arguments)))
+
+
+def run(wishes: Wishes) -> int:
+    """Write the study, and say what to do with it. Nothing is written that `effllm check` would refuse."""
+    recipe = RECIPES[wishes.recipe] if wishes.recipe else COMPARE
+    _check_options(wishes, recipe)
+    models = choose(wishes.models)
+    draft = recipe.draft(wishes, models)
+    text = _text(wishes, recipe, draft)
+    study = _checked(text, wishes, models)
+    write_text(wishes.output, text)
+    print(f"{wishes.output}: the study {study.name!r} in {len(text.splitlines())} lines. {recipe.question}")
+    profile = "profiles/local"
+    targets = " ".join(f"results/{table}.csv" for table in draft.tables)
+    print(f"  effllm plan --study {wishes.output} {' '.join(draft.tables)}")
+    print(f"  snakemake --profile {profile} --config study={wishes.output.absolute()} -- {targets}")
+    print(f"  effllm recommend results/{draft.tables[0]}.csv")
+    return 0
+
+
+def _check_options(wishes: Wishes, recipe: Recipe) -> None:
+    given = {
+        "--model": bool(wishes.models),
+        "--precisions": bool(wishes.precisions),
+        "--benchmarks": bool(wishes.benchmarks) or not wishes.scored,
+        "--data": wishes.data is not None,
+    }
+    name = f"--recipe {wishes.recipe}" if wishes.recipe else "a comparison"
+    for option, is_given in given.items():
+        if is_given and option not in recipe.takes:
+            raise UserError(f"{option} means nothing to {name}: leave it out ({recipe.question}).")
+        if not is_given and option in recipe.needs:
+            raise UserError(f"{option} is missing, and {name} needs it ({recipe.question}).")
+
+
+def _text(wishes: Wishes, recipe: Recipe, draft: Draft) -> str:
+    schema = os.path.relpath(SHIPPED / "schema.json", wishes.output.absolute().parent)
+    lines = [
+        *comment(recipe.question),
+        *comment(wishes.command()),
+        f"# yaml-language-server: $schema={schema}",
+        f"extends: {flow(list(draft.extends))}",
+        f"name: {flow(wishes.output.stem[:LONGEST_TEXT])}",
+        "",
+        *draft.sections,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _checked(text: str, wishes: Wishes, models: list[ChosenModel]) -> Study:
+    """The study that the text is; `UserError` for what could not be run."""
+    study = parse_study(yaml.safe_load(text), str(wishes.output))
+    graph = Graph(study)
+    graph.check_files()
+    for model in models:
+        positions = model.number("max_position_embeddings")
+        for table in study.tables.defined().values():
+            for id, key, tokens in table.lengths(study):
+                if id == model.id and positions is not None and tokens > positions:
+                    raise UserError(
+                        f"--model {model.id} reads {positions:,} tokens at most, and {key} takes {tokens:,}: name a "
+                        "model of more, or write a study with a shorter one."
+                    )
+    return study

@@ -1,0 +1,144 @@
+"""Which fine-tuning method for my model and my data?"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
+
+from effllm.data.instructions.advice import columns_of, listed
+from effllm.data.instructions.rows import UnusableRowError, messages_of
+from effllm.data.instructions.settings import Columns, FilesInstructionSource
+from effllm.data.instructions.sources import open_source
+from effllm.data.sources.reading import json_array, json_lines, open_parquet
+from effllm.errors import UserError
+from effllm.init.catalog import protocol
+from effllm.init.chosen import ChosenModel
+from effllm.init.recipes.compare import models_section
+from effllm.init.recipes.recipe import Draft, Recipe
+from effllm.init.text import comment, entry
+from effllm.init.wishes import Wishes
+
+_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+_LOOKED_AT = 1000
+_FEWEST = 40
+_HELD_OUT = 0.1
+# Layers that Freeze fixes, unless the model has hardly more.
+_FROZEN_LAYERS = 8
+# That of the preset's adapters.
+_RANK = 64
+# Peak rates by parameters: smaller models take larger ones, as in the paper's study.
+_RATES = ((2e9, 5e-5), (6e9, 3e-5))
+_RATE_OF_LARGE = 2e-5
+
+
+class TuneRecipe(Recipe):
+    """Full, LoRA, RSLoRA, DoRA and Freeze under one protocol."""
+
+    question: ClassVar[str] = "Which fine-tuning method for my model and my data?"
+    takes: ClassVar[frozenset[str]] = frozenset({"--model", "--data"})
+    needs: ClassVar[frozenset[str]] = takes
+
+    def draft(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Draft:
+        assert wishes.data is not None
+        path = wishes.data.expanduser().absolute()
+        columns, samples = _look_into(path)
+        suite: dict[str, Any] = {"models": [model.id for model in models]}
+        rates = {model.id: rate for model in models if (rate := _rate(model)) != _RATES[0][1]}
+        if rates:
+            suite["learning_rate_by_model"] = rates
+        if samples < _LOOKED_AT:
+            # A step of sixteen samples would leave few steps to learn by.
+            suite |= {"samples_per_step": 4, "held_out_samples": None}
+        if wishes.on_cpu:
+            suite |= {
+                "encoding": {"sequence_length": 128},
+                "epochs": None,
+                "max_steps": 12,
+                "dtype": "float32",
+                "checkpoint_every_steps": 10,
+                "held_out_samples": 20,
+            }
+        source = {"kind": "files", "paths": [str(path)], "columns": columns}
+        layers = [count for model in models if (count := model.number("num_hidden_layers"))]
+        frozen = min([_FROZEN_LAYERS, *(max(1, count // 2) for count in layers)])
+        known = f"{samples:,}" if samples < _LOOKED_AT else f"{_LOOKED_AT:,} or more"
+        sections = [
+            *comment(f"{known} samples; a tenth of the prompts is held out, and says how well a method learns."),
+            "instructions:",
+            *entry("mine", {"source": source, "held_out_fraction": _HELD_OUT}),
+            *models_section(models, {}),
+            *comment("Data, steps, schedule and rate are alike for all methods, so that their rows compare."),
+            "finetuning:",
+            *entry("tune", suite),
+        ]
+        methods: dict[str, Any] = {} if frozen == _FROZEN_LAYERS else {"freeze": {"frozen_layers": frozen}}
+        if (rank := min([_RANK, *(_largest_rank(model) for model in models)])) < _RANK:
+            methods |= {method: {"rank": rank, "alpha": 2 * rank} for method in ("lora", "rslora", "dora")}
+        if methods:
+            sections += [*comment("For so small a model:"), "methods:"]
+            sections += [line for id, content in methods.items() for line in entry(id, content)]
+        return Draft([protocol(wishes), "presets/recipes/tune.yaml"], sections, ["table7"])
+
+
+def _rate(model: ChosenModel) -> float:
+    hidden, layers = model.number("hidden_size"), model.number("num_hidden_layers")
+    # Twelve squares of the width a layer: near enough for a rate.
+    parameters = 12 * layers * hidden**2 if hidden and layers else 0
+    return next((rate for most, rate in _RATES if parameters < most), _RATE_OF_LARGE)
+
+
+def _largest_rank(model: ChosenModel) -> int:
+    """A quarter of the narrowest layer: an adapter as wide as its layer would save nothing."""
+    hidden, heads = model.number("hidden_size"), model.number("num_attention_heads")
+    if not hidden or not heads:
+        return _RANK
+    head_dim = model.number("head_dim") or hidden // heads
+    return max(1, head_dim * (model.number("num_key_value_heads") or heads) // 4)
+
+
+def _look_into(path: Path) -> tuple[dict[str, str], int]:
+    """The columns of instruction data, and how many of its first rows can be used; `UserError` for too few."""
+    if not path.is_file():
+        raise UserError(f"--data {path} is no file: name the conversations, as *.jsonl or *.parquet.")
+    if not path.name.lower().endswith(_ENDINGS):
+        raise UserError(f"--data {path} is none of {', '.join(f'*{ending}' for ending in _ENDINGS)}: convert it.")
+    names = _column_names(path)
+    columns = columns_of(names)
+    if columns is None:
+        raise UserError(
+            f"--data {path} has the columns {listed(names)}, which do not tell what is asked and what is answered: "
+            "call them prompt and response, or messages for whole conversations."
+        )
+    config = FilesInstructionSource(
+        kind="files", paths=[str(path)], columns=TypeAdapter(Columns).validate_python(columns)
+    )
+    with tempfile.TemporaryDirectory(prefix="effllm-init-") as folder:
+        rows = open_source(config, {"files[0]": path}, Path(folder)).rows()
+        usable = sum(_is_usable(row, config.columns) for row in islice(rows, _LOOKED_AT))
+    if usable < _FEWEST:
+        raise UserError(
+            f"--data {path}: {usable} of its first {_LOOKED_AT:,} rows can be used as "
+            f"{' and '.join(columns[key] for key in columns if key != 'kind')}, and {_FEWEST} are the fewest: add some."
+        )
+    return columns, usable
+
+
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() == ".parquet":
+        with open_parquet(path) as file:
+            return list(file.schema_arrow.names)
+    rows: Iterator[Mapping[str, Any]] = iter(
+        json_array(path) if path.suffix.lower() == ".json" else (row for _, row in json_lines(path))
+    )
+    return list(next(rows, {}))
+
+
+def _is_usable(row: Mapping[str, Any], columns: Columns) -> bool:
+    try:
+        messages_of(row, columns)
+    except UnusableRowError:
+        return False
+    return True

@@ -1,0 +1,238 @@
+"""What `effllm init` writes is valid, short and the user's own; what it cannot write is said in a sentence."""
+
+import json
+import math
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from effllm.cli import main
+from effllm.init.catalog import chosen_benchmarks, chosen_precisions
+from effllm.init.recipes import RECIPES
+from effllm.init.wishes import Wishes
+from effllm.models.costs import training_flops
+from effllm.models.costs.shapes import shape_of
+from effllm.study import Study, load_study
+from tests.hub.fixtures import hub, waits  # noqa: F401
+from tests.hub.server import Hub
+from tests.json_lines import write_lines
+from tests.unit.models.foreign import write_model
+
+PIN = "8faed761d45a263340a0528343f099c05c9a4323"
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local model of 4,096 positions with a chat template, whose width 96 no group of 64 or 128 divides."""
+    path = tmp_path_factory.mktemp("models") / "My Model"
+    write_model(path, hidden_size=96, intermediate_size=128, max_position_embeddings=8192)
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"instruction": f"Add {n} and 1.", "output": str(n + 1)} for n in range(60)]
+    return write_lines(tmp_path_factory.mktemp("data") / "mine.jsonl", rows)
+
+
+def init(*words: str | Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["init", *map(str, words)])
+    assert ended.value.code == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """The one sentence of a refusal."""
+    with pytest.raises(SystemExit) as ended:
+        main(["init", *map(str, words)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in said and len(said.splitlines()) == 1
+    return said
+
+
+def check(path: Path) -> Study:
+    """`effllm check` passes, no line is cut off, and the text is small."""
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path)])
+    assert ended.value.code == 0
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 40 and lines[0].startswith("# ")
+    return load_study(path)
+
+
+def test_what_is_written_passes_the_check_whatever_was_asked_for(tmp_path: Path, model: Path, data: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    models = ([str(model)], [f"Qwen/Qwen2.5-1.5B-Instruct@{PIN}", str(model)])
+    devices = (None, "cpu", H100)
+    compared = product(
+        [None, "int4"], models, [None, "bfloat16", "int4,float16"], [None, "none", "bbh,word-order"], devices
+    )
+    # Every fifth: five divides no number of choices, so each pair of choices comes up.
+    asked = [(*words, None) for words in compared if words[0] is None or words[2] is None][::5]
+    asked += [("tune", names, None, None, device, data) for names, device in product(models, devices)]
+    asked += [("attention", names, None, None, device, None) for names, device in product([[], models[0]], devices)]
+    asked += [("pretrain", [], None, None, device, None) for device in devices]
+    for recipe, names, precisions, benchmarks, device, file in asked:
+        options = {"--recipe": recipe, "--precisions": precisions, "--benchmarks": benchmarks, "--device": device}
+        words = [word for option, value in options.items() if value for word in (option, value)]
+        words += [word for name in names for word in ("--model", name)] + (["--data", str(file)] if file else [])
+        init(*words, "--force", "-o", path)
+        study = check(path)
+        wishes = Wishes(path, True, recipe, (), (), (), benchmarks != "none", None, device)
+        if table := study.tables.table9:
+            assert len(table.models) == len(names) if recipe != "attention" else 4
+        if recipe in (None, "int4") and table:
+            assert table.precisions == (precisions.split(",") if precisions else chosen_precisions(wishes))
+            given = [] if benchmarks == "none" else (benchmarks or "").split(",")
+            assert table.benchmarks == (given if benchmarks else chosen_benchmarks(wishes))
+
+
+def test_two_models_take_few_lines_and_are_read(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    names = ("--model", f"Qwen/Qwen2.5-1.5B-Instruct@{PIN}", "--model", model)
+    init(*names, "--precisions", "bfloat16,int4", "--benchmarks", "ifeval,mmlu-pro", "-o", path)
+    text = path.read_text()
+    study = check(path)
+    assert list(study.models) == ["qwen2.5-1.5b-instruct", "my-model"]
+    assert study.models["qwen2.5-1.5b-instruct"].source.plain()["revision"] == PIN
+    # By its name, for its files are not here; the other one by its template.
+    assert all(entry.chat is not None for entry in study.models.values())
+    assert study.precision_of("my-model", "int4").plain()["group_size"] == 32
+    weights = sum(math.prod(tensor.shape) for tensor in load_file(model / "model.safetensors").values())
+    assert f"llama, {weights:,} parameters in bfloat16, untied head, a chat template" in text
+    # The study names how it came to be: the same words write the same text.
+    command = re.search(r"effllm (init .*)", " ".join(text.replace("\n# ", " ").splitlines()[:1]))
+    assert command and "'" in command[1], "a path with a space is quoted"
+
+
+def test_the_same_study_is_written_again_and_only_if_told_to(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    init("--model", model, "-o", path)
+    before = path.read_text()
+    assert "exists" in refused(capsys, "--model", model, "-o", path) and path.read_text() == before
+    path.write_text("")
+    init("--model", model, "-o", path, "--force")
+    assert path.read_text() == before
+
+
+def test_runs_of_different_cost_get_the_same_flops(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    init("--recipe", "pretrain", "-o", path)
+    runs = check(path).pretraining
+    spent = {
+        id: run.max_steps * run.global_batch_size * training_flops(shape_of(run.architecture, 32768), 2048)
+        for id, run in runs.items()
+    }
+    assert set(spent) == {"gqa", "mqa", "mla", "nsa", "moe"}
+    assert max(spent.values()) / min(spent.values()) < 1.001
+
+
+def test_the_shape_of_a_model_is_taken(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    init("--recipe", "attention", "--model", model, "-o", path)
+    runs = check(path).pretraining
+    assert {(run.architecture.hidden_size, run.architecture.vocab_size) for run in runs.values()} == {(96, 320)}
+    assert {getattr(run.architecture, "attention", None) for run in runs.values()} == {"gqa", "mqa", "mla", "nsa"}
+
+
+def test_the_commit_of_the_hub_is_pinned(tmp_path: Path, hub: Hub, model: Path) -> None:  # noqa: F811
+    files = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    commit = hub.add("model", "me/Small", files)
+    path = tmp_path / "mine.yaml"
+    init("--model", "me/Small", "--benchmarks", "ifeval", "-o", path)
+    study = check(path)
+    assert study.models["small"].source.plain() == {"kind": "hub", "repo": "me/Small", "revision": commit}
+    assert study.precision_of("small", "int4").plain()["group_size"] == 32 and "GB of weights" in path.read_text()
+    assert not hub.asked(r"GET cdn"), "no weights are fetched"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "parts"),
+    [("model.safetensors", ["no safetensors"]), ("tokenizer_config.json", ["no tokenizer_config.json"])],
+)
+def test_what_a_repository_lacks_is_said_now(
+    left_out: str,
+    parts: list[str],
+    tmp_path: Path,
+    hub: Hub,  # noqa: F811
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.add("model", "me/x", {p.name: p.read_bytes() for p in model.iterdir() if p.is_file() and p.name != left_out})
+    said = refused(capsys, "--model", "me/x", "-o", tmp_path / "mine.yaml")
+    assert all(part in said for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model", "/nowhere/x"], ["--model /nowhere/x", "is not a directory"]),
+        (["--model", "no name"], ["no directory, and no name on the hub", "owner/name"]),
+        (["--model", "me/x"], ["me/x@COMMIT", "HF_HUB_OFFLINE"]),
+        (["--model", "me/x@main"], ["'main' is no commit", "40 hexadecimal digits"]),
+        (["--model", "{empty}"], ["has no config.json"]),
+        (["--model", "{bare}"], ["holds no *.safetensors"]),
+        (["--model", "{wordless}"], ["no tokenizer_config.json"]),
+        (["--model", "{short}"], ["reads 128 tokens at most", "inference.workloads"]),
+        (["--model", "{model}", "--benchmarks", "mmlu"], ["'mmlu'", "did you mean 'mmlu-pro'?", "docs/init.md"]),
+        (["--model", "{model}", "--benchmarks", "bbh,,ifeval"], ["empty name"]),
+        (["--model", "{model}", "--precisions", "int5"], ["'int5'", "did you mean 'int4'?"]),
+        (["--model", "{model}", "--precisions", "int4,int4"], ["'int4' is given twice"]),
+        (["--model", "{model}", "--device", "RTX"], ["nobody knows a 'RTX'", "leave it out"]),
+        (["--model", "{model}", "--model", "{model}"], ["is given twice"]),
+        ([], ["--model is missing"]),
+        (["--recipe", "int4", "--model", "{model}", "--precisions", "int4"], ["--precisions means nothing to"]),
+        (["--recipe", "pretrain", "--model", "{model}"], ["--model means nothing to --recipe pretrain"]),
+        (["--recipe", "tune", "--model", "{model}"], ["--data is missing"]),
+        (["--recipe", "tune", "--model", "{model}", "--data", "x.jsonl"], ["x.jsonl is no file"]),
+        (
+            ["--recipe", "tune", "--model", "{model}", "--data", "{odd}"],
+            ["the columns 'a', 'b'", "prompt and response"],
+        ),
+        (
+            ["--recipe", "tune", "--model", "{model}", "--data", "{few}"],
+            ["3 of its first 1,000 rows", "40 are the fewest"],
+        ),
+        (["--recipe", "attention", "--model", f"me/x@{PIN}"], ["its shape is not known here"]),
+        (["--recipe", "attention", "--model", "{model}", "--model", "{short}"], ["the shape of one model"]),
+        (["--model", "{model}", "-o", "{empty}"], ["is a directory"]),
+        (["--model", "{model}", "-o", "{empty}/a/b.yaml"], ["there is no directory"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    words: list[str], parts: list[str], tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"model": model, **{name: tmp_path / name for name in ("empty", "bare", "wordless", "short")}}
+    places |= {"odd": tmp_path / "odd.jsonl", "few": tmp_path / "few.jsonl"}
+    places["empty"].mkdir()
+    write_lines(places["odd"], [{"a": "x", "b": "y"}] * 60)
+    write_lines(places["few"], [{"prompt": "x", "response": "y"}] * 3)
+    for name, left_out in (("bare", "model.safetensors"), ("wordless", "tokenizer_config.json"), ("short", "")):
+        places[name].mkdir()
+        for path in model.iterdir():
+            if path.name != left_out:
+                (places[name] / path.name).write_bytes(path.read_bytes())
+    config = places["short"] / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 128}))
+    given = [word.format_map(places) for word in words]
+    output = [] if "-o" in given else ["-o", tmp_path / "mine.yaml"]
+    said = refused(capsys, *given, *output)
+    assert all(part in said for part in parts), said
+    assert not list(tmp_path.glob("**/*.yaml"))
+
+
+def test_every_recipe_says_what_it_is_for() -> None:
+    """Each has a preset that builds on nothing but presets, and a budget by which the report recommends."""
+    folder = Path(__file__).parents[3] / "config" / "presets" / "recipes"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(RECIPES)
+    for path in folder.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert content["budgets"] and json.dumps(content.get("extends", "presets/")).count("presets/") == 1
