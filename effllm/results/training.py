@@ -110,9 +110,21 @@ class LossPoint(Part):
     loss: float = Field(description="Mean training loss in nats since the last entry.")
 
 
+class HeldOutPoint(Part):
+    """A held-out loss on the way."""
+
+    step: int = Field(description="Optimizer steps so far.")
+    tokens_seen: int = Field(description="Tokens of these steps.")
+    loss: float = Field(description="Negative log-likelihood in nats per held-out token.")
+    tokens: int = Field(description="Held-out tokens that were scored.")
+
+
 class LossCurve(Part, ResultFile):
-    """The training loss as the Trainer logged it."""
+    """The losses as the Trainer logged them."""
 
     FILE: ClassVar[str] = "records/loss_curve.json"
 
-    curve: list[LossPoint] = Field(description="Points by step.")
+    curve: list[LossPoint] = Field(description="Points of the training loss by step.")
+    held_out: list[HeldOutPoint] = Field(
+        default=[], description="Points of the held-out loss by step; absent where `held_out_curve` asks for none."
+    )

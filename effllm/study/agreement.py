@@ -57,6 +57,16 @@ def check_vocabularies(study: Study) -> None:
                 )
 
 
+def check_curves(study: Study) -> None:
+    """Random tokens have no held-out text to score on the way."""
+    for id, run in study.pretraining.items():
+        if run.held_out_curve and isinstance(study.tokens[run.tokens], SyntheticStream):
+            raise ValueError(
+                f"pretraining.{id}.held_out_curve: {run.tokens!r} are random tokens, on which no loss means anything: "
+                "leave the key out, or name a stream of text"
+            )
+
+
 def check_chats(study: Study) -> None:
     """A model that is prompted in a chat template has a tokenizer that may carry one."""
     for id, model in study.models.items():

@@ -1,8 +1,9 @@
-"""What a training run reports while it runs: progress, and a loss that is no number."""
+"""What a training run does between its steps: it reports progress and a loss that is no number, and is scored."""
 
 import math
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -70,4 +71,17 @@ class StopAtNaN(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
             raise CellFailure("nan", f"the training loss is {loss} at step {state.global_step}")
+        return control
+
+
+class ScoreOnTheWay(TrainerCallback):
+    """Have the Trainer evaluate after the given steps; stands before what pauses the measurement meanwhile."""
+
+    def __init__(self, steps: Collection[int]):
+        self._steps = frozenset(steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        control.should_evaluate = state.global_step in self._steps
         return control

@@ -1,6 +1,7 @@
 """Held-out loss, perplexity and bits per byte of a causal language model, and the losses of its documents."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,37 +43,22 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
 
     Raises `CellFailure` (nan) where the loss is no number, or its perplexity too large for one.
     """
-    was_training = model.training
-    model.eval()
-    ids = torch.from_numpy(stream.ids.astype(np.int64))
-    stride = sequence_length - 1
     nll: np.ndarray = np.zeros(len(stream.boundaries))
     counts: np.ndarray = np.zeros(len(stream.boundaries), dtype=np.int64)
-    starts = list(range(0, len(ids) - 1, stride))
-    full = [start for start in starts if start + sequence_length <= len(ids)]
-    batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    # The last window may be a short one.
-    batches += [[start] for start in starts[len(full) :]]
-    for batch in batches:
-        window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
-        logits = model(window).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
-        for start, row in zip(batch, losses.double().view(len(batch), -1).cpu().numpy(), strict=True):
-            positions = np.arange(start + 1, start + 1 + len(row))
-            document = np.searchsorted(stream.boundaries, positions, side="right")
-            first = document[0]
-            part = np.bincount(document - first)
-            counts[first : first + len(part)] += part
-            nll[first : first + len(part)] += np.bincount(document - first, weights=row)
-    model.train(was_training)
+    for start, row in _token_losses(model, stream.ids, sequence_length, batch_size):
+        positions = np.arange(start + 1, start + 1 + len(row))
+        document = np.searchsorted(stream.boundaries, positions, side="right")
+        first = document[0]
+        part = np.bincount(document - first)
+        counts[first : first + len(part)] += part
+        nll[first : first + len(part)] += np.bincount(document - first, weights=row)
     documents = np.flatnonzero(counts)
     nll, counts = nll[documents], counts[documents]
     total, scored = math.fsum(nll), int(counts.sum())
     loss = total / scored
     # Only tokens that were drawn, which nobody scores, are no text.
     assert stream.utf8_bytes is not None
-    if not loss < _HIGHEST_LOSS:
-        raise CellFailure("nan", f"the held-out loss is {loss:g} nats per token")
+    _require_finite(loss)
     return HeldOut(
         loss,
         ratio_standard_error(nll.tolist(), counts.tolist()),
@@ -82,3 +68,49 @@ def held_out_loss(model: PreTrainedModel, stream: PackedTokens, sequence_length:
         len(documents),
         pa.table({"document": documents, "nll": nll, "tokens": counts}),
     )
+
+
+# Not inference_mode: what a model keeps from this pass, such as gathered shards or tables of positions, is used in
+# training again.
+@torch.no_grad()
+def loss_on_the_way(
+    model: PreTrainedModel, stream: PackedTokens, sequence_length: int, tokens: int | None
+) -> tuple[float, int]:
+    """The held-out loss of a model in training, in nats per token, over the first `tokens` of `stream`; and over how
+    many.
+
+    One window at a time: beside optimizer and gradients there may be no room for the logits of more. Draws no random
+    numbers, so that training goes on as it would have.
+
+    Raises `CellFailure` (nan) where the loss is no number.
+    """
+    rows = [row for _, row in _token_losses(model, stream.ids[:tokens], sequence_length, batch_size=1)]
+    scored = sum(map(len, rows))
+    loss = math.fsum(float(row.sum()) for row in rows) / scored
+    _require_finite(loss)
+    return loss, scored
+
+
+def _token_losses(
+    model: PreTrainedModel, tokens: np.ndarray, sequence_length: int, batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """By window, where it starts and the losses of its tokens but the first in nats, float64."""
+    was_training = model.training
+    model.eval()
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    starts = list(range(0, len(ids) - 1, sequence_length - 1))
+    full = [start for start in starts if start + sequence_length <= len(ids)]
+    batches = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
+    # The last window may be a short one.
+    batches += [[start] for start in starts[len(full) :]]
+    for batch in batches:
+        window = torch.stack([ids[start : start + sequence_length] for start in batch]).to(model.device)
+        logits = model(window).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none")
+        yield from zip(batch, losses.double().view(len(batch), -1).cpu().numpy(), strict=True)
+    model.train(was_training)
+
+
+def _require_finite(loss: float) -> None:
+    if not loss < _HIGHEST_LOSS:
+        raise CellFailure("nan", f"the held-out loss is {loss:g} nats per token")

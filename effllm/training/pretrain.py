@@ -28,7 +28,7 @@ from effllm.results.training import PretrainingQuality
 from effllm.runtime.stage import Job, main
 from effllm.training.consumed import Ordered
 from effllm.training.curriculum import training_order
-from effllm.training.held_out import held_out_loss
+from effllm.training.held_out import held_out_loss, loss_on_the_way
 from effllm.training.run import MapStyle, Setup, train
 from effllm.training.settings import PretrainingRun
 
@@ -75,7 +75,7 @@ def setup(job: Job) -> Setup[PreTrainedModel]:
         model = random_model(config, run.seed)
     flops = run.global_batch_size * costs.training_flops(config, run.sequence_length)
     return Setup(
-        recipe=run,
+        recipe=run.model_copy(update={"optimizer": run.scaled_optimizer}),
         model=model,
         forward_options={"skip_logits": True} if isinstance(model, EffForCausalLM) else {},
         dataset=_in_order(job, run, _sequences(job, run)),
@@ -84,6 +84,7 @@ def setup(job: Job) -> Setup[PreTrainedModel]:
         tokens_of_step=lambda _: _tokens_per_step(run),
         flops_of_step=lambda _: flops,
         kernels=run.kernels.wanted(),
+        **_score_on_the_way(job, run),
     )
 
 
@@ -104,6 +105,17 @@ def _score(job: Job, run: PretrainingRun, model: PreTrainedModel) -> dict[str, A
     pq.write_table(held_out.by_document, job.records / "held_out.parquet")
     scores = {key: getattr(held_out, key.removeprefix("held_out_")) for key in _SCORES}
     return {**scores, "reasons": {key: "one held-out document" for key, value in scores.items() if value is None}}
+
+
+def _score_on_the_way(job: Job, run: PretrainingRun) -> dict[str, Any]:
+    """What a setup is told of the run's held-out curve."""
+    if (curve := run.held_out_curve) is None:
+        return {}
+    held_out = PackedTokens.open(job.inputs["tokens"].directory, "held_out")
+    return {
+        "score_after": curve.steps(run.max_steps),
+        "score": lambda model: loss_on_the_way(model, held_out, run.sequence_length, curve.tokens),
+    }
 
 
 def _config(job: Job, run: PretrainingRun, tokens: PackedTokens) -> PreTrainedConfig:

@@ -5,7 +5,7 @@ run happens in the stage's own process; otherwise torchrun starts the ranks, eac
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,13 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from effllm.errors import CellFailure
 from effllm.models.decoder.kernels.choice import choosing
 from effllm.models.recurrent_kernels import recurrent_kernels
-from effllm.results.training import LossCurve, LossPoint, RunConditions
+from effllm.results.training import HeldOutPoint, LossCurve, LossPoint, RunConditions
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.training.arguments import training_arguments
-from effllm.training.callbacks import ReportProgress, StopAtNaN
+from effllm.training.callbacks import ReportProgress, ScoreOnTheWay, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.determinism import be_deterministic
 from effllm.training.preemption import SaveAndStop
@@ -34,6 +34,7 @@ SAMPLE_PERIOD_S = 0.1
 """As often as power sensors are updated. The second of arXiv 2505.13840 is near the length of a step, and readings that
 keep time with the steps see the same part of each."""
 TRAINED = "trained"
+_HELD_OUT_LOSS, _HELD_OUT_TOKENS = "held_out_loss", "held_out_tokens"
 
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -58,6 +59,7 @@ class Setup(Generic[_Model]):
     tokens_of_step, flops_of_step: tokens and model FLOPs of all ranks in the step after so many; None without formula.
     shuffle: whether the recipe's seed shuffles the dataset; otherwise it is in the order of training.
     take: called with every batch before the model sees it. callbacks: run before checkpoints are marked complete.
+    score_after: steps after which `score` gives the model's held-out loss, and over how many tokens; on every rank.
     """
 
     recipe: Recipe
@@ -72,6 +74,8 @@ class Setup(Generic[_Model]):
     callbacks: Sequence[TrainerCallback] = ()
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     kernels: Mapping[str, str] = field(default_factory=dict)
+    score_after: Collection[int] = ()
+    score: Callable[[_Model], tuple[float, int]] | None = None
 
 
 class _Trainer(Trainer):
@@ -93,6 +97,14 @@ class _Trainer(Trainer):
         if self.setup.take is not None:
             self.setup.take(inputs)
         return super().training_step(model, inputs, *arguments, **keywords)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Log the held-out loss. Checkpoints carry the log, so a resumed run has every point once."""
+        assert self.setup.score is not None
+        loss, tokens = self.setup.score(self.model)
+        self.log({_HELD_OUT_LOSS: loss, _HELD_OUT_TOKENS: tokens})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {})
+        return {}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         return super().compute_loss(model, {**inputs, **self.setup.forward_options}, *arguments, **keywords)
@@ -131,15 +143,15 @@ def run_rank(job: Job, setup: Setup[Any]) -> Trainer:
     if checkpoint and is_first:
         print(f"progress: {job.id} going on from step {steps_before}", flush=True)
     device = str(arguments.device) if arguments.device.type == "cuda" else "cpu"
-    callbacks: list[Any] = [*setup.callbacks, MarkComplete(), StopAtNaN(), SaveAndStop(job.id)]
+    callbacks: list[Any] = [*setup.callbacks, ScoreOnTheWay(setup.score_after), MarkComplete(), StopAtNaN()]
+    callbacks.append(SaveAndStop(job.id))
     if not is_first:
         return _run(setup, arguments, callbacks, checkpoint)[0]
     warn_if_busy(device, job.id)
     with Telemetry(job.records / "telemetry", device=device, period_s=SAMPLE_PERIOD_S) as telemetry:
         measure = MeasureSteps(telemetry)
         trainer, kernels = _run(setup, arguments, [*callbacks, ReportProgress(job.id), measure], checkpoint)
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    job.write(LossCurve(curve=[LossPoint(step=int(entry["step"]), loss=entry["loss"]) for entry in logged]))
+    job.write(_loss_curve(setup, trainer.state.log_history))
     conditions = RunConditions(
         device=device_info(device),
         kernels=kernels,
@@ -174,6 +186,23 @@ def _run(
             raise
         raise CellFailure("oom", str(error).splitlines()[0]) from None
     return trainer, used
+
+
+def _loss_curve(setup: Setup[Any], log: Sequence[Mapping[str, Any]]) -> LossCurve:
+    curve = [LossPoint(step=int(entry["step"]), loss=entry["loss"]) for entry in log if "loss" in entry]
+    if not setup.score_after:
+        return LossCurve(curve=curve)
+    held_out = [
+        HeldOutPoint(
+            step=(step := int(entry["step"])),
+            tokens_seen=sum(map(setup.tokens_of_step, range(step))),
+            loss=entry[_HELD_OUT_LOSS],
+            tokens=int(entry[_HELD_OUT_TOKENS]),
+        )
+        for entry in log
+        if _HELD_OUT_LOSS in entry
+    ]
+    return LossCurve(curve=curve, held_out=held_out)
 
 
 def write_failure(job: Job, rank: int, failure: CellFailure) -> None:

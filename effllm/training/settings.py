@@ -186,6 +186,35 @@ class Curriculum(Section):
         return max(1, round(self.share * of))
 
 
+class HeldOutCurve(Section):
+    """Held-out losses on the way: what one run says of several token counts.
+
+    The last point follows the last step, each other one half the steps of the next.
+    """
+
+    points: Annotated[PositiveInt, Field(ge=2, le=20)] = Field(description="Points of the curve.")
+    tokens: Annotated[PositiveInt, Field(ge=2)] | None = Field(
+        default=None, description="Score so many held-out tokens, the first ones; null scores all of them."
+    )
+
+    def steps(self, of: int) -> list[int]:
+        """After which of a run's steps its points are."""
+        return [of >> halvings for halvings in reversed(range(self.points))]
+
+
+class RateByWidth(Section):
+    """The learning rates of `optimizer` hold at one hidden_size; another has them times (hidden_size / width)^exponent.
+
+    One rate for all weights: the 1 / width of muP (arXiv 2203.03466), which is for AdamW and for matrices between
+    hidden layers, is applied to embeddings and norms too.
+    """
+
+    width: Dimension = Field(description="hidden_size for which the rates of `optimizer` were found.")
+    exponent: Annotated[Float, Field(ge=-2, le=2)] = Field(
+        default=-1.0, description="-1 halves the rates where the width doubles, 0 keeps them."
+    )
+
+
 class PretrainingRun(Recipe):
     """Training of one architecture from random weights on a token stream."""
 
@@ -199,6 +228,38 @@ class PretrainingRun(Recipe):
         default_factory=Kernels,
         description="Kernels by module: a fused one that is named and cannot run makes the run `unsupported`.",
     )
+    # Left out of the spec where there is none, as the order is.
+    held_out_curve: HeldOutCurve | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Score held-out text during training too; null scores it at the end.",
+    )
+    learning_rate_by_width: RateByWidth | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="How the rates of `optimizer` follow hidden_size; null takes them as they are.",
+    )
+
+    @property
+    def scaled_optimizer(self) -> AdamW:
+        """The optimizer with the learning rates that this width has."""
+        rule = self.learning_rate_by_width
+        if rule is None:
+            return self.optimizer
+        factor = (self.architecture.hidden_size / rule.width) ** rule.exponent
+        rates = {key: factor * getattr(self.optimizer, key) for key in ("learning_rate", "minimum_learning_rate")}
+        return self.optimizer.model_copy(update=rates)
+
+    @model_validator(mode="after")
+    def _has_points_after_the_warm_up(self) -> "PretrainingRun":
+        if self.held_out_curve:
+            first, warmup = self.held_out_curve.steps(self.max_steps)[0], self.optimizer.warmup_steps
+            if first <= warmup:
+                raise ValueError(
+                    f"held_out_curve.points {self.held_out_curve.points} puts the first point after step {first}, "
+                    f"within the warm-up of {warmup} steps: lower it"
+                )
+        return self
 
     @model_serializer(mode="wrap")
     def _only_chosen_kernels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

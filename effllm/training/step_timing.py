@@ -1,4 +1,4 @@
-"""Efficiency of training: steady steps only, without the first ones of a process and without checkpoint saves."""
+"""Efficiency of training: steady steps only, without the first ones of a process, checkpoint saves and scoring."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _FIGURES = (
 
 
 class MeasureSteps(TrainerCallback):
-    """Opens the window `train` after the warm-up steps, and pauses it while a checkpoint is written."""
+    """Opens the window `train` after the warm-up steps, and pauses it while the model is scored or saved."""
 
     def __init__(self, telemetry: Telemetry):
         self.telemetry = telemetry
@@ -63,22 +63,28 @@ class MeasureSteps(TrainerCallback):
         self.measured = range(self.measured.start, state.global_step)
         self._steps_in_block += 1
         is_last_of_block = self._steps_in_block == self._block_steps
-        # The Trainer's own callback has decided by now whether it will save after this step.
-        if is_last_of_block or control.should_save:
+        # It is decided by now whether the Trainer will score or save after this step; it scores first.
+        is_pause = control.should_evaluate or control.should_save
+        if is_last_of_block or is_pause:
             self._stop_clock()
         if is_last_of_block:
             self.block_latency_s.append(self._block_s / self._steps_in_block)
             self._block_s, self._steps_in_block = 0.0, 0
-        if control.should_save:
+        if is_pause:
             self.telemetry.pause(WINDOW)
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if not control.should_save:
+            self._resume()
         return control
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self.is_open:
-            self.telemetry.resume(WINDOW)
-            self._resumed_at = time.perf_counter()
+        self._resume()
         return control
 
     def on_train_end(
@@ -87,6 +93,11 @@ class MeasureSteps(TrainerCallback):
         if self.is_open:
             self.telemetry.end_window(WINDOW)
         return control
+
+    def _resume(self) -> None:
+        if self.is_open:
+            self.telemetry.resume(WINDOW)
+            self._resumed_at = time.perf_counter()
 
     def _stop_clock(self) -> None:
         if torch.cuda.is_available():

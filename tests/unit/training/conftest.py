@@ -45,6 +45,10 @@ class PretrainCommand:
         """The loss curve's values."""
         return [point["loss"] for point in self.record("loss_curve.json")["curve"]]
 
+    def held_out(self) -> list[dict[str, float]]:
+        """The points of the held-out curve."""
+        return self.record("loss_curve.json")["held_out"]
+
 
 def _merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Changes one level deep: a section is updated, unless it becomes another architecture."""

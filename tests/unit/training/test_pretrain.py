@@ -50,6 +50,7 @@ def held(tmp_path: Path) -> Held:
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_path: Path, held: Held) -> None:
     spec = builder.graph.spec("pretrain", "llama-1m")
     spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}
+    spec["config"] |= {"held_out_curve": {"points": 3, "tokens": 600}}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
     subprocess.run(whole, check=True, capture_output=True)
     killed, killed_output = _command(builder, spec, tmp_path, "disturbed")
@@ -62,6 +63,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     assert first.manifest.payload == second.manifest.payload
     curve = json.loads((killed_output / "records" / "loss_curve.json").read_text())
     assert curve == json.loads((whole_output / "records" / "loss_curve.json").read_text())
+    assert [point["step"] for point in curve["held_out"]] == [3, 6, 12]
 
 
 @pytest.mark.slow

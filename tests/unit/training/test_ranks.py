@@ -28,14 +28,18 @@ DECODER = {
 }
 
 
+CURVE = {"points": 2, "tokens": 500}
+
+
 @pytest.fixture(scope="module")
-def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from .conftest import PretrainCommand
 
-    command = PretrainCommand(builder, tmp_path_factory.mktemp("one"), "one", {"micro_batch_size": 2})
+    changes = {"micro_batch_size": 2, "held_out_curve": CURVE}
+    command = PretrainCommand(builder, tmp_path_factory.mktemp("one"), "one", changes)
     command.run()
     assert command.record("efficiency.json")["world_size"] == 1
-    return command.losses()
+    return command
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> list[flo
 )
 def test_the_loss_curve_does_not_depend_on_the_ranks(
     pretrain: Callable[..., Any],
-    one_rank: list[float],
+    one_rank: Any,
     strategy: str,
     devices: int,
     offload: bool,
@@ -62,9 +66,11 @@ def test_the_loss_curve_does_not_depend_on_the_ranks(
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     parallel = {"strategy": strategy, "devices": devices, "offload": offload}
-    command = pretrain("several", micro_batch_size=2, parallel=parallel)
+    command = pretrain("several", micro_batch_size=2, parallel=parallel, held_out_curve=CURVE)
     command.run()
-    assert command.losses() == pytest.approx(one_rank, rel=TOLERANCE)
+    assert command.losses() == pytest.approx(one_rank.losses(), rel=TOLERANCE)
+    for ours, theirs in zip(command.held_out(), one_rank.held_out(), strict=True):
+        assert ours == {**theirs, "loss": pytest.approx(theirs["loss"], rel=TOLERANCE)}
     efficiency = command.record("efficiency.json")
     assert efficiency["world_size"] == devices
     assert efficiency["strategy"] == strategy
