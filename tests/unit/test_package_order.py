@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "fields",
     "intervals",
+    "scaling",
     "results",
     "runtime",
     "telemetry",
