@@ -25,6 +25,7 @@ from effllm.tables.kinds import TABLES
 from effllm.tables.paired import PAIRS, pairs_of
 from effllm.tables.pairs import PAIR_COLUMNS, all_pairs, pairs
 from effllm.tables.record import record_of, write_record
+from effllm.tables.scaling import scaling_table
 from effllm.tables.validity import COLUMNS, validity
 
 Assembler = Callable[[Mapping[str, Any], Mapping[str, list[str]]], list[dict[str, Any]]]
@@ -33,6 +34,7 @@ ASSEMBLERS: dict[str, Assembler] = {
     **{pairs_of(name): pairs for name in TABLES},
     PAIRS: all_pairs,
     "validity": validity,
+    "scaling": scaling_table,
     "ranks": ranks,
     "comparison": compared,
     "claims": claims,

@@ -14,6 +14,11 @@ from effllm.report.run import Run
 from effllm.report.tables import TITLES, table_section
 from effllm.tables.paired import PAIRS, pairs_of
 
+_SCALING = (
+    "scaling",
+    "Scaling laws",
+    "The law of each technique over its sizes and token counts, and what it says of a larger model.",
+)
 _AUDITS = (
     ("claims", "Claims", "What the published study claims, held against these rows."),
     ("comparison", "Published values", "Published values beside these, as ratios within a table: machines differ."),
@@ -40,7 +45,9 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)
         answers.append(answer_of(found, TITLES[name], name))
-    sections += [sheet_section(run, name, heading, about, command_of(run, name)) for name, heading, about in _AUDITS]
+    # A study may have no section `scaling`, and then nothing is missing.
+    audits = [_SCALING, *_AUDITS] if _SCALING[0] in run.sheets else _AUDITS
+    sections += [sheet_section(run, name, heading, about, command_of(run, name)) for name, heading, about in audits]
     sections += [failures_section(run), plan_section(run), provenance_section(run)]
     facts = dict(facts_of(run))
     subtitle = [text for key in ("Devices", "Built") if (text := facts.get(key))]

@@ -13,7 +13,7 @@ from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
-from effllm.study.agreement import check_chats, check_lengths, check_names, check_vocabularies
+from effllm.study.agreement import check_chats, check_curves, check_lengths, check_names, check_vocabularies
 from effllm.study.budgets import Budget, check_budgets
 from effllm.study.evaluation import (
     Benchmark,
@@ -25,6 +25,7 @@ from effllm.study.evaluation import (
 from effllm.study.harness_index import harness_suggestions, harness_task_exists
 from effllm.study.models import FinetunedSource, Model, PretrainedSource
 from effllm.study.orders import check_orders
+from effllm.study.scaling import Scaling
 from effllm.study.tables import Tables
 from effllm.training.methods import AnyMethod
 from effllm.training.settings import PretrainingRun
@@ -64,6 +65,7 @@ class Study(Section):
     budgets: dict[PlainId, Budget] = Field(
         default_factory=dict, description="What a recommendation must respect, by table. They run nothing again."
     )
+    scaling: Scaling | None = Field(default=None, description="Scaling laws over the tables; null fits none.")
 
     @model_validator(mode="after")
     def _references_exist(self) -> "Study":
@@ -101,9 +103,12 @@ class Study(Section):
                 self._check_finetuned(f"models.{id}.source", model.source)
         for name, table in self.tables.defined().items():
             table.check(self, f"tables.{name}")
+        if self.scaling:
+            self.scaling.check(self)
         check_budgets(self.budgets)
         check_names(self)
         check_vocabularies(self)
+        check_curves(self)
         check_chats(self)
         check_lengths(self)
         return self

@@ -17,16 +17,18 @@ VALIDITY = "validity"
 RANKS = "ranks"
 COMPARISON = "comparison"
 CLAIMS = "claims"
+SCALING = "scaling"
 # Made of the other tables, and of the published values.
 DECISIONS = (RANKS, COMPARISON, CLAIMS)
 # Versions of what is made of the tables; theirs are in the registry. Raised by hand, as they are.
-_VERSIONS = {VALIDITY: 3, PAIRS: 1, RANKS: 1, COMPARISON: 1, CLAIMS: 1}
+_VERSIONS = {VALIDITY: 3, PAIRS: 1, RANKS: 1, COMPARISON: 1, CLAIMS: 1, SCALING: 1}
 
 
 def defined_tables(study: Study) -> list[str]:
     """Names of the tables that the study defines; what is made of all of them goes with any."""
     defined = list(study.tables.defined())
-    return [*defined, *map(pairs_of, defined), VALIDITY, PAIRS, *DECISIONS] if defined else []
+    scaling = [SCALING] if study.scaling else []
+    return [*defined, *map(pairs_of, defined), *scaling, VALIDITY, PAIRS, *DECISIONS] if defined else []
 
 
 def table_spec(study: Study, name: str) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
         return {}
     if name == VALIDITY:
         return _all_nodes(study)
+    if name == SCALING and study.scaling:
+        return {"pretrain": study.scaling.runs(study)}
     return _table(study, _paired_table(name) or name).nodes(study)
 
 
@@ -67,6 +71,8 @@ def _content(study: Study, name: str) -> dict[str, Any]:
             for kind, compared in table.rules(study, other).items():
                 rules.setdefault(kind, {}).update(compared)
         return {"config": rules}
+    if name == SCALING and study.scaling:
+        return {"config": study.scaling.content(study)}
     if name == PAIRS:
         return {"config": {}}
     if paired := _paired_table(name):

@@ -43,6 +43,21 @@ _METHODS = (
 _SHOWN = {
     **dict.fromkeys(("table3", "table4", "table5", "table6", "curriculum"), _ARCHITECTURES),
     **dict.fromkeys(("table7", "table8"), _METHODS),
+    "scaling": (
+        "table",
+        "method",
+        "fitted",
+        "points",
+        "alpha",
+        "alpha_low",
+        "alpha_high",
+        "beta",
+        "beta_low",
+        "beta_high",
+        "predicted_loss",
+        "rank",
+        "rank_probabilities",
+    ),
     "table9": (
         "model",
         "precision",
