@@ -160,7 +160,7 @@ class MeteredLM(HFLM):
 
         Requests are sorted by length, the longest first, so memory that does not suffice runs out early.
         """
-        spent = asdict(self._cost)
+        spent, drawn = asdict(self._cost), _random_states()
         if self._is_automatic:
             self.batch_size_per_gpu = 1
             self.batch_size_per_gpu = automatic_size(self.model, min(tokens, self.max_length), run_one)
@@ -168,6 +168,8 @@ class MeteredLM(HFLM):
         while True:
             # What was run for the measure, or in vain, is no cost of the requests.
             vars(self._cost).update(spent)
+            # Nor does it change what a task that samples draws.
+            _set_random_states(drawn)
             try:
                 answers = run()
             except (RuntimeError, MemoryError) as error:
@@ -307,6 +309,16 @@ class MeteredLM(HFLM):
 
     def _note_not_finite(self, scores: Any) -> None:
         self.meter.not_finite += sum(not abs(score) < float("inf") for score in scores)
+
+
+def _random_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])
 
 
 def generated_tokens(new: torch.Tensor, end_ids: list[int]) -> int:

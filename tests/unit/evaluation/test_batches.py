@@ -53,6 +53,17 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tokenizer, kind):
     assert (cost.requests, cost.model_calls) == (cost_of_two.requests, cost_of_two.model_calls)
 
 
+def test_what_a_task_samples_is_that_of_the_batch_in_the_end(tokenizer, monkeypatch):
+    drawing = {"until": ["no such text"], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0}
+    monkeypatch.setitem(KINDS, "drawn", [(text, drawing) for text in TEXTS])
+    monkeypatch.setattr(MeteredLM, "drawn", MeteredLM.generate_until, raising=False)
+    answers = []
+    for batch_size, most_rows in ((2, None), (8, 2), (4, None)):
+        torch.manual_seed(5)
+        answers.append(run(tokenizer, "drawn", batch_size, most_rows)[0])
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_memory_that_does_not_hold_one_request_is_out_of_memory(tokenizer):
     with pytest.raises(torch.OutOfMemoryError):
         run(tokenizer, "loglikelihood", 4, most_rows=0)
