@@ -4,7 +4,7 @@ import contextlib
 import functools
 from pathlib import Path
 
-from effllm.runtime import lifeline
+from effllm.runtime import gpu_lease, lifeline
 from effllm.runtime.slurm import await_jobs_of, require_slurm
 from effllm.cluster.requests import GPU_STAGES, request
 from effllm.tables.paired import pairs_of
@@ -12,6 +12,9 @@ from effllm.errors import UserError
 from effllm.runtime.faults import fault_of_machine, require_place, require_writable
 from effllm.runtime.launch import name_interpreter
 from effllm.runtime.lease import Lease
+from effllm.telemetry.gpus import cores_of_gpus
+from effllm.telemetry.sources.base import SourceUnavailable
+from effllm.stages import STAGES
 from effllm.planning.state import (
     has_changed_files,
     older_code_line,
@@ -125,6 +128,8 @@ def enter_run():
             require_writable(Path(folder))
         if on_slurm:
             require_slurm()
+        elif workflow.global_resources.get("gpu") is not None:
+            take_gpus()
         lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
         lock.acquire(wait=False)
         # Held for the life of the process: the lease ends with it.
@@ -136,6 +141,25 @@ def enter_run():
             Path(RESULTS, SCRATCH),
             [workflow.snakemake_tmp_dir, workflow.sourcecache.runtime_cache_path],
         )
+
+
+def take_gpus():
+    """Have the jobs of this run share the GPUs of this machine, at most as many as the limit on `gpu` says."""
+    try:
+        found = cores_of_gpus()
+    except SourceUnavailable as error:
+        found, why = {}, f": {error}"
+    else:
+        why = ""
+    if not found:
+        raise UserError(
+            f"this machine shows no GPU{why}; `--profile profiles/local` runs the workflow without one"
+        )
+    limit = workflow.global_resources["gpu"].value
+    gpus = dict(list(found.items())[:limit])
+    gpu_lease.announce(gpus)
+    # By it Snakemake starts no more jobs than there are GPUs, so that none waits on cores that others could use.
+    workflow.global_resources["gpu"] = len(gpus)
 
 
 def refuse_damaged(inputs, *outputs):
@@ -269,11 +293,20 @@ def report_tables(wildcards):
     return [path for table, path in paths.items() if table in chosen or not with_rows]
 
 
-def measured_cores(stage):
-    """A threads function: every core of the run for a measured node, so that it shares the machine with no other."""
-    return lambda wildcards: (
-        workflow.cores or 1 if GRAPH.is_measured(stage, wildcards.id) else 1
-    )
+def device_cores(stage):
+    """A threads function: every core of the run for a measured node, so that it shares the machine with no other.
+
+    Where jobs have GPUs of their own: the share of the cores that goes with a node's GPUs.
+    """
+
+    def cores(wildcards):
+        gpus = gpu_lease.announced()
+        if gpus is not None:
+            asked = STAGES[stage].devices(GRAPH.spec(stage, wildcards.id)["config"])
+            return max(1, (workflow.cores or 1) * asked // len(gpus))
+        return workflow.cores or 1 if GRAPH.is_measured(stage, wildcards.id) else 1
+
+    return cores
 
 
 def text_cores(stage):

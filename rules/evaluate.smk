@@ -36,7 +36,7 @@ rule evaluate:
         id=only("evaluate"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: device_cores("evaluate")
     resources:
         **requests("evaluate"),
     params:

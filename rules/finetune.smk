@@ -16,7 +16,7 @@ rule finetune:
         id=only("finetune"),
     conda:
         "../environment.yml"
-    threads: measured_cores("finetune")
+    threads: device_cores("finetune")
     resources:
         **requests("finetune"),
         profiler=measured_alone("finetune"),
@@ -39,7 +39,7 @@ rule merge:
         id=only("merge"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: device_cores("merge")
     resources:
         **requests("merge"),
     params:

@@ -16,7 +16,7 @@ rule pretrain:
         id=only("pretrain"),
     conda:
         "../environment.yml"
-    threads: measured_cores("pretrain")
+    threads: device_cores("pretrain")
     resources:
         **requests("pretrain"),
         profiler=measured_alone("pretrain"),

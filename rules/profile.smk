@@ -16,7 +16,7 @@ rule profile:
         id=only("profile"),
     conda:
         "../environment.yml"
-    threads: measured_cores("profile")
+    threads: device_cores("profile")
     resources:
         **requests("profile"),
         profiler=measured_alone("profile"),

@@ -16,7 +16,7 @@ rule quantize:
         id=only("quantize"),
     conda:
         "../environment.yml"
-    threads: 1
+    threads: device_cores("quantize")
     resources:
         **requests("quantize"),
     params:

@@ -44,7 +44,7 @@ def run(wishes: Wishes) -> int:
     study = _checked(text, wishes, models)
     write_text(wishes.output, text)
     print(f"{wishes.output}: the study {study.name!r} in {len(text.splitlines())} lines. {recipe.question}")
-    profile = "profiles/local"
+    profile = "profiles/local" if wishes.on_cpu else "profiles/gpu"
     targets = " ".join(f"results/{table}.csv" for table in draft.tables)
     print(f"  effllm plan --study {wishes.output} {' '.join(draft.tables)}")
     print(f"  snakemake --profile {profile} --config study={wishes.output.absolute()} -- {targets}")

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
-from effllm.runtime import lifeline
+from effllm.runtime import gpu_lease, lifeline
 from effllm.runtime.artifact import write_text
 from effllm.runtime.clock import await_inputs
 from effllm.runtime.faults import fault_of_machine
@@ -33,6 +33,7 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _LAST_LINES = 15
 _PROGRESS = b"progress: "
+_NO_SHARE = gpu_lease.Share()
 
 
 def name_interpreter() -> None:
@@ -79,8 +80,12 @@ def run_stage(
     for name, paths in lists.items():
         for path in paths:
             argv += ["--input", f"{name}={path}"]
+    environment = stage_environment(stage, threads)
     try:
-        code = run_logged(argv, log=Path(log), environment=stage_environment(stage, threads))
+        with gpu_lease.leased(stage.devices(spec["config"]), f"{stage.name} {output.name}") as share:
+            code = run_logged(argv, log=Path(log), environment=environment | share.environment(), share=share)
+    except UserError as error:
+        end_with(error, f"{stage.name} {output.name}", Path(log))
     except OSError as error:
         sentence = fault_of_machine(error, Path(log))
         if sentence is None:
@@ -114,8 +119,10 @@ def stage_environment(stage: "Stage", threads: int) -> dict[str, str]:
     return environment
 
 
-def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -> int:
-    """Run `argv` with both output streams in `log`; return its exit code.
+def run_logged(
+    argv: Sequence[str], *, log: Path, environment: dict[str, str], share: gpu_lease.Share = _NO_SHARE
+) -> int:
+    """Run `argv` with both output streams in `log`, on the cores of its share; return its exit code.
 
     Lines that begin with `progress: ` are relayed to this process's stderr; SIGINT and SIGTERM go to the child. A log
     that cannot be written any more (a full disk) does not end the child, which may write elsewhere: it is said once.
@@ -127,9 +134,9 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
-            # The stage keeps the lock of the run to its own end.
-            pass_fds=lifeline.held(),
+            preexec_fn=functools.partial(_prepare, os.getpid(), share.cores),
+            # The stage keeps the lock of the run, and those of its GPUs, to its own end.
+            pass_fds=(*lifeline.held(), *share.locks),
         )
 
         def forward(signum: int, _frame: FrameType | None) -> None:
@@ -152,6 +159,12 @@ def run_logged(argv: Sequence[str], *, log: Path, environment: dict[str, str]) -
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _prepare(parent: int, cores: frozenset[int]) -> None:
+    die_with_parent(parent)
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def die_with_parent(parent: int) -> None:

@@ -44,6 +44,9 @@ class FinetuneStage(Stage):
     def is_measured(self, is_in_table: bool) -> bool:
         return is_in_table
 
+    def devices(self, config: Mapping[str, Any]) -> int:
+        return int(config["parallel"]["devices"])
+
     def request(self, job: JobContext) -> Request:
         parameters = job.weights().parameters
         run = self.config(job.study, job.id)

@@ -52,6 +52,9 @@ class PretrainStage(Stage):
     def is_measured(self, is_in_table: bool) -> bool:
         return is_in_table
 
+    def devices(self, config: Mapping[str, Any]) -> int:
+        return int(config["parallel"]["devices"])
+
     def request(self, job: JobContext) -> Request:
         run = job.study.pretraining[job.id]
         shape = shape_of(run.architecture, vocabulary_of(job.study, run.tokens))

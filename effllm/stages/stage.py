@@ -63,6 +63,10 @@ class Stage(ABC):
         """
         return False
 
+    def devices(self, config: Mapping[str, Any]) -> int:
+        """Accelerators that a job holds on one machine; `config` is the node's slice of the study."""
+        return int(self.uses_device)
+
     def request(self, job: JobContext) -> Request:
         """What a job asks of a cluster at its first attempt."""
         raise NotImplementedError(f"{self.name} runs on the submitting host and asks a cluster for nothing")

@@ -33,10 +33,25 @@ def torch_uuid(device: str) -> str | None:
 def visible_uuid(nvml: Any, device: str, environ: Mapping[str, str]) -> str:
     """UUID of CUDA device `device` worked out from the environment, without CUDA.
 
+    Raises SourceUnavailable as `visible_uuids` does, and where the device is not visible.
+    """
+    visible = visible_uuids(nvml, environ)
+    index = cuda_index(device)
+    if index >= len(visible):
+        listed, count = environ.get("CUDA_VISIBLE_DEVICES"), nvml.nvmlDeviceGetCount()
+        raise SourceUnavailable(
+            f"{device} is not visible: CUDA_VISIBLE_DEVICES={listed!r} shows {len(visible)} of {count} devices"
+        )
+    return visible[index]
+
+
+def visible_uuids(nvml: Any, environ: Mapping[str, str]) -> list[str]:
+    """UUIDs of the devices that CUDA shows in this environment, in its order.
+
     `nvml` is the initialised pynvml module. CUDA_VISIBLE_DEVICES may hold indices, UUIDs or unique beginnings
     of UUIDs, and an unknown entry hides itself and all after it. Indices count in NVML's order only under
     CUDA_DEVICE_ORDER=PCI_BUS_ID or where all devices are of one model. Raises SourceUnavailable with a remedy
-    otherwise, and where the device is not visible.
+    otherwise.
     """
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
@@ -56,18 +71,13 @@ def visible_uuid(nvml: Any, device: str, environ: Mapping[str, str]) -> str:
         if len(matches) != 1:
             break
         visible.append(matches[0])
-    index = cuda_index(device)
-    if index >= len(visible):
-        raise SourceUnavailable(
-            f"{device} is not visible: CUDA_VISIBLE_DEVICES={listed!r} shows {len(visible)} of {len(uuids)} devices"
-        )
     models = {_text(nvml.nvmlDeviceGetName(handle)) for handle in handles}
     if by_index and len(models) > 1 and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         raise SourceUnavailable(
             "devices of several models are numbered by speed, which NVML does not know: "
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or give UUIDs in CUDA_VISIBLE_DEVICES"
         )
-    return visible[index]
+    return visible
 
 
 def _text(value: str | bytes) -> str:

@@ -1,0 +1,68 @@
+"""One machine with GPUs: each job sees its own, and a machine without one is told so. NVML is pretended."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from effllm.cli import main
+from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused
+
+NVML = """
+class NVMLError(Exception): pass
+GPUS = ["GPU-a", "GPU-b"]
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return len(GPUS)
+def nvmlDeviceGetHandleByIndex(index): return GPUS[index]
+def nvmlDeviceGetHandleByUUID(uuid): return uuid.decode()
+def nvmlDeviceGetUUID(handle): return handle
+def nvmlDeviceGetName(handle): return "pretended"
+def refuse(*_): raise NVMLError("Not Supported")
+nvmlDeviceGetMigMode = nvmlDeviceGetCpuAffinity = refuse
+"""
+# Every process of the run: those of stages write down what they see.
+SITE = """
+import json, os, sys
+if "effllm.runtime.start" in sys.orig_argv:
+    with open(os.environ["SEEN"], "a") as stream:
+        place = sys.orig_argv[sys.orig_argv.index("--output") + 1]
+        seen = [place, os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(os.sched_getaffinity(0))]
+        stream.write(json.dumps(seen) + "\\n")
+"""
+
+
+def run(path: Path, *targets: str) -> subprocess.CompletedProcess[str]:
+    (path / "sitecustomize.py").write_text(SITE)
+    environment = os.environ | {"PYTHONPATH": f"{path}:{REPOSITORY}", "SEEN": str(path / "seen"), "TMPDIR": str(path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    place = ["--directory", str(path), "--profile", "profiles/gpu", "--config", f"study={path / 'study.yaml'}"]
+    command = [*SNAKEMAKE, *place, "--", *targets]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=300)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A directory with the study of attentions, at shapes for a processor."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["init", "--recipe", "attention", "--device", "cpu", "-o", str(tmp_path / "study.yaml")])
+    return tmp_path
+
+
+def test_each_job_sees_its_own_gpu_and_stages_of_the_processor_none(study: Path) -> None:
+    (study / "pynvml.py").write_text(NVML)
+    done = run(study, "results/pretrain/gqa/manifest.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = {place: shown for place, *shown in map(json.loads, (study / "seen").read_text().splitlines())}
+    usable = sorted(os.sched_getaffinity(0))
+    assert seen["results/pretrain/gqa"] == ["GPU-a", usable[: len(usable) // 2] or usable]
+    assert seen["results/tokens/random"] == ["", usable]
+
+
+def test_a_machine_without_a_gpu_is_named_the_other_profile(study: Path) -> None:
+    (study / "pynvml.py").write_text("class NVMLError(Exception): pass\ndef nvmlInit(): raise NVMLError('no driver')\n")
+    said = run(study, "results/tokens/random/manifest.json")
+    assert_refused(said, "this machine shows no GPU", "no driver", "profiles/local")
+    assert not (study / "results" / "tokens").exists()
