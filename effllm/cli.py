@@ -27,6 +27,7 @@ _MODULES = {
         "effllm.decision.recommend_command",
         "say which row of a table to take under limits, and why not the others",
     ),
+    "crossover": ("effllm.decision.crossover_command", "say from which model size on a precision saves something"),
     "rank": ("effllm.decision.rank_command", "rank rows within each model or size, with ties"),
 }
 

@@ -1,7 +1,8 @@
 """Tables: pure functions of artifacts, or of other tables.
 
 in:  manifests of the artifacts in a table's rows, or the tables that a table is made of
-out: results/table<N>.csv, table<N>-pairs.csv, validity.csv, pairs.csv, ranks.csv, comparison.csv, claims.csv
+out: results/table<N>.csv, table<N>-pairs.csv, validity.csv, pairs.csv, ranks.csv, comparison.csv, claims.csv,
+     crossover.csv
 """
 
 

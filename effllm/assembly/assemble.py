@@ -13,7 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from effllm.assembly.decisions import claims, compared, ranks
+from effllm.assembly.decisions import claims, compared, crossovers, ranks
+from effllm.decision.crossover import COLUMNS as CROSSOVER_COLUMNS
 from effllm.errors import UserError
 from effllm.runtime import lifeline
 from effllm.runtime.artifact import write_text
@@ -38,9 +39,14 @@ ASSEMBLERS: dict[str, Assembler] = {
     "ranks": ranks,
     "comparison": compared,
     "claims": claims,
+    "crossover": crossovers,
 }
 # Of tables that may have no row to take the columns from.
-_COLUMNS_OF_NONE = {"validity": COLUMNS, **dict.fromkeys((PAIRS, *map(pairs_of, TABLES)), PAIR_COLUMNS)}
+_COLUMNS_OF_NONE = {
+    "validity": COLUMNS,
+    "crossover": CROSSOVER_COLUMNS,
+    **dict.fromkeys((PAIRS, *map(pairs_of, TABLES)), PAIR_COLUMNS),
+}
 
 
 def write_table(

@@ -1,4 +1,4 @@
-"""results/ranks.csv, comparison.csv and claims.csv: what the study's tables and the published ones say."""
+"""results/ranks.csv, comparison.csv, claims.csv, crossover.csv: what the study's tables and the published ones say."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from effllm.decision.claims import audit
 from effllm.decision.comparison import Ours, comparison
+from effllm.decision.crossover import crossover_rows
 from effllm.decision.effects import Paired, read_paired
 from effllm.decision.paper import CLAIMS, published_file
 from effllm.decision.ranks import rank_rows
@@ -46,6 +47,14 @@ def claims(spec: Mapping[str, Any], inputs: Inputs) -> Rows:
     sheets, paired = _ours(inputs)
     stated = read_claims(published_file(CLAIMS, spec["config"]["claims"]))
     return _rounded([*audit(stated, sheets, "ours", paired), *audit(stated, _published(spec), "published")])
+
+
+def crossovers(spec: Mapping[str, Any], inputs: Inputs) -> Rows:
+    """From which size on each precision saves something, by the study's table of precisions."""
+    sheets, paired = _ours(inputs)
+    config = spec["config"]
+    (sheet,) = sheets.values()
+    return _rounded(crossover_rows(sheet, paired, config["baseline"], config["workload"], config["batch_sizes"]))
 
 
 def _ours(inputs: Inputs) -> tuple[dict[str, Sheet], Paired]:

@@ -22,6 +22,7 @@ _SCALING = (
 _AUDITS = (
     ("claims", "Claims", "What the published study claims, held against these rows."),
     ("comparison", "Published values", "Published values beside these, as ratios within a table: machines differ."),
+    ("crossover", "Crossovers", "From which model size on a precision saves time, energy or memory."),
     (
         "ranks",
         "Ranks",
@@ -45,8 +46,9 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)
         answers.append(answer_of(found, TITLES[name], name))
-    # A study may have no section `scaling`, and then nothing is missing.
-    audits = [_SCALING, *_AUDITS] if _SCALING[0] in run.sheets else _AUDITS
+    # A study may have no section `scaling`, or no table of precisions, and then nothing is missing.
+    audits = [_SCALING, *_AUDITS] if _SCALING[0] in run.sheets else list(_AUDITS)
+    audits = [audit for audit in audits if audit[0] != "crossover" or "table9" in run.tables]
     sections += [sheet_section(run, name, heading, about, command_of(run, name)) for name, heading, about in audits]
     sections += [failures_section(run), plan_section(run), provenance_section(run)]
     facts = dict(facts_of(run))

@@ -13,7 +13,7 @@ from effllm.tables.descriptions import DESCRIPTIONS
 from effllm.tables.paired import PAIRS, pairs_of
 from effllm.tables.record import read_record
 
-SHEETS = (*map(pairs_of, DESCRIPTIONS), PAIRS, "comparison", "ranks", "claims", "validity", "scaling")
+SHEETS = (*map(pairs_of, DESCRIPTIONS), PAIRS, "comparison", "ranks", "claims", "crossover", "validity", "scaling")
 """The other CSVs that a report shows where they exist."""
 PLAN = "plan.json"
 

@@ -18,17 +18,21 @@ RANKS = "ranks"
 COMPARISON = "comparison"
 CLAIMS = "claims"
 SCALING = "scaling"
+CROSSOVER = "crossover"
 # Made of the other tables, and of the published values.
 DECISIONS = (RANKS, COMPARISON, CLAIMS)
+# Of what CROSSOVER is made, where a study has it.
+_PRECISIONS = "table9"
 # Versions of what is made of the tables; theirs are in the registry. Raised by hand, as they are.
-_VERSIONS = {VALIDITY: 3, PAIRS: 1, RANKS: 1, COMPARISON: 1, CLAIMS: 1, SCALING: 1}
+_VERSIONS = {VALIDITY: 3, PAIRS: 1, RANKS: 1, COMPARISON: 1, CLAIMS: 1, SCALING: 1, CROSSOVER: 1}
 
 
 def defined_tables(study: Study) -> list[str]:
     """Names of the tables that the study defines; what is made of all of them goes with any."""
     defined = list(study.tables.defined())
     scaling = [SCALING] if study.scaling else []
-    return [*defined, *map(pairs_of, defined), *scaling, VALIDITY, PAIRS, *DECISIONS] if defined else []
+    crossover = [CROSSOVER] if _PRECISIONS in defined else []
+    return [*defined, *map(pairs_of, defined), *scaling, VALIDITY, PAIRS, *DECISIONS, *crossover] if defined else []
 
 
 def table_spec(study: Study, name: str) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def table_spec(study: Study, name: str) -> dict[str, Any]:
 
 def table_nodes(study: Study, name: str) -> dict[str, list[str]]:
     """Ids of the nodes that a table reads, by stage, each once."""
-    if name == PAIRS or name in DECISIONS:
+    if name in (PAIRS, CROSSOVER, *DECISIONS):
         return {}
     if name == VALIDITY:
         return _all_nodes(study)
@@ -54,6 +58,8 @@ def table_tables(study: Study, name: str) -> dict[str, list[str]]:
     paired = {PAIRS: list(map(pairs_of, own))}
     if name == PAIRS:
         return paired
+    if name == CROSSOVER:
+        return {"tables": [_PRECISIONS], PAIRS: [pairs_of(_PRECISIONS)]}
     return {"tables": own, **paired} if name in DECISIONS else {}
 
 
@@ -75,6 +81,8 @@ def _content(study: Study, name: str) -> dict[str, Any]:
         return {"config": study.scaling.content(study)}
     if name == PAIRS:
         return {"config": {}}
+    if name == CROSSOVER:
+        return {"config": _crossover(study)}
     if paired := _paired_table(name):
         baseline = _table(study, paired).baseline_of(study)
         return {**_content(study, paired), "of": paired, "baseline": baseline}
@@ -99,6 +107,13 @@ def _decision(study: Study, name: str) -> dict[str, Any]:
             for name, table in own.items()
         }
     return config
+
+
+def _crossover(study: Study) -> dict[str, Any]:
+    """What the rows of precisions do not say: their baseline, the table's own workload, and the batches."""
+    table = _table(study, _PRECISIONS)
+    batches = {id: workload.batch_size for id, workload in study.inference.workloads.items()}
+    return {"baseline": table.baseline_label(study), "workload": table.plain()["workload"], "batch_sizes": batches}
 
 
 def _paired_table(name: str) -> str | None:

@@ -164,7 +164,6 @@ def test_divergence_from_bfloat16_tells_precisions_apart(table9: pl.DataFrame) -
     assert (kl["float16"]["perplexity_kl_nats_low"] > 0).all()
     low, high = kl["int4"]["perplexity_kl_nats_low"].to_list(), kl["float16"]["perplexity_kl_nats_high"].to_list()
     assert all(int4 > 10 * float16 for int4, float16 in zip(low, high, strict=True))
-    assert (kl["int4"]["perplexity_ppl_ratio"] > 1).all()
 
 
 def test_what_the_machine_lacks_is_null_with_a_reason(table9: pl.DataFrame) -> None:

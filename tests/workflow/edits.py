@@ -15,7 +15,8 @@ FROM_TABLES = {"pairs.csv", "ranks.csv", "comparison.csv", "claims.csv"}
 
 
 def with_pairs(follows: set[str]) -> set[str]:
-    """What follows from an edit, and with each numbered table its pairs."""
+    """What follows from an edit, with each numbered table its pairs, and with that of precisions the crossovers."""
+    follows = follows | ({"crossover.csv"} if "table9.csv" in follows else set())
     return follows | {name.replace(".", "-pairs.") for name in follows if re.fullmatch(r"table\d+\.csv", name)}
 
 

@@ -36,7 +36,7 @@ def test_a_row_may_have_several_seeds(seeds: dict[str, Any]) -> None:
     graph = Graph(parse_study(seeds, "test"))
     own = ["table3", "table9", "table16"]
     paired = [f"{table}-pairs" for table in own]
-    assert graph.tables() == [*own, *paired, "validity", "pairs", "ranks", "comparison", "claims"]
+    assert graph.tables() == [*own, *paired, "validity", "pairs", "ranks", "comparison", "claims", "crossover"]
     manifests = [f"results/pretrain/{run}/manifest.json" for run in ("llama-1m", "again", "qwen2-1m")]
     assert graph.table_parents("table3") == {"pretrain": manifests}
 

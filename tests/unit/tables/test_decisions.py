@@ -8,7 +8,7 @@ import pytest
 
 import effllm.decision.paper as published
 from effllm.assembly.assemble import write_table
-from effllm.decision import claims, comparison, ranks
+from effllm.decision import claims, comparison, crossover, ranks
 from effllm.errors import UserError
 from effllm.stages.graph import Graph
 from effllm.study import load_study
@@ -89,6 +89,18 @@ def test_a_published_file_that_changed_during_the_run_is_refused(
     monkeypatch.setattr(published, "PAPER", copy)
     with pytest.raises(UserError, match=r"table9\.csv has changed since the run began"):
         published.published_file("table9.csv", spec["config"]["published"]["table9"])
+
+
+def test_crossovers_are_of_the_precisions_by_workload_and_batch(graph: Graph) -> None:
+    frame = build(graph, "crossover")
+    assert tuple(frame.columns) == crossover.COLUMNS
+    batches = {id: workload.batch_size for id, workload in graph.study.inference.workloads.items()}
+    assert dict(frame.select("workload", "batch_size").iter_rows()).items() <= batches.items()
+    (time,) = frame.filter(method="int4", resource="time", column="latency_ms").to_dicts()
+    assert (time["workload"], time["baseline"]) == (graph.study.tables.table9.workload, "bfloat16")
+    assert 1.6 < time["parameters_b_low"] < time["parameters_b"] < time["parameters_b_high"] < 7.6
+    (memory,) = frame.filter(method="int4", resource="memory", column="memory_peak_GB").to_dicts()
+    assert (memory["parameters_b"], memory["reason"]) == (None, "not within the measured sizes")
 
 
 def test_specs_name_content_and_no_path(graph: Graph) -> None:
