@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.fields import (
     Count,
@@ -60,10 +60,20 @@ Benchmark = Annotated[
 ]
 
 
+def _is_number_or_auto(value: Any) -> Any:
+    # One sentence for the two types: pydantic would have one for each.
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{value!r:.40} is no batch: give a number of requests, 1 or more, or auto")
+    return value
+
+
+BatchSize = Annotated[Dimension | Literal["auto"], BeforeValidator(_is_number_or_auto)]
+
+
 class EvaluationProtocol(Section):
     """How every benchmark is run."""
 
-    batch_size: Dimension | Literal["auto"] = Field(
+    batch_size: BatchSize = Field(
         description="Requests per forward pass; auto takes as many as memory holds, at most 64 long ones."
     )
     max_length: Dimension | None = Field(

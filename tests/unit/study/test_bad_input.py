@@ -26,6 +26,7 @@ DECODER = {
 
 CASES = {
     "unknown key": ("pretraining/llama-1m/optimizer/learning_rat", 1.0, ["learning_rat", "learning_rate"]),
+    "batch that is none": ("evaluation/batch_size", "many", ["evaluation.batch_size", "'many'", "or auto"]),
     "unknown section": ("modles", {}, ["modles", "models"]),
     "unknown key of a precision": ("precisions/int4/group_sise", 64, ["precisions.int4.group_sise", "group_size"]),
     "text for a number": (
