@@ -171,6 +171,17 @@ def test_missing_csvs_are_named_with_the_command_that_makes_them(tmp_path: Path)
         assert f"snakemake --profile profiles/local results/{name}.csv" in text
 
 
+def test_scaling_laws_have_a_section_where_there_are_some(tmp_path: Path) -> None:
+    directory = write_results(tmp_path / "results")
+    write_report(directory, tmp_path / "report.html", {})
+    assert "Scaling laws" not in (tmp_path / "report.html").read_text()
+    header = "table,method,alpha,alpha_low,alpha_high,rank,rank_probabilities"
+    (directory / "scaling.csv").write_text(f'{header}\ntable3,GQA,0.34,0.3,0.4,cannot be said,"1: 62.0 %, 2: 38.0 %"\n')
+    write_report(directory, tmp_path / "report.html", {})
+    (section,) = _with(elements(tmp_path / "report.html"), "section", id="scaling")
+    assert "GQA 0.34 [0.3, 0.4] cannot be said 1: 62.0 %, 2: 38.0 %" in section.text
+
+
 def test_pairs_of_all_tables_serve_a_table_without_its_own(tmp_path: Path) -> None:
     directory = write_results(tmp_path / "results")
     write_report(directory, tmp_path / "own.html", {})
