@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from effllm.models.costs import parameter_count
 from effllm.planning.nodes import Node
+from effllm.planning.reference import Rate, reference_rate
 from effllm.planning.run_history import RunHistory
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
@@ -13,8 +15,8 @@ from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.graph import Graph
 from effllm.telemetry.peaks import peak_flops_per_s
 
-Basis = Literal["measured", "computed", "assumed"]
-_ORDER: tuple[Basis, ...] = ("measured", "computed", "assumed")
+Basis = Literal["measured", "computed", "reference", "assumed"]
+_ORDER: tuple[Basis, ...] = ("measured", "computed", "reference", "assumed")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ NOTHING_ASSUMED = Assumptions()
 class Figure:
     """A number with its origin; `value` None with the reason in `source`.
 
-    basis: `measured`, by rates of earlier builds; `computed`, from the study and the model's arithmetic; `assumed`,
-    computed with an assumption.
+    basis: `measured`, by rates of earlier builds; `computed`, from the study and the model's arithmetic; `reference`,
+    by a rate that ships with the package; `assumed`, computed with an assumption.
     """
 
     value: float | None
@@ -155,6 +157,9 @@ class Estimator:
         if peak is None:
             return Figure(None, None, f"the peak of {self._device!r} in {dtype} is not in the table of peaks")
         mfu = self._assumptions.mfu
+        rate = self._reference(node) if mfu is None else None
+        if rate is not None:
+            return Figure(flops / (peak * rate.mfu * devices), "reference", rate.sentence())
         if mfu is None:
             least_h = flops / peak / 3600
             return Figure(
@@ -163,6 +168,13 @@ class Estimator:
                 f"no {node.stage} was measured on {self._device}: give --assume-mfu (at the peak {least_h:,.1f} h)",
             )
         return Figure(flops / (peak * mfu * devices), "assumed", f"{flops:.3g} FLOP at MFU {mfu:g}")
+
+    def _reference(self, node: Node) -> Rate | None:
+        """The shipped rate for a training of this kind."""
+        if node.stage != "pretrain":
+            return None
+        config = self._graph.spec(node.stage, node.id)["config"]
+        return reference_rate(config, parameter_count(self._shapes.of(node)).total)
 
     def _energy(self, node: Node, device_s: Figure) -> Figure:
         if device_s.value is None or device_s.basis is None:
@@ -174,11 +186,19 @@ class Estimator:
             power_w, basis, source = sample.power_w, "measured", f"power of {sample.name}"
         elif assumed_w is not None:
             power_w, basis, source = assumed_w, "assumed", f"{assumed_w:g} W per device"
+        elif (rate := self._reference_power(node)) is not None:
+            power_w, basis = rate.power_w, "reference"
+            source = f"{rate.power_w:.0f} W of {rate.run} on {rate.device}"
         else:
             on_device = f" on {self._device}" if self._device else ""
             why = f"no {node.stage} with a power figure was measured{on_device}: give --assume-power-w"
             return Figure(None, None, why)
         return Figure(device_s.value * power_w, weakest([basis, device_s.basis]), f"{source}; time: {device_s.source}")
+
+    def _reference_power(self, node: Node) -> Rate | None:
+        """The shipped rate, if it was measured on the device of the plan: power does not follow from peaks."""
+        rate = self._reference(node)
+        return rate if rate is not None and rate.device == self._device else None
 
     def _disk(self, node: Node, cost: Cost, sample: Any) -> Figure:
         if cost.disk_b is not None:
