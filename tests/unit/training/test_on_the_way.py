@@ -89,7 +89,7 @@ class _Windows:
 def test_scoring_is_measured_no_more_than_saving() -> None:
     """Steps 6 and 8 are scored, steps 7 and 8 saved; the Trainer scores before it saves."""
     telemetry = _Windows()
-    score, measure = ScoreOnTheWay([6, 8]), MeasureSteps(telemetry)  # type: ignore[arg-type]
+    score, measure = ScoreOnTheWay([6, 8]), MeasureSteps(telemetry)
     state, arguments = TrainerState(max_steps=20), None
     control: Any = TrainerControl()
     measure.on_train_begin(arguments, state, control)  # type: ignore[arg-type]
