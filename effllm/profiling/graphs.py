@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from effllm.errors import CellFailure
 from effllm.profiling.decoding import Generation
+from effllm.profiling.step_kernels import attending_by_one_query, compiled_step
 
 if TYPE_CHECKING:
     from effllm.models.loading import CausalLM
@@ -43,8 +45,8 @@ class StaticSteps:
 
     def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int, compiled: bool = False):
         self.model, self.prompt = model, prompt
-        options: dict[str, Any] = {"coordinate_descent_tuning": True}
-        self._decoder = torch.compile(model, fullgraph=True, dynamic=False, options=options) if compiled else model
+        self._decoder = compiled_step(model) if compiled else model
+        self._attending = attending_by_one_query if compiled else nullcontext
         name = type(model).__name__
         if not getattr(model, "_can_compile_fullgraph", False):
             raise CellFailure("unsupported", f"{name} takes no static cache, which a CUDA graph of decoding needs")
@@ -77,7 +79,8 @@ class StaticSteps:
         Raises `CellFailure` (unsupported) for a model that cannot be compiled, where it is to be.
         """
         try:
-            self._forward(self._decoder, self.token)
+            with self._attending(self.model):
+                self._forward(self._decoder, self.token)
         except Exception as error:
             # It takes a second to import, and so only where something failed.
             from torch._dynamo.exc import TorchDynamoException

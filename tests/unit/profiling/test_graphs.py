@@ -105,7 +105,7 @@ def test_a_compiled_step_chooses_what_generate_chooses(monkeypatch: pytest.Monke
     expected = _generated(model, prompt)
     # Traced as on a GPU, in one graph, and run without a compiler, which takes half a minute on a processor.
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, options, **keys: compile_(model, backend="eager", **keys))
+    monkeypatch.setattr(torch, "compile", lambda model, backend, **keys: compile_(model, backend="eager", **keys))
     with torch.inference_mode():
         steps = StaticSteps(model, prompt, NEW_TOKENS, compiled=True)
         steps.prefill()
