@@ -22,7 +22,7 @@ from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job
 from effllm.telemetry import Telemetry, device_info
 from effllm.telemetry.busy import warn_if_busy
-from effllm.training.arguments import training_arguments
+from effllm.training.arguments import gather_by_layer, training_arguments
 from effllm.training.callbacks import ReportProgress, ScoreOnTheWay, StopAtNaN
 from effllm.training.checkpoints import MarkComplete, latest_complete
 from effllm.training.determinism import be_deterministic
@@ -137,6 +137,8 @@ def run_rank(job: Job, setup: Setup[Any]) -> Trainer:
     if recipe.deterministic:
         be_deterministic()
     arguments = training_arguments(recipe, job.scratch, setup.shuffle)
+    if recipe.parallel.strategy == "zero3":
+        gather_by_layer(setup.model)
     is_first = arguments.process_index == 0
     checkpoint = latest_complete(job.scratch, delete=is_first)
     steps_before = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0

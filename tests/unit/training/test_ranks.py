@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from effllm.errors import EXIT_INTERRUPTED
-from effllm.training.arguments import deepspeed_config
+from effllm.models.decoder import EffConfig, EffForCausalLM
+from effllm.training.arguments import deepspeed_config, gather_by_layer
 from effllm.training.settings import Parallel
 from tests.slowdown import Held, environment
 
@@ -50,6 +51,7 @@ def one_rank(builder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         # The first of these on a machine compiles DeepSpeed's optimizer.
         pytest.param("zero3", 1, True, marks=pytest.mark.slow),
         pytest.param("zero3", 2, True, marks=pytest.mark.slow),
+        pytest.param("zero3", 2, False, marks=pytest.mark.slow),
     ],
 )
 def test_the_loss_curve_does_not_depend_on_the_ranks(
@@ -156,3 +158,12 @@ def test_offloading_moves_weights_to_the_host_under_zero3_only() -> None:
     assert zero3["offload_param"]["device"] == zero3["offload_optimizer"]["device"] == "cpu"
     assert zero2["offload_optimizer"]["device"] == "cpu"
     assert "offload_param" not in zero2
+
+
+@pytest.mark.slow
+def test_zero3_gathers_a_layer_and_not_each_of_its_modules() -> None:
+    from deepspeed.utils import z3_leaf_module
+
+    model = EffForCausalLM(EffConfig(vocab_size=64, **{key: DECODER[key] for key in DECODER if key != "model_type"}))
+    gather_by_layer(model)
+    assert [name for name, module in model.named_modules() if z3_leaf_module(module)] == ["model.layers.0"]
