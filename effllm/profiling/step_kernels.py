@@ -35,8 +35,8 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     merge_products(graph)
-    # What of a layer is left is small, and the more of it is one kernel, the fewer gaps.
-    return compile_fx(graph, inputs, config_patches={"combo_kernels": True})
+    # What is left of a layer is small: as few kernels as possible, each launched while the one before it still runs.
+    return compile_fx(graph, inputs, config_patches={"combo_kernels": True, "triton.enable_pdl": True})
 
 
 def merge_products(graph: fx.GraphModule) -> None:
