@@ -128,7 +128,7 @@ def enter_run():
             require_writable(Path(folder))
         if on_slurm:
             require_slurm()
-        elif workflow.global_resources.get("gpu") is not None:
+        elif "gpu" in workflow.global_resources:
             take_gpus()
         lock = Lease(Path(RESULTS, SCRATCH, "workflow"), f"{RESULTS}/")
         lock.acquire(wait=False)
