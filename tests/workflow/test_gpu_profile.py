@@ -34,11 +34,11 @@ if "effllm.runtime.start" in sys.orig_argv:
 """
 
 
-def run(path: Path, *targets: str) -> subprocess.CompletedProcess[str]:
+def run(path: Path, *targets: str, profile: str = "gpu") -> subprocess.CompletedProcess[str]:
     (path / "sitecustomize.py").write_text(SITE)
     environment = os.environ | {"PYTHONPATH": f"{path}:{REPOSITORY}", "SEEN": str(path / "seen"), "TMPDIR": str(path)}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
-    place = ["--directory", str(path), "--profile", "profiles/gpu", "--config", f"study={path / 'study.yaml'}"]
+    place = ["--directory", str(path), "--profile", f"profiles/{profile}", "--config", f"study={path / 'study.yaml'}"]
     command = [*SNAKEMAKE, *place, "--", *targets]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=300)
 
@@ -66,3 +66,4 @@ def test_a_machine_without_a_gpu_is_named_the_other_profile(study: Path) -> None
     said = run(study, "results/tokens/random/manifest.json")
     assert_refused(said, "this machine shows no GPU", "no driver", "profiles/local")
     assert not (study / "results" / "tokens").exists()
+    assert run(study, "results/tokens/random/manifest.json", profile="local").returncode == 0
