@@ -12,6 +12,7 @@ min_version("9.0")
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/pretrain.smk"
+include: "rules/diffuse.smk"
 include: "rules/model.smk"
 include: "rules/finetune.smk"
 include: "rules/quantize.smk"

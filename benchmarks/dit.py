@@ -73,7 +73,7 @@ def measure(shape: str, variant: str, device: str, steps: int) -> dict[str, Any]
         with torch.autocast(device, torch.bfloat16):
             if is_bare:
                 output = model(objective.noised(images, noise, times), times, labels)
-                loss = objective.loss(output.float(), images, noise, times)
+                loss = objective.losses(output.float(), images, noise, times).mean()
             else:
                 loss = model(images, times, labels, noise=noise, objective=objective)["loss"]
         loss.backward()

@@ -99,14 +99,14 @@ class DdpmObjective:
         """What the model is told: the step."""
         return times
 
-    def loss(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Mean over the batch. The bound trains sigma alone: its mean takes the predicted noise as given."""
+    def losses(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Of each image [batch]. The bound trains sigma alone: its mean takes the predicted noise as given."""
         if not self.learned_sigma:
-            return (output - noise).square().mean()
+            return (output - noise).square().flatten(1).mean(dim=1)
         predicted, fraction = output.chunk(2, dim=1)
-        error = (predicted - noise).square().mean()
+        error = (predicted - noise).square().flatten(1).mean(dim=1)
         bound = self.bound(predicted.detach(), fraction, images, self.noised(images, noise, times), times)
-        return error + self.bound_weight * bound.mean()
+        return error + self.bound_weight * bound
 
     def bound(self, predicted: Tensor, fraction: Tensor, images: Tensor, noised: Tensor, times: Tensor) -> Tensor:
         """Each image's term of the variational bound [batch], in bits a dimension."""

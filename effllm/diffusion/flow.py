@@ -18,6 +18,6 @@ class FlowObjective:
         """What the model is told."""
         return TIME_SCALE * times
 
-    def loss(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Mean over the batch."""
-        return (output - (noise - images)).square().mean()
+    def losses(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Of each image [batch]."""
+        return (output - (noise - images)).square().flatten(1).mean(dim=1)

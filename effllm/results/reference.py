@@ -15,7 +15,7 @@ from effllm.results.profile import Generations, Profile
 from effllm.results.provenance import Provenance
 from effllm.results.quantization import Quantization
 from effllm.results.telemetry import WindowsRecord
-from effllm.results.training import Efficiency, FinetuningQuality, LossCurve, PretrainingQuality
+from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, LossCurve, PretrainingQuality
 
 FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "corpus": (CorpusSummary,),
@@ -24,6 +24,7 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "instructions": (InstructionsSummary,),
     "images": (ImagesSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
+    "diffuse": (DiffusionQuality, Efficiency, LossCurve, WindowsRecord),
     "model": (ModelSummary,),
     "finetune": (FinetuningQuality, Efficiency, LossCurve, WindowsRecord),
     "quantize": (Quantization,),

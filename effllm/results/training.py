@@ -75,6 +75,24 @@ class FinetuningQuality(Figures, ResultFile):
     steps: int = Field(description="Optimizer steps of the whole run.")
 
 
+class DiffusionQuality(Figures, ResultFile):
+    """What a run of diffusion has learned, and the size of its model."""
+
+    FILE: ClassVar[str] = "training.json"
+
+    held_out_loss: float = Field(
+        description="Mean loss of held-out images, labels given, over draws that all runs share."
+    )
+    held_out_loss_stderr: float | None = Field(description="Its standard error, images as draws.")
+    held_out_images: int = Field(description="Images that were scored.")
+    images_seen: int = Field(description="Images of all steps.")
+    parameters: int = Field(description="All parameters.")
+    parameters_active: int = Field(description="Those that a patch passes through.")
+    seed: int = Field(description="Of weights, order and draws.")
+    tokens_per_image: int = Field(description="Patches of an image.")
+    train_images: int = Field(description="Images of the training part.")
+
+
 class RunConditions(Part):
     """What a training ran on."""
 

@@ -6,6 +6,7 @@ every parse of the workflow reads this table.
 
 from effllm.stages.benchmark import BenchmarkStage
 from effllm.stages.corpus import CorpusStage
+from effllm.stages.diffuse import DiffuseStage
 from effllm.stages.evaluate import EvaluateStage
 from effllm.stages.finetune import FinetuneStage
 from effllm.stages.images import ImagesStage
@@ -29,6 +30,7 @@ STAGES: dict[str, Stage] = {
     "instructions": InstructionsStage(),
     "images": ImagesStage(),
     "pretrain": PretrainStage(),
+    "diffuse": DiffuseStage(),
     "model": ModelStage(),
     "finetune": FinetuneStage(),
     "merge": MergeStage(),

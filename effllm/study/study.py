@@ -15,6 +15,7 @@ from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_chats, check_curves, check_lengths, check_names, check_vocabularies
 from effllm.study.budgets import Budget, check_budgets
+from effllm.study.diffusion import check_diffusion
 from effllm.study.evaluation import (
     Benchmark,
     EvaluationProtocol,
@@ -27,6 +28,7 @@ from effllm.study.models import FinetunedSource, Model, PretrainedSource
 from effllm.study.orders import check_orders
 from effllm.study.scaling import Scaling
 from effllm.study.tables import Tables
+from effllm.training.diffusion_settings import DiffusionRun
 from effllm.training.methods import AnyMethod
 from effllm.training.settings import PretrainingRun
 from effllm.training.suites import FinetuningSuite, suite_misfit
@@ -54,6 +56,7 @@ class Study(Section):
     )
     images: dict[Id, Images] = Field(default_factory=dict, description="Images for diffusion by id.")
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
+    diffusion: dict[Id, DiffusionRun] = Field(default_factory=dict, description="Runs of diffusion by id.")
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     methods: dict[PlainId, AnyMethod] = Field(default_factory=dict, description="Fine-tuning methods by id.")
     finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
@@ -80,6 +83,7 @@ class Study(Section):
         for id, run in self.pretraining.items():
             require(f"pretraining.{id}.tokens", run.tokens, self.tokens)
         check_orders(self)
+        check_diffusion(self)
         for id, benchmark in self.benchmarks.items():
             if isinstance(benchmark, HeldOutBenchmark):
                 require(f"benchmarks.{id}.corpus", benchmark.corpus, self.corpora)

@@ -74,9 +74,8 @@ class Parallel(Section):
 class Recipe(Section):
     """What the Trainer is told, whatever is trained. The global batch does not depend on the number of ranks."""
 
-    sequence_length: Dimension = Field(description="Tokens per training sequence.")
-    global_batch_size: Dimension = Field(description="Sequences per optimizer step, over all devices.")
-    micro_batch_size: Dimension = Field(description="Sequences per forward pass on one device.")
+    global_batch_size: Dimension = Field(description="Sequences, or images, per optimizer step, over all devices.")
+    micro_batch_size: Dimension = Field(description="The same per forward pass on one device.")
     max_steps: PositiveInt = Field(description="Optimizer steps.")
     optimizer: AdamW = Field(description="Optimizer and schedule.")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -96,7 +95,9 @@ class Recipe(Section):
         description="Steps between checkpoints to resume from; null writes none, and a stopped run starts over."
     )
     log_every_steps: PositiveInt = Field(default=10, description="Steps between points of the loss curve.")
-    seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of sequences.")
+    seed: Seed = Field(
+        default=0, description="Seed of the initial weights, of the order of the data and of what is drawn."
+    )
 
     @property
     def gradient_accumulation_steps(self) -> int:
@@ -219,6 +220,7 @@ class PretrainingRun(Recipe):
     """Training of one architecture from random weights on a token stream."""
 
     tokens: Id = Field(description="Id of the token stream.")
+    sequence_length: Dimension = Field(description="Tokens per training sequence.")
     architecture: Architecture = Field(description="Shape of the model, by its model_type.")
     # Left out of the spec where there is none: it came later.
     order: Curriculum | None = Field(

@@ -124,7 +124,6 @@ class FinetuningRun(_Protocol):
         # The product may lie a rounding error above a whole number.
         warmup = min(steps - 1, math.ceil(steps * self.optimizer.warmup_ratio - 1e-9))
         return Recipe(
-            sequence_length=self.encoding.sequence_length,
             global_batch_size=self.samples_per_step,
             micro_batch_size=self.micro_batch_size,
             max_steps=steps,

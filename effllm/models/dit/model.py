@@ -22,13 +22,13 @@ TIME_FEATURES, LONGEST_PERIOD = 256, 10_000.0
 
 
 class Objective(Protocol):
-    """What a model is trained towards: the noised images, and the loss of what it says of them."""
+    """What a model is trained towards: the noised images, and the loss of what it says of each."""
 
     def noised(self, images: Tensor, noise: Tensor, times: Tensor) -> Tensor: ...
 
     def model_time(self, times: Tensor) -> Tensor: ...
 
-    def loss(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor: ...
+    def losses(self, output: Tensor, images: Tensor, noise: Tensor, times: Tensor) -> Tensor: ...
 
 
 def sinusoids(values: Tensor, features: int) -> Tensor:
@@ -127,7 +127,6 @@ class DiT(PreTrainedModel):
         labels: Tensor,
         noise: Tensor | None = None,
         objective: Objective | None = None,
-        **_: object,
     ) -> Tensor | dict[str, Tensor]:
         """The prediction [batch, output channels, size, size] for noised images [batch, channels, size, size].
 
@@ -139,7 +138,7 @@ class DiT(PreTrainedModel):
         assert noise is not None
         noised = objective.noised(images, noise, times)
         output, router_logits = self._predict(noised, objective.model_time(times), labels)
-        loss = objective.loss(output.float(), images, noise, times)
+        loss = objective.losses(output.float(), images, noise, times).mean()
         if router_logits:
             balance = load_balancing_loss(tuple(router_logits), self.config.num_experts_per_tok)
             loss = loss + self.config.router_aux_loss_coef * balance

@@ -11,6 +11,7 @@ import pytest
 from effllm.cluster.requests import request
 from effllm.models.costs import forward_flops, parameter_count, training_flops
 from effllm.models.costs.shapes import shape_of
+from effllm.models.dit import costs as dit
 from effllm.stages import STAGES
 from effllm.study import Study, load_study, parse_study
 from tests.conftest import REPOSITORY
@@ -51,6 +52,30 @@ def _pretrain(tiny: dict[str, Any], offload: bool) -> Case:
     flops = run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
     terms = {"nodes": 2, "devices": 4, "parameters": parameter_count(shape).total / 1e9}
     return Case(study, "llama-1m", {}, terms | {"training": flops / (8 * 200e12) / 60})
+
+
+def _diffuse(tiny: dict[str, Any]) -> Case:
+    tiny["images"] = {"digits": {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.1}}
+    shape = {"model_type": "dit", "image_size": 8, "channels": 1, "patch_size": 2, "classes": 10, "hidden_size": 512}
+    tiny["diffusion"] = {
+        "dit": {
+            "images": "digits",
+            "architecture": shape | {"num_hidden_layers": 12, "num_attention_heads": 8},
+            "objective": {"kind": "ddpm"},
+            "global_batch_size": 8,
+            "micro_batch_size": 1,
+            "max_steps": 10**7,
+            "optimizer": {"learning_rate": 1e-4, "minimum_learning_rate": 1e-4, "warmup_steps": 0},
+            "parallel": {"strategy": "ddp", "devices": 4, "nodes": 2},
+            "checkpoint_every_steps": 100,
+        }
+    }
+    study = parse_study(tiny, "test")
+    run = study.diffusion["dit"]
+    flops = run.max_steps * run.global_batch_size * dit.training_flops(run.architecture.shape())
+    parameters = dit.parameter_count(run.architecture.shape()).total / 1e9
+    terms = {"nodes": 2, "devices": 4, "parameters": parameters, "training": flops / (8 * 200e12) / 60}
+    return Case(study, "dit", {}, terms)
 
 
 def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
@@ -100,6 +125,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "order, loss": by_loss,
         "pretrain": _pretrain(json.loads(json.dumps(tiny)), offload=False),
         "pretrain, offloaded": _pretrain(tiny, offload=True),
+        "diffuse": _diffuse(json.loads(json.dumps(tiny))),
         "finetune": _finetune(tmp_path),
         "merge": Case(PAPER, "a.b.c", base, whole),
         "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),

@@ -1,0 +1,144 @@
+"""Stage `diffuse`: a diffusion transformer trained from random weights on images.
+
+in:  images
+out: model/ (config, safetensors; the moving average of the weights), training.json (held-out loss, parameters, images
+     seen)
+     records/loss_curve.json, records/efficiency.json, records/telemetry/
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from effllm.data.images.store import ImageSet
+from effllm.diffusion.chain import DdpmObjective
+from effllm.diffusion.draws import TrainingDraws, collate
+from effllm.diffusion.flow import FlowObjective
+from effllm.diffusion.settings import Ddpm, Draws
+from effllm.errors import CellFailure, UserError
+from effllm.models.dit import DiT, DiTConfig, costs
+from effllm.models.dit.architecture import side
+from effllm.models.loading import moved
+from effllm.results.training import DiffusionQuality
+from effllm.runtime.stage import Job, main
+from effllm.training.consumed import sample_order
+from effllm.training.diffusion_settings import DiffusionRun
+from effllm.training.ema import MovingAverage, take_average
+from effllm.training.run import Setup, train
+
+# Draws for held-out images, so that they are the same for every run.
+_HELD_OUT_SEED = 0
+
+
+def build(job: Job) -> None:
+    """Train, or go on from the last complete checkpoint in the scratch, and score the held-out images."""
+    run = job.config(DiffusionRun)
+    model, _ = train(job, run, setup, load)
+    if run.ema is not None:
+        take_average(model, job.scratch)
+    losses = _held_out_losses(model, run, ImageSet(job.inputs["images"].directory, "held_out"))
+    loss = float(losses.mean())
+    if not math.isfinite(loss):
+        raise CellFailure("nan", f"the held-out loss is {loss}")
+    model.save_pretrained(job.output / "model")
+    count = costs.parameter_count(model.config)
+    several = len(losses) > 1
+    job.write(
+        DiffusionQuality(
+            held_out_images=len(losses),
+            held_out_loss=loss,
+            held_out_loss_stderr=float(losses.std(ddof=1)) / math.sqrt(len(losses)) if several else None,
+            images_seen=run.max_steps * run.global_batch_size,
+            parameters=count.total,
+            parameters_active=count.active,
+            reasons={} if several else {"held_out_loss_stderr": "one held-out image"},
+            seed=run.seed,
+            tokens_per_image=side(model.config) ** 2,
+            train_images=len(_train_images(job)),
+        )
+    )
+
+
+def setup(job: Job) -> Setup[DiT]:
+    """The model at its random weights, and the images of training in their order, each with what is drawn for it."""
+    run = job.config(DiffusionRun)
+    images = _train_images(job)
+    _require(job, run, images)
+    torch.manual_seed(run.seed)
+    model = DiT(DiTConfig(**run.architecture.settings()))
+    classes, per_step = run.architecture.classes, run.global_batch_size
+    order = sample_order(len(images), per_step, run.max_steps, run.seed)
+    tokens, flops = per_step * side(model.config) ** 2, per_step * costs.training_flops(model.config)
+    return Setup(
+        recipe=run,
+        model=model,
+        forward_options={"objective": _objective(run)},
+        dataset=TrainingDraws(images, order, per_step, run.objective, run.draws, classes, run.seed),
+        collate=collate,
+        shuffle=False,
+        tokens_of_step=lambda _: tokens,
+        flops_of_step=lambda _: flops,
+        callbacks=[MovingAverage(model, run.ema, job.scratch)] if run.ema is not None else (),
+    )
+
+
+def load(job: Job, directory: Path) -> DiT:
+    """What the ranks have saved, on this process's device."""
+    return moved(DiT.from_pretrained(directory), "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _objective(run: DiffusionRun) -> DdpmObjective | FlowObjective:
+    if isinstance(run.objective, Ddpm):
+        return DdpmObjective(run.objective, run.architecture.learned_sigma)
+    return FlowObjective()
+
+
+def _train_images(job: Job) -> ImageSet:
+    return ImageSet(job.inputs["images"].directory, "train")
+
+
+def _require(job: Job, run: DiffusionRun, images: ImageSet) -> None:
+    known, wanted = len(images.classes), run.architecture.classes
+    if known != wanted:
+        raise UserError(
+            f"diffusion.{job.id}.architecture.classes: {wanted} is not the {known} of {run.images!r}: write {known}."
+        )
+    if len(images) < run.global_batch_size:
+        raise UserError(
+            f"diffusion.{job.id}.global_batch_size: {run.global_batch_size} is more than the {len(images)} images of "
+            f"{run.images!r} for training: lower it."
+        )
+
+
+@torch.inference_mode()
+def _held_out_losses(model: DiT, run: DiffusionRun, images: ImageSet) -> np.ndarray:
+    """The mean loss of each held-out image over its draws, labels given, float64 (images,)."""
+    model.eval()
+    objective, count = _objective(run), len(images)
+    order = np.tile(np.arange(count), run.held_out_draws)
+    draws = TrainingDraws(
+        images, order, count, run.objective, Draws(label_dropout=0.0), run.architecture.classes, _HELD_OUT_SEED
+    )
+    losses = [losses_of(model, objective, batch) for batch in _batches(draws, run.micro_batch_size)]
+    return np.concatenate(losses).reshape(run.held_out_draws, count).mean(axis=0)
+
+
+def _batches(draws: TrainingDraws, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    yield from DataLoader(draws, batch_size=size, collate_fn=collate)
+
+
+def losses_of(model: DiT, objective: DdpmObjective | FlowObjective, batch: dict[str, torch.Tensor]) -> np.ndarray:
+    """The loss of each image of a batch, float64."""
+    images, noise, times, labels = (batch[key].to(model.device) for key in ("images", "noise", "times", "labels"))
+    output = model(objective.noised(images, noise, times), objective.model_time(times), labels)
+    return objective.losses(output.float(), images, noise, times).double().cpu().numpy()
+
+
+if __name__ == "__main__":
+    from effllm.stages.diffuse import DiffuseStage
+
+    main(DiffuseStage(), build)
