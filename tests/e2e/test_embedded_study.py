@@ -1,6 +1,7 @@
 """The embedded study, from nothing to its tables; then what a reader relies on.
 
-Once with one of its three models in two precisions on three benchmarks, and once whole, as `make table9` runs it.
+With one of its three models in two precisions on three benchmarks for `make test`; all of it, as `make table9` runs
+it, for `make test-all`.
 """
 
 import copy
@@ -43,7 +44,13 @@ class Embedded:
         return artifact.json(name)
 
 
-@pytest.fixture(scope="module", params=["one-model", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("one-model", marks=pytest.mark.subset),
+        pytest.param("whole", marks=pytest.mark.slow),
+    ],
+)
 def study(
     request: pytest.FixtureRequest, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Embedded:

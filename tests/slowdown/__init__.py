@@ -10,7 +10,8 @@ Tests kill, interrupt and requeue runs of a few steps, which end before a test c
 3. The test, through `Held`, writes that file before the run begins (`hold`), waits for the checkpoint (`reach`),
    disturbs the run, and deletes the file (`release`).
 
-In the process of Snakemake on the test's Slurm, it shortens the intervals at which the plugin asks for states of jobs.
+In the process of Snakemake on the test's Slurm, it shortens the intervals at which the plugin asks for states of jobs,
+and leaves out its rest before each submission.
 """
 
 import os

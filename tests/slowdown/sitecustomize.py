@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "rank")} & set(sys.orig_argv):
     from effllm.training.checkpoints import MarkComplete
@@ -25,7 +26,10 @@ if {f"effllm.training.{name}" for name in ("pretrain", "finetune", "rank")} & se
     MarkComplete.on_save = mark_and_wait
 
 elif "profiles/gh200" in sys.orig_argv:
-    # Slurm's plugin waits longer after every look at its jobs, soon longer than these jobs run.
+    import snakemake_executor_plugin_slurm as plugin
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
+    # Slurm's plugin waits longer after every look at its jobs, soon longer than these jobs run.
     RemoteExecutor.next_seconds_between_status_checks = property(lambda _: 2, lambda *_: None)
+    # And five seconds before every submission, during which nothing else is submitted.
+    plugin.time = SimpleNamespace(time=time.time, sleep=lambda _: None)
