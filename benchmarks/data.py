@@ -1,6 +1,7 @@
 """Text at scale: sampling, near duplicates and encoding, each against what it is compared with, in one run.
 
-    python benchmarks/data.py sampling [--datatrove PYTHON]   # documents/s: now, before it ran in parts, datatrove
+    python benchmarks/data.py sampling [--datatrove PYTHON]   # documents/s: now, before it ran in parts, datatrove;
+                                                              # and without the comparison with held-out text
     python benchmarks/data.py encoding                        # tokens/s against `datasets.map`
     python benchmarks/data.py near                            # near duplicates of 100,000, 300,000, 1,000,000 documents
     python benchmarks/data.py recall                          # pairs of 50,000 documents against brute force
@@ -95,6 +96,22 @@ def sample(paths: list[Path], scratch: Path, config: dict[str, Any], processes: 
     more = () if processes is None else (processes,)
     model = Corpus.model_validate(config)
     return measured(lambda: run(FilesSource(paths), model, scratch / "output", scratch / "scratch", *more).seen)
+
+
+def sample_uncompared(paths: list[Path], scratch: Path) -> dict[str, Any]:
+    """Sample files on one process without the comparison with held-out text: the work that datatrove does too."""
+    from effllm.data import arrays, corpus
+    from effllm.data.sampling import Decision
+
+    def nothing_found(task: tuple[Any, Path]) -> None:
+        part, _ = task
+        arrays.save(part.directory / "leaving.npy", np.zeros(np.count_nonzero(part.rows(Decision.TRAIN)), bool))
+        for name, dtype in (("documents", np.int64), ("jaccard", np.float64), ("within", np.int64)):
+            arrays.save(part.directory / f"{name}.npy", np.zeros(0, dtype))
+        arrays.save(part.directory / "in_training.npy", np.zeros(0, np.uint8))
+
+    corpus.compare = nothing_found
+    return sample(paths, scratch, CONFIG, 1)
 
 
 def datatrove(paths: list[Path], scratch: Path) -> dict[str, Any]:
@@ -195,6 +212,8 @@ def encode_by_datasets(paths: list[Path], scratch: Path) -> dict[str, Any]:
 
 def measured(work: Callable[[], int]) -> dict[str, Any]:
     """What `work` counts, its seconds, and the highest memory of this process and of one that it started."""
+    # The first array imports pandas, where it is installed.
+    pa.array([0])
     before, began = os.times(), time.perf_counter()
     count = work()
     wall_s, after = time.perf_counter() - began, os.times()
@@ -212,6 +231,7 @@ SIDES: dict[str, Callable[[list[Path], Path], dict[str, Any]]] = {
     "before": lambda paths, scratch: sample(paths, scratch, CONFIG, None),
     "one process": lambda paths, scratch: sample(paths, scratch, CONFIG, 1),
     "two processes": lambda paths, scratch: sample(paths, scratch, CONFIG, 2),
+    "uncompared": sample_uncompared,
     "datatrove": datatrove,
     "pieces": encode,
     "datasets.map": encode_by_datasets,
@@ -265,7 +285,7 @@ def sampling(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     archive = subprocess.run([*git, "archive", f"{found.stdout.strip()}^", "effllm"], check=True, capture_output=True)
     subprocess.run(["tar", "-x", "-C", str(before)], check=True, input=archive.stdout)
     here = (sys.executable, REPOSITORY)
-    sides = {"before": (sys.executable, before), "one process": here, "two processes": here}
+    sides = {"before": (sys.executable, before), "one process": here, "two processes": here, "uncompared": here}
     if arguments.datatrove:
         sides["datatrove"] = (arguments.datatrove, directory)
     (directory / "files").mkdir()

@@ -2,8 +2,9 @@
 
 A unit's directory gets, for each of its documents, `decisions.npy` (uint8, before duplicates are known), `tokens.npy`
 (int64), `bytes.npy` (int64, of the text in UTF-8), and runs (`effllm.data.runs`) of the digests of the texts that
-passed and, where near duplicates are sought, of their bands. Where the unit cannot be read again, the documents that
-passed are copied to parquet. `drawn.json` is written last: without it nothing in the directory counts.
+passed and, where near duplicates are sought, of their bands. The few documents on the held-out side are copied to
+parquet, so that the unit is not read for them again; where it cannot be read again, all that passed are. `read.json` is
+written last: without it nothing in the directory counts.
 """
 
 import json
@@ -29,7 +30,7 @@ from effllm.hub.parquet import parquet_rows
 from effllm.runtime.artifact import write_text
 
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
-_MARK = "drawn.json"
+_MARK = "read.json"
 _COPY = "copy"
 _BATCH_DOCUMENTS = 1000
 
@@ -69,24 +70,26 @@ class Drawing:
 
         Only documents that passed can be wanted.
         """
-        if not self.unit.is_seekable:
-            wanted = wanted[self.decisions() <= Decision.HELD_OUT]
+        copied = _copied(self.unit, self.decisions())
+        from_copy = bool(copied[wanted].all())
+        if from_copy:
+            wanted = wanted[copied]
         rows = np.flatnonzero(wanted)
         if not len(rows):
             return
         position = first = int(rows[0])
-        for batch in self._rows(names, first, int(rows[-1]) + 1):
+        for batch in self._rows(names, first, int(rows[-1]) + 1, from_copy):
             mask = wanted[position : position + batch.num_rows]
             position += batch.num_rows
             if mask.any():
                 yield batch if mask.all() else batch.filter(pa.array(mask))
 
-    def _rows(self, names: Sequence[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        if self.unit.is_seekable:
-            yield from self.unit.batches(names, start, stop)
-        else:
+    def _rows(self, names: Sequence[str], start: int, stop: int, from_copy: bool) -> Iterator[pa.RecordBatch]:
+        if from_copy:
             with pq.ParquetFile(self.directory / f"{_COPY}-00000.parquet") as file:
                 yield from parquet_rows(file, names, start, stop, _BATCH_DOCUMENTS)
+        else:
+            yield from self.unit.batches(names, start, stop)
 
     def _mark(self) -> dict[str, int]:
         found: dict[str, int] = json.loads((self.directory / _MARK).read_text())
@@ -107,20 +110,19 @@ def _read(drawing: Drawing) -> None:
     unit, config, directory = drawing.unit, drawing.config, drawing.directory
     found: dict[str, list[np.ndarray]] = {"decisions": [], "tokens": [], "bytes": []}
     digest_runs, band_runs = Runs(directory, "digests"), Runs(directory, "bands")
-    rows, copied = 0, not unit.is_seekable
-    names = SCHEMA.names if copied else _needed(config)
+    rows = 0
     with closing(ShardWriter(directory, _COPY, 1 << 62)) as copy:
-        for batch in unit.batches(names):
+        for batch in unit.batches(SCHEMA.names):
             decision = decisions(batch, config)
             passed = np.flatnonzero(decision == Decision.TRAIN)
             digests = digests_of(batch.column("text"), passed)
             decision[passed[held_out(digests, config)]] = Decision.HELD_OUT
             digest_runs.add(_digest_records(digests, rows + passed))
             if config.near_duplicates is not None:
-                texts = batch.column("text").take(pa.array(passed))
+                texts = batch.column("text").filter(pa.array(decision <= Decision.HELD_OUT))
                 band_runs.add(band_records(texts, rows + passed, config.near_duplicates))
-            if copied:
-                copy.write(batch.take(pa.array(passed)) if len(passed) < len(decision) else batch)
+            copied = _copied(unit, decision)
+            copy.write(batch if copied.all() else batch.filter(pa.array(copied)))
             found["decisions"].append(decision)
             found["tokens"].append(batch.column("token_count").to_numpy())
             found["bytes"].append(_lengths(batch.column("text")))
@@ -139,14 +141,9 @@ def _digest_records(digests: list[bytes], rows: np.ndarray) -> np.ndarray:
     return records
 
 
-def _needed(config: Corpus) -> list[str]:
-    columns = {"text": True, "token_count": True}
-    columns |= {"id": config.sample_fraction < 1, "language": config.languages is not None}
-    columns |= {"int_score": config.minimum_int_score > 0}
-    if config.filters is not None:
-        columns["language_score"] = config.filters.minimum_language_score is not None
-        columns["score"] = config.filters.minimum_score is not None
-    return [name for name in SCHEMA.names if columns.get(name)]
+def _copied(unit: Unit, decisions: np.ndarray) -> np.ndarray:
+    """Which documents of a unit are copied when it is read, bool, by their decisions then."""
+    return decisions == Decision.HELD_OUT if unit.is_seekable else decisions <= Decision.HELD_OUT
 
 
 def _lengths(texts: pa.StringArray) -> np.ndarray:
