@@ -1,5 +1,6 @@
 """The models that a study is written for: where they are, what they are, and what will not work with them."""
 
+import os
 import re
 import tempfile
 from collections import Counter
@@ -79,7 +80,7 @@ def _id(name: str, taken: set[str]) -> str:
 
 def _local(name: str, id: str) -> ChosenModel:
     # Absolute, for runs from other directories; links stay, by which the hub's cache is one.
-    directory = Path(name).expanduser().absolute()
+    directory = Path(os.path.normpath(Path(name).expanduser().absolute()))
     where = f"--model {name}"
     model_files(directory, where)
     tensors = check_directory(directory, where)

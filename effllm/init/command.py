@@ -47,7 +47,7 @@ def run(wishes: Wishes) -> int:
     profile = "profiles/local" if wishes.on_cpu else "profiles/gpu"
     targets = " ".join(f"results/{table}.csv" for table in draft.tables)
     print(f"  effllm plan --study {wishes.output} {' '.join(draft.tables)}")
-    print(f"  snakemake --profile {profile} --config study={wishes.output.absolute()} -- {targets}")
+    print(f"  snakemake --profile {profile} --config study={os.path.normpath(wishes.output.absolute())} -- {targets}")
     print(f"  effllm recommend results/{draft.tables[0]}.csv")
     return 0
 

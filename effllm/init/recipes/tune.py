@@ -1,5 +1,6 @@
 """Which fine-tuning method for my model and my data?"""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -43,7 +44,7 @@ class TuneRecipe(Recipe):
 
     def draft(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Draft:
         assert wishes.data is not None
-        path = wishes.data.expanduser().absolute()
+        path = Path(os.path.normpath(wishes.data.expanduser().absolute()))
         columns, samples = _look_into(path)
         suite: dict[str, Any] = {"models": [model.id for model in models]}
         rates = {model.id: rate for model in models if (rate := _rate(model)) != _RATES[0][1]}

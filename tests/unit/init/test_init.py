@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from itertools import product
 from pathlib import Path
@@ -109,6 +110,19 @@ def test_two_models_take_few_lines_and_are_read(tmp_path: Path, model: Path) -> 
     # The study names how it came to be: the same words write the same text.
     command = re.search(r"effllm (init .*)", " ".join(text.replace("\n# ", " ").splitlines()[:1]))
     assert command and "'" in command[1], "a path with a space is quoted"
+
+
+def test_paths_are_written_without_detours(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    relative = [os.path.relpath(path) for path in (model, data)]
+    init("--recipe", "tune", "--device", "cpu", "--model", relative[0], "--data", relative[1], "-o", "../mine.yaml")
+    assert f"study={tmp_path / 'mine.yaml'} " in capsys.readouterr().out
+    study = check(tmp_path / "mine.yaml")
+    assert [entry.source.plain()["path"] for entry in study.models.values()] == [str(model)]
+    assert study.instructions["mine"].source.plain()["paths"] == [str(data)]
 
 
 def test_the_same_study_is_written_again_and_only_if_told_to(
