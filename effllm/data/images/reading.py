@@ -12,6 +12,8 @@ from effllm.data.images.settings import DigitsSource, FilesImageSource
 
 # Levels of scikit-learn's digits.
 _DIGIT_LEVELS = 16
+# Sides of an image that is scaled, long to short.
+_NARROW = 8
 
 
 class UnusableImageError(Exception):
@@ -105,6 +107,10 @@ def pixels(picture: Path | Image.Image, size: int, channels: int) -> np.ndarray:
         raise UnusableImageError("unreadable") from None
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    # Of a narrow strip the middle: all of it, scaled to that height, may not fit into memory.
+    wide, high = (min(side, _NARROW * min(image.size)) for side in image.size)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    image = image.crop((left, top, left + wide, top + high))
     scale = size / min(image.size)
     if scale != 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

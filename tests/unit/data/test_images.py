@@ -95,6 +95,23 @@ def test_scaling_keeps_the_middle(tmp_path):
     assert pixels(Image.new("L", (3, 5), 7), 10, 1).tolist() == np.full((1, 10, 10), 7).tolist()
 
 
+def test_a_narrow_strip_is_not_scaled_whole(monkeypatch):
+    strip = np.tile(np.arange(40_000, dtype=np.uint32) // 170, (1, 1)).astype(np.uint8)
+    made = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *arguments: Any, **more: Any) -> Image.Image:
+        made.append(size[0] * size[1])
+        return resize(image, size, *arguments, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    for picture in (strip, strip.T):
+        assert (
+            pixels(Image.fromarray(np.ascontiguousarray(picture)), 64, 1).tolist() == np.full((1, 64, 64), 117).tolist()
+        )
+    assert max(made) <= strip.size
+
+
 def test_a_source_without_a_usable_image_ends_in_a_sentence(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     config = {"source": {"kind": "files", "paths": ["*.png"]}, "size": 8, "held_out_fraction": 0.5}
