@@ -16,7 +16,7 @@ class DiffusionRun(Recipe):
     images: Id = Field(description="Id of the images.")
     architecture: DiTArchitecture = Field(description="Shape of the model.")
     objective: AnyObjective = Field(description="What the model is trained towards, by its kind.")
-    draws: Draws = Field(default_factory=Draws, description="What is drawn anew for every image of a step.")
+    draws: Draws = Field(default_factory=Draws, description="How images and labels vary from step to step.")
     ema: Annotated[Fraction, Field(lt=1)] | None = Field(
         default=0.9999,
         description="Decay of the moving average of the weights, which is what the run publishes; smaller in the first "
