@@ -91,7 +91,8 @@ def test_jobs_get_the_gpus_cores_memory_and_time_of_their_stage(records: dict[st
     assert granted(TUNED) == ("1", "72", "9000M", 60)
     assert granted("quantize/llama-1m.bfloat16") == ("1", "72", "9000M", 30)
     assert granted("quantize/llama-1m.int4") == ("1", "72", "9000M", 60)
-    assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "8000M", 60)
+    # Two models: bfloat16, with which it is compared, as well.
+    assert granted("evaluate/llama-1m.int4.perplexity") == ("1", "72", "9000M", 60)
     assert granted("overlap/perplexity.python-docs") == (None, "1", "8000M", 30)
     # The whole node, of which only the memory is shared out.
     assert granted("profile/llama-1m.int4") == ("4", "288", "8000M", 30)
