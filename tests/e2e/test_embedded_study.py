@@ -169,8 +169,9 @@ def test_divergence_from_bfloat16_tells_precisions_apart(table9: pl.DataFrame) -
     kl = {precision: table9.filter(pl.col("precision") == precision) for precision in ("bfloat16", "float16", "int4")}
     assert kl["bfloat16"]["perplexity_kl_nats"].null_count() == kl["bfloat16"].height
     assert (kl["float16"]["perplexity_kl_nats_low"] > 0).all()
-    low, high = kl["int4"]["perplexity_kl_nats_low"].to_list(), kl["float16"]["perplexity_kl_nats_high"].to_list()
-    assert all(int4 > 10 * float16 for int4, float16 in zip(low, high, strict=True))
+    # One model is built without float16.
+    highest = kl["float16"]["perplexity_kl_nats_high"].max() or 0.0
+    assert (kl["int4"]["perplexity_kl_nats_low"] > 10 * highest).all()
 
 
 def test_what_the_machine_lacks_is_null_with_a_reason(table9: pl.DataFrame) -> None:
