@@ -11,7 +11,6 @@ memory is recorded, and the next goes on. About ten seconds a variant on an H100
 """
 
 import argparse
-import gc
 import json
 import statistics
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from bare_dit import BareDiT
 from torch import nn
+from variants import measure_variants
 
 from effllm.diffusion.chain import DdpmObjective
 from effllm.diffusion.settings import Ddpm
@@ -151,27 +151,12 @@ def main() -> None:
     results: dict[str, Any] = {}
     if arguments.output and arguments.output.exists():
         results = json.loads(arguments.output.read_text())["variants"]
-    for name in (f"{shape} {variant}" for shape in arguments.shape for variant in arguments.variants):
-        if name in results:
-            continue
-        try:
-            results[name] = measure(*name.split(" "), arguments.device, arguments.steps)
-        except torch.OutOfMemoryError as error:
-            results[name] = {"status": "oom", "reason": str(error).splitlines()[0]}
-        gc.collect()
-        if arguments.device == "cuda":
-            torch.cuda.empty_cache()
-        report(name, results[name])
-        if arguments.output:
-            content = {
-                "device": device_info(arguments.device).model_dump(exclude_unset=True),
-                "ratios": ratios(results),
-                "torch": torch.__version__,
-                "variants": results,
-            }
-            arguments.output.write_text(json.dumps(content, indent=1) + "\n")
-    for label, ratio in ratios(results).items():
-        print(f"{label}: {ratio:.2f}")
+    names = (f"{shape} {variant}" for shape in arguments.shape for variant in arguments.variants)
+
+    def one(name: str) -> dict[str, Any]:
+        return measure(*name.split(" "), arguments.device, arguments.steps)
+
+    measure_variants(names, one, report, ratios, arguments.device, arguments.output, results)
 
 
 if __name__ == "__main__":

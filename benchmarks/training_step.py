@@ -19,8 +19,6 @@ The output is written after each variant; one that runs out of memory is recorde
 
 import argparse
 import contextlib
-import gc
-import json
 import os
 import statistics
 import time
@@ -32,6 +30,7 @@ from typing import Any
 import torch
 from bare_decoder import BareDecoder
 from torch import nn
+from variants import measure_variants
 
 from effllm.models.costs import parameter_count, training_flops
 from effllm.models.decoder import EffConfig, EffForCausalLM
@@ -277,26 +276,11 @@ def main() -> None:
     arguments = parser.parse_args()
     # Deterministic products need a fixed workspace, and it must be named before cuBLAS starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    results: dict[str, Any] = {}
-    for name in arguments.variants:
-        try:
-            results[name] = measure(known[name], arguments.device, arguments.steps)
-        except torch.OutOfMemoryError as error:
-            results[name] = {"status": "oom", "reason": str(error).splitlines()[0]}
-        gc.collect()
-        if arguments.device == "cuda":
-            torch.cuda.empty_cache()
-        report(name, results[name])
-        if arguments.output:
-            content = {
-                "device": device_info(arguments.device).model_dump(exclude_unset=True),
-                "ratios": ratios(results),
-                "torch": torch.__version__,
-                "variants": results,
-            }
-            arguments.output.write_text(json.dumps(content, indent=1) + "\n")
-    for label, ratio in ratios(results).items():
-        print(f"{label}: {ratio:.2f}")
+
+    def one(name: str) -> dict[str, Any]:
+        return measure(known[name], arguments.device, arguments.steps)
+
+    measure_variants(arguments.variants, one, report, ratios, arguments.device, arguments.output, {})
 
 
 if __name__ == "__main__":

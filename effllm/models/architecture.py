@@ -1,6 +1,7 @@
 """What the shapes of all model families have in common, without torch: the study describes models by them."""
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pydantic import Field
 
@@ -51,6 +52,13 @@ class TransformerShape(ModelShape):
             "feed-forward input": self.hidden_size,
             "feed-forward output": self.intermediate_size,
         }
+
+
+def optional_keys(shape: type[Section]) -> Any:
+    """The keys of `shape` that have a default, as a dataclass, which Transformers' configurations are."""
+    hints = get_type_hints(shape)
+    fields = [(key, hints[key], field.default) for key, field in shape.model_fields.items() if not field.is_required()]
+    return make_dataclass("_Keys", fields, kw_only=True)
 
 
 def require_multiple(divisor_key: str, divisor: int, key: str, value: int) -> None:

@@ -1,25 +1,16 @@
 """The diffusion transformer's configuration as Transformers takes it."""
 
-from dataclasses import make_dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from effllm.models.architecture import optional_keys
 from effllm.models.decoder.attention import ATTENTION
 from effllm.models.decoder.feed_forward import FEED_FORWARD
 from effllm.models.dit.architecture import DiTArchitecture, check, fill_in
 
-# The architecture's keys that have a default, as fields of a dataclass, which Transformers' configurations are.
-_Keys = make_dataclass(
-    "_Keys",
-    [
-        (key, get_type_hints(DiTArchitecture)[key], field.default)
-        for key, field in DiTArchitecture.model_fields.items()
-        if not field.is_required()
-    ],
-    kw_only=True,
-)
+_Keys = optional_keys(DiTArchitecture)
 
 
 @strict
