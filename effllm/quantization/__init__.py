@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from effllm.fields import FormOf
+from effllm.quantization.awq import AwqPrecision
+from effllm.quantization.bnb import BnbPrecision
 from effllm.quantization.cast import CastPrecision
+from effllm.quantization.fp8 import Fp8Precision
 from effllm.quantization.gptq import GptqPrecision
+from effllm.quantization.int8 import Int8Precision
 from effllm.quantization.precision import Precision
 
-PRECISIONS: dict[str, type[Precision]] = {"cast": CastPrecision, "gptq": GptqPrecision}
+PRECISIONS: dict[str, type[Precision]] = {
+    "cast": CastPrecision,
+    "gptq": GptqPrecision,
+    "awq": AwqPrecision,
+    "bnb": BnbPrecision,
+    "int8": Int8Precision,
+    "fp8": Fp8Precision,
+}
 
 AnyPrecision = Annotated[Precision, FormOf(PRECISIONS)]
 """The type of a precision in a configuration."""

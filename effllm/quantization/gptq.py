@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from effllm.fields import Fraction
 from effllm.quantization.gptq_tensors import packed_layers
-from effllm.quantization.precision import Calibration, PackedLayer, Precision
+from effllm.quantization.precision import Calibration, PackedLayer, Precision, misfit_of_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,15 +79,7 @@ class GptqPrecision(Precision):
         return self.misfit_of_widths(shape.linear_in_features())
 
     def misfit_of_widths(self, widths: Mapping[str, int]) -> str | None:
-        for layer, width in widths.items():
-            if self.group_size > 0 and width % self.group_size:
-                divisor = _divisor(width)
-                remedy = "-1, a group for each row" if divisor == -1 else f"a divisor, such as {divisor}, or -1"
-                return (
-                    f"group_size {self.group_size} does not divide the {layer} width {width} of the model; "
-                    f"choose {remedy}"
-                )
-        return None
+        return misfit_of_groups(self.group_size, widths)
 
     def weight_bytes(self, packed: int, others: int) -> float:
         overhead_bits = (_SCALE_BITS + self.bits) / self.group_size if self.group_size > 0 else 0.0
@@ -106,7 +98,3 @@ class GptqPrecision(Precision):
         from effllm.quantization.gptq_kernels import kernel_of
 
         return kernel_of(model)
-
-
-def _divisor(width: int) -> int:
-    return next(size for size in (128, 64, 32, -1) if size == -1 or width % size == 0)

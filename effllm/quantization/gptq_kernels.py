@@ -4,9 +4,9 @@ Imports of gptqmodel are inside functions: they take seconds and change the proc
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from transformers import GPTQConfig, PreTrainedModel
 
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
-from effllm.quantization.gptq_tensors import packed_layers
+from effllm.quantization.device import run_device
+from effllm.quantization.gptq_tensors import packed_widths
 from effllm.quantization.weights import tensor_headers
 from effllm.runtime.artifact import write_text
 
@@ -49,11 +50,11 @@ def require_kernel(settings: "GptqPrecision") -> None:
         ) from None
 
 
-def choose_kernel(checkpoint: Path, kernel: str) -> None:
-    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' GPTQConfig does."""
+def choose_kernel(checkpoint: Path, backend: str) -> None:
+    """Note in the checkpoint's config.json which of gptqmodel's kernels runs it, as Transformers' configurations do."""
     path = checkpoint / "config.json"
     content = json.loads(path.read_text())
-    content["quantization_config"]["backend"] = f"gptq_{kernel}"
+    content["quantization_config"]["backend"] = backend
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -70,6 +71,14 @@ def check_runs(checkpoint: Path) -> None:
     checkpoint that does not load or a fault of the device ends the job as it is, which can then be run again.
     """
     _require_shapes(checkpoint)
+    run_or_refuse(checkpoint, _on_plain_kernel)
+
+
+def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel], Any]) -> None:
+    """Run the checkpoint, as `check_runs` does once the kernel was asked for its shapes.
+
+    `on_plain_kernel` makes the options of loading by which the plain kernel runs it.
+    """
     try:
         # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
         model = load_causal_lm(checkpoint, device_map={"": run_device()})
@@ -84,17 +93,12 @@ def check_runs(checkpoint: Path) -> None:
         # Compiled kernels refuse by the one and those in Python by the other; so does much else, which is sorted out.
         if isinstance(error, torch.AcceleratorError) or not running:
             raise
-        _run(load_causal_lm(checkpoint, device_map={"": run_device()}, quantization_config=_on_plain_kernel(model)))
+        _run(load_causal_lm(checkpoint, device_map={"": run_device()}, quantization_config=on_plain_kernel(model)))
         raise CellFailure(
             "unsupported",
             f"no kernel of this machine runs it unasked: gptqmodel takes {running[-1]}, which says "
             f"{_first_line(error)!r}; the precision's `kernel: torch` runs it",
         ) from None
-
-
-def run_device() -> str:
-    """Where this machine runs models."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def _require_shapes(checkpoint: Path) -> None:
@@ -109,7 +113,7 @@ def _require_shapes(checkpoint: Path) -> None:
     try:
         quantizer.select_quant_linear(device_map={"": run_device()})
     except NotImplementedError as error:
-        raise _unsupported(error) from None
+        raise unsupported_kernel(error) from None
     for in_features, out_features in sorted(packed_shapes(checkpoint)):
         runs, refusal = quantizer.quant_linear.validate(
             bits=quantizer.bits,
@@ -121,16 +125,16 @@ def _require_shapes(checkpoint: Path) -> None:
             pack_dtype=torch.int32,
         )
         if not runs:
-            raise _unsupported(refusal)
+            raise unsupported_kernel(refusal)
 
 
 def packed_shapes(checkpoint: Path) -> set[tuple[int, int]]:
     """Input and output widths of the packed layers of a GPTQ checkpoint."""
-    layers = packed_layers(tensor_headers(checkpoint)).values()
-    return {(layer.in_features, layer.out_features) for layer in layers}
+    return set(packed_widths(tensor_headers(checkpoint)).values())
 
 
-def _unsupported(refusal: Exception) -> CellFailure:
+def unsupported_kernel(refusal: Exception) -> CellFailure:
+    """What a kernel says of itself as the failure of a cell."""
     return CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(refusal)}")
 
 

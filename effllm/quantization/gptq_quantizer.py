@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
+from effllm.quantization.by_loading import linear_layers
 from effllm.quantization.calibration import calibration_sequences
 from effllm.quantization.gptq_fuse import fuse_layers
 from effllm.quantization.gptq_kernels import check_runs, choose_kernel, require_kernel
@@ -25,8 +26,7 @@ def quantize_gptq(source: Path, target: Path, settings: "GptqPrecision", data: P
     (unsupported) for an architecture that gptqmodel does not know or a group size that does not divide a layer, and
     (nan) where the Hessian of a layer cannot be inverted, `UserError` for a named kernel that does not run here.
     """
-    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
+    prepare_gptqmodel()
     # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.models.auto import SUPPORTED_MODELS
@@ -63,12 +63,18 @@ def quantize_gptq(source: Path, target: Path, settings: "GptqPrecision", data: P
     model.save(str(target))
     fuse_layers(target, config.model_type)
     if settings.kernel != "auto":
-        choose_kernel(target, settings.kernel)
+        choose_kernel(target, f"gptq_{settings.kernel}")
     # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
     log = target / "quant_log.csv"
     check_losses(log)
     shutil.move(log, records / "gptq.csv")
     check_runs(target)
+
+
+def prepare_gptqmodel() -> None:
+    """What must be set before gptqmodel is imported."""
+    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
 
 
 def check_group_size(config: object, group_size: int) -> None:
@@ -78,10 +84,8 @@ def check_group_size(config: object, group_size: int) -> None:
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    for name, module in model.get_decoder().named_modules():
-        is_quantized = isinstance(module, torch.nn.Linear) and module is not head
-        if is_quantized and group_size > 0 and module.in_features % group_size:
+    for name, module in linear_layers(model):
+        if group_size > 0 and module.in_features % group_size:
             raise CellFailure(
                 "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
             )

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from effllm.models.loading import load_causal_lm
 from effllm.quantization import read_precision
+from effllm.quantization.device import require_device
 from effllm.quantization.precision import Precision
 from effllm.results.quantization import Quantization
 from effllm.runtime.artifact import Artifact
@@ -16,8 +17,9 @@ def load_quantized(artifact: Artifact, device: str) -> "tuple[CausalLM, Precisio
     """The model on `device`, and its precision.
 
     The kernel of quantized layers is chosen for the device that is named here: a model that is moved there later would
-    keep the CPU's.
+    keep the CPU's. `CellFailure` (unsupported) where the device cannot run the precision.
     """
     precision = read_precision(Quantization.read(artifact.directory).precision)
+    require_device(precision, device)
     model = load_causal_lm(artifact.directory / "model", device_map={"": device}, **precision.load_options())
     return model, precision

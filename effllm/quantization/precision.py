@@ -59,10 +59,9 @@ class Calibration(Section):
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """A linear layer as a quantized checkpoint stores it: its widths, and the names of the tensors it is made of."""
+    """A linear layer as a quantized checkpoint stores it: how many weights it has, and the tensors it is made of."""
 
-    in_features: int
-    out_features: int
+    weights: int
     tensors: tuple[str, ...]
 
 
@@ -107,6 +106,10 @@ class Precision(Section):
         """The same of input widths of linear layers, by name: all that is known of a model from its config.json."""
         return None
 
+    def refusal(self, device: str) -> str | None:
+        """Why `device` of this machine, `cpu` or `cuda:0`, cannot run the precision; None if nothing is known."""
+        return None
+
     @abstractmethod
     def weight_bytes(self, packed: int, others: int) -> float:
         """Bytes of a checkpoint, scales included; parameters of the layers' matrices, and all others."""
@@ -131,3 +134,13 @@ class Precision(Section):
     def running_kernel(self, model: "PreTrainedModel") -> str | None:
         """What runs the quantized layers of a loaded model; None where none is quantized."""
         return None
+
+
+def misfit_of_groups(group_size: int, widths: Mapping[str, int]) -> str | None:
+    """Why groups of this size cannot be cut from layers of these input widths, with the remedy; None if they can."""
+    for layer, width in widths.items():
+        if group_size > 0 and width % group_size:
+            divisor = next((size for size in (128, 64, 32) if width % size == 0), None)
+            remedy = f"a divisor, such as {divisor}, or -1" if divisor else "-1, a group for each row"
+            return f"group_size {group_size} does not divide the {layer} width {width} of the model; choose {remedy}"
+    return None

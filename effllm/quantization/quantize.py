@@ -8,6 +8,7 @@ out: model/ (loads with plain AutoModelForCausalLM.from_pretrained), quantizatio
 from effllm.models.loading import keep_refused_generation, load_tokenizer
 from effllm.models.random_weights import why_unscored
 from effllm.quantization import read_precision
+from effllm.quantization.device import require_device, run_device
 from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import Quantization
 from effllm.runtime.stage import Job, main
@@ -19,6 +20,7 @@ def build(job: Job) -> None:
     source = job.inputs["model"].directory / "model"
     target = job.output / "model"
     calibration = settings.calibration_set()
+    require_device(settings, run_device())
     data = None if calibration is None else job.inputs[calibration.stage].directory
     settings.quantize(source, target, data, job.records)
     if (source / "tokenizer_config.json").exists():

@@ -16,7 +16,7 @@ def weight_bytes(directory: Path, precision: Precision) -> WeightBytes:
     tensors = tensor_headers(directory)
     layers = precision.packed_layers(tensors).values()
     parts = [tensors[name] for layer in layers for name in layer.tensors]
-    bytes_16_bit = sum(2 * layer.in_features * layer.out_features for layer in layers)
+    bytes_16_bit = sum(2 * layer.weights for layer in layers)
     return WeightBytes(
         bytes=sum(tensor.bytes for tensor in tensors.values()),
         quantized_layers=len(layers),

@@ -13,6 +13,7 @@ from effllm.results.provenance import GitState, Host, Provenance
 
 PACKAGES = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
     "gptqmodel",
     "lm-eval",
@@ -22,6 +23,7 @@ PACKAGES = (
     "safetensors",
     "tokenizers",
     "torch",
+    "torchao",
     "transformers",
 )
 _ROOT = Path(__file__).resolve().parents[1]

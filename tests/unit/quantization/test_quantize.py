@@ -299,7 +299,7 @@ def test_the_chosen_kernel_runs_wherever_the_checkpoint_is_loaded(builder: Any, 
     found = []
     for kernel in (None, "torch"):
         if kernel:
-            choose_kernel(checkpoint, kernel)
+            choose_kernel(checkpoint, f"gptq_{kernel}")
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         found.append({type(module).__name__ for module in model.modules() if hasattr(module, "qweight")})
     assert found == [{"TorchAtenLinear"}, {"TorchLinear"}]

@@ -1,0 +1,113 @@
+"""Formats into which Transformers quantizes while it loads: bitsandbytes' and torchao's."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from effllm.errors import CellFailure
+from effllm.models.loading import load_causal_lm
+from effllm.quantization.device import run_device
+
+if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
+
+
+def quantize_by_loading(
+    source: Path, target: Path, dtype: torch.dtype, config: Any, is_packed: Callable[[nn.Module], bool]
+) -> None:
+    """Quantize the model in `source` into `target`; what is left unquantized is in `dtype`.
+
+    `config` is Transformers' own of the format, and `is_packed` says of a linear layer whether it was quantized. Raises
+    `CellFailure`: nan where a weight leaves the type's range, unsupported where part of the decoder stays as it was or
+    does not run in the format, oom.
+    """
+    device = run_device()
+    try:
+        model = load_causal_lm(source, dtype, quantization_config=config, device_map={"": device})
+        require_packed(model, is_packed)
+        _require_finite(model)
+        model.save_pretrained(target)
+        sort_metadata(target)
+        del model
+        _check_runs(source, target, dtype, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise CellFailure("oom", str(error).splitlines()[0]) from None
+
+
+def linear_layers(model: "CausalLM") -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the decoder, which are what is quantized: the output head stays as it is."""
+    head = model.get_output_embeddings()
+    for name, module in model.get_decoder().named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            yield name, module
+
+
+def require_packed(model: "CausalLM", is_packed: Callable[[nn.Module], bool]) -> None:
+    """Raise `CellFailure` (unsupported) unless every matrix of the decoder's layers was quantized."""
+    for name, module in linear_layers(model):
+        if not is_packed(module):
+            shape = f"{module.in_features} by {module.out_features}"
+            raise CellFailure(
+                "unsupported", f"{name}, {shape}, was left as it was: the format does not take its widths"
+            )
+    for name, module in model.get_decoder().named_modules():
+        for key, weight in module.named_parameters(recurse=False):
+            # A mixture's experts are one tensor [experts, out, in].
+            if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.Conv1d):
+                raise CellFailure("unsupported", f"{name}.{key} is in no linear layer, and would stay in 16 bits")
+
+
+def sort_metadata(checkpoint: Path) -> None:
+    """Bring the metadata of safetensors files into the order of their keys: safetensors writes a hash map's own.
+
+    torchao notes each tensor's type there, and so the same weights would have other digests each time.
+    """
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with open(path, "r+b") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+            if "__metadata__" in header:
+                header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            # The order of keys does not change the length, but the file's own escapes may: blanks make up for them.
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) > size:
+                raise RuntimeError(f"the header of {path} has {size} bytes, and {len(text)} once it is sorted")
+            stream.seek(8)
+            stream.write(text.ljust(size))
+
+
+def _require_finite(model: "CausalLM") -> None:
+    for name, tensor in model.state_dict().items():
+        # A weight beyond the range makes its scale infinite.
+        parts = [getattr(tensor, "scale", tensor)]
+        quant_state = getattr(tensor, "quant_state", None)
+        parts += [quant_state.absmax] if quant_state is not None else []
+        if any(part.is_floating_point() and not torch.isfinite(part).all() for part in parts):
+            raise CellFailure("nan", f"{name} has values beyond the range of {str(model.dtype).removeprefix('torch.')}")
+
+
+def _check_runs(source: Path, target: Path, dtype: torch.dtype, device: str) -> None:
+    """Raise `CellFailure` (unsupported) where the model runs in 16 bits and not in the format.
+
+    Some architectures reach into the weights of their layers, which are packed then.
+    """
+    try:
+        _run(load_causal_lm(target, device_map={"": device}))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
+        if isinstance(error, torch.AcceleratorError):
+            raise
+        _run(load_causal_lm(source, dtype, device_map={"": device}))
+        raise CellFailure(
+            "unsupported", f"the model runs in 16 bits and not in this format: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _run(model: "CausalLM") -> None:
+    with torch.inference_mode():
+        model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
