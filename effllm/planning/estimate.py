@@ -1,17 +1,17 @@
 """Time, energy, disk and memory of one node: measured rates first, then arithmetic under stated assumptions."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from effllm.models.costs import parameter_count
 from effllm.planning.nodes import Node
-from effllm.planning.reference import Rate, reference_rate
-from effllm.planning.run_history import RunHistory
+from effllm.planning.reference import Reference, reference_of
+from effllm.planning.reference.processor import Amount, on_processor
+from effllm.planning.run_history import RunHistory, Sample
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
 from effllm.stages import STAGES
-from effllm.stages.cost import Cost, NodeContext
+from effllm.stages.cost import Cost, NodeContext, Unknown
 from effllm.stages.graph import Graph
 from effllm.telemetry.peaks import peak_flops_per_s
 
@@ -40,12 +40,15 @@ class Figure:
     """A number with its origin; `value` None with the reason in `source`.
 
     basis: `measured`, by rates of earlier builds; `computed`, from the study and the model's arithmetic; `reference`,
-    by a rate that ships with the package; `assumed`, computed with an assumption.
+    by a rate that ships with the package; `assumed`, computed with an assumption. rate: the shipped rate in words, with
+    the range that it is good for; beyond: why it is taken beyond that, None where it is not.
     """
 
     value: float | None
     basis: Basis | None
     source: str
+    rate: str | None = None
+    beyond: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,11 @@ class Estimator:
     def estimate(self, state: State) -> Estimate:
         """One node that does not stand."""
         node = state.node
-        cost = STAGES[node.stage].cost(self._context(node))
+        context = self._context(node)
+        cost = STAGES[node.stage].cost(context)
         sample = self._earlier.nearest(node.stage, cost, self._device)
-        wall_s = self._wall(node, cost, sample)
+        shipped = None if sample else self._shipped(node.stage, context, cost)
+        wall_s = self._wall(node, cost, sample, shipped)
         device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
         # Of the same work: an earlier build of this very node, or of an equal one.
         exact_match = sample if sample and sample.cost == cost else None
@@ -108,12 +113,24 @@ class Estimator:
             devices=cost.devices,
             wall_s=wall_s,
             device_s=device_s,
-            energy_j=self._energy(node, device_s) if device_s else None,
-            disk_b=self._disk(node, cost, sample),
+            energy_j=self._energy(node, device_s, shipped) if device_s else None,
+            disk_b=self._disk(node, cost, sample, shipped),
             scratch_b=_computed(cost, "scratch_b") if cost.devices else None,
             memory_b=memory_b,
             memory_least_b=least_b,
         )
+
+    def _shipped(self, stage: str, context: NodeContext, cost: Cost) -> Reference | Amount | str | None:
+        """What the shipped rates say of a node; the reason in words where an amount is not known."""
+        try:
+            if not cost.devices:
+                return on_processor(stage, context)
+            return reference_of(stage, context, cost, self._device) if self._device else None
+        except Unknown as error:
+            return str(error)
+        except ValueError as error:
+            # An architecture without formulas, or a model that an adjusted study does not describe any more.
+            return str(error).splitlines()[0]
 
     def _context(self, node: Node) -> NodeContext:
         def parent(name: str) -> Node | None:
@@ -131,52 +148,54 @@ class Estimator:
         config = self._graph.spec(node.stage, node.id)["config"]
         return NodeContext(node.id, config, lambda: self._shapes.of(node), config_of, id_of)
 
-    def _wall(self, node: Node, cost: Cost, sample: Any) -> Figure:
-        if sample and cost.work is not None:
+    def _wall(self, node: Node, cost: Cost, sample: Sample | None, shipped: Reference | Amount | str | None) -> Figure:
+        if sample and cost.work is not None and sample.cost.work is not None:
             # Perfect scaling over devices: the rate is per device.
             work_s = sample.work_s * cost.work / sample.cost.work / max(cost.devices, 1)
             return Figure(sample.overhead_s + work_s, "measured", f"rate of {sample.name}")
         if sample:
             return Figure(sample.overhead_s + sample.work_s / max(sample.cost.devices, 1), "measured", sample.name)
+        if cost.flops is not None and self._assumptions.mfu is not None:
+            return self._wall_of_flops(node, cost.flops, cost.devices, self._assumptions.mfu)
+        if isinstance(shipped, Amount):
+            return Figure(shipped.seconds, "reference", shipped.source, shipped.rate)
+        if isinstance(shipped, Reference):
+            return Figure(shipped.seconds, "reference", shipped.source, shipped.rate, shipped.beyond)
         if cost.protocol_s is not None:
             return Figure(
                 cost.protocol_s, "computed", "windows and rests of the protocol; loading and warm-up not counted"
             )
-        if cost.flops is not None:
-            return self._wall_of_flops(node, cost.flops, cost.devices)
-        on_device = f" on {self._device}" if cost.devices and self._device else ""
-        return Figure(
-            None, None, cost.reasons.get("work") or f"no {node.stage} of this kind was measured yet{on_device}"
-        )
+        return Figure(None, None, self._why_no_time(node, cost, shipped))
 
-    def _wall_of_flops(self, node: Node, flops: float, devices: int) -> Figure:
-        dtype = self._graph.spec(node.stage, node.id)["config"].get("dtype", "bfloat16")
+    def _why_no_time(self, node: Node, cost: Cost, shipped: str | None) -> str:
+        if not cost.devices:
+            return shipped or cost.reasons.get("work") or f"no {node.stage} of this kind was measured yet"
+        if self._device is None:
+            return "no device is named: give --device"
+        if shipped or cost.reasons.get("work"):
+            return shipped or cost.reasons["work"]
+        peak = peak_flops_per_s(self._device, self._dtype(node))
+        if peak is None:
+            return f"the peak of {self._device!r} in {self._dtype(node)} is not in the table of peaks"
+        if cost.flops is None:
+            return f"no {node.stage} of this kind was measured yet on {self._device}"
+        least_h = cost.flops / peak / 3600
+        return f"no {node.stage} was measured on {self._device}: give --assume-mfu (at the peak {least_h:,.1f} h)"
+
+    def _wall_of_flops(self, node: Node, flops: float, devices: int, mfu: float) -> Figure:
         if self._device is None:
             return Figure(None, None, "no device is named: give --device")
-        peak = peak_flops_per_s(self._device, dtype)
+        peak = peak_flops_per_s(self._device, self._dtype(node))
         if peak is None:
-            return Figure(None, None, f"the peak of {self._device!r} in {dtype} is not in the table of peaks")
-        mfu = self._assumptions.mfu
-        rate = self._reference(node) if mfu is None else None
-        if rate is not None:
-            return Figure(flops / (peak * rate.mfu * devices), "reference", rate.sentence())
-        if mfu is None:
-            least_h = flops / peak / 3600
             return Figure(
-                None,
-                None,
-                f"no {node.stage} was measured on {self._device}: give --assume-mfu (at the peak {least_h:,.1f} h)",
+                None, None, f"the peak of {self._device!r} in {self._dtype(node)} is not in the table of peaks"
             )
         return Figure(flops / (peak * mfu * devices), "assumed", f"{flops:.3g} FLOP at MFU {mfu:g}")
 
-    def _reference(self, node: Node) -> Rate | None:
-        """The shipped rate for a training of this kind."""
-        if node.stage != "pretrain":
-            return None
-        config = self._graph.spec(node.stage, node.id)["config"]
-        return reference_rate(config, parameter_count(self._shapes.of(node)).total)
+    def _dtype(self, node: Node) -> str:
+        return str(self._graph.spec(node.stage, node.id)["config"].get("dtype", "bfloat16"))
 
-    def _energy(self, node: Node, device_s: Figure) -> Figure:
+    def _energy(self, node: Node, device_s: Figure, shipped: Reference | Amount | str | None) -> Figure:
         if device_s.value is None or device_s.basis is None:
             return device_s
         basis: Basis
@@ -186,28 +205,30 @@ class Estimator:
             power_w, basis, source = sample.power_w, "measured", f"power of {sample.name}"
         elif assumed_w is not None:
             power_w, basis, source = assumed_w, "assumed", f"{assumed_w:g} W per device"
-        elif (rate := self._reference_power(node)) is not None:
-            power_w, basis = rate.power_w, "reference"
-            source = f"{rate.power_w:.0f} W of {rate.run} on {rate.device}"
+        # Power does not follow from peaks: that of another device says nothing.
+        elif isinstance(shipped, Reference) and shipped.power_w is not None and shipped.device == self._device:
+            power_w, basis = shipped.power_w, "reference"
+            source = f"{power_w:.0f} W on {shipped.device}"
         else:
             on_device = f" on {self._device}" if self._device else ""
             why = f"no {node.stage} with a power figure was measured{on_device}: give --assume-power-w"
             return Figure(None, None, why)
-        return Figure(device_s.value * power_w, weakest([basis, device_s.basis]), f"{source}; time: {device_s.source}")
+        joined = f"{source}; time: {device_s.source}"
+        return Figure(
+            device_s.value * power_w, weakest([basis, device_s.basis]), joined, device_s.rate, device_s.beyond
+        )
 
-    def _reference_power(self, node: Node) -> Rate | None:
-        """The shipped rate, if it was measured on the device of the plan: power does not follow from peaks."""
-        rate = self._reference(node)
-        return rate if rate is not None and rate.device == self._device else None
-
-    def _disk(self, node: Node, cost: Cost, sample: Any) -> Figure:
+    def _disk(self, node: Node, cost: Cost, sample: Sample | None, shipped: Reference | Amount | str | None) -> Figure:
         if cost.disk_b is not None:
             return Figure(cost.disk_b, "computed", "bytes of the weights")
         if sample:
             return Figure(float(sample.disk_b), "measured", sample.name)
-        return Figure(None, None, cost.reasons.get("disk_b") or f"no {node.stage} of this kind was built yet")
+        if isinstance(shipped, Reference | Amount) and shipped.disk_b is not None:
+            return Figure(shipped.disk_b, "reference", shipped.source)
+        why = shipped if isinstance(shipped, str) else None
+        return Figure(None, None, cost.reasons.get("disk_b") or why or f"no {node.stage} of this kind was built yet")
 
-    def _memory(self, cost: Cost, exact_match: Any) -> Figure:
+    def _memory(self, cost: Cost, exact_match: Sample | None) -> Figure:
         if exact_match and exact_match.memory_b is not None:
             return Figure(exact_match.memory_b, "measured", exact_match.name)
         return _computed(cost, "memory_b")
@@ -221,7 +242,7 @@ def _computed(cost: Cost, key: str) -> Figure:
 
 
 def _times(figure: Figure, factor: float) -> Figure:
-    return figure if figure.value is None else Figure(figure.value * factor, figure.basis, figure.source)
+    return figure if figure.value is None else replace(figure, value=figure.value * factor)
 
 
 def weakest(bases: Iterable[Basis]) -> Basis:

@@ -19,7 +19,9 @@ from effllm.planning.shapes import Shapes
 from effllm.planning.show_plan import text_of
 from effllm.planning.state import State, states_of
 from effllm.stages import STAGES
+from effllm.stages.cost import Unknown
 from effllm.stages.graph import Graph
+from effllm.stages.weights import stored_b
 from effllm.telemetry.peaks import PEAKS, memory_b
 
 
@@ -141,7 +143,7 @@ def plan_of(
         wall_least_s=wall_least_s,
         energy_j=_total(node.energy_j for node in nodes),
         disk_b=_total(node.disk_b for node in nodes),
-        download_b=_total(_download(graph, state.node, fetch) for state in pending.values()),
+        download_b=_total(_download(graph, shapes, state.node, fetch) for state in pending.values()),
         wont_fit=wont_fit,
         risks=risks,
         nodes=nodes,
@@ -188,12 +190,12 @@ def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:
     return {stage: counts[stage] for stage in sorted(counts, key=order.index)}
 
 
-def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
+def _download(graph: Graph, shapes: Shapes, node: Node, fetch: bool) -> Figure | None:
     """Bytes that a node needs of the network and the hub's cache does not have; None for one that needs none."""
     if node.stage == TABLE or not uses_network(graph, node):
         return None
     if not fetch:
-        return Figure(None, None, "sizes are the hub's to tell: give --fetch")
+        return _weights_of_hub(shapes, node) or Figure(None, None, "sizes are the hub's to tell: give --fetch")
     try:
         address = address_of(graph, node)
         if address is not None:
@@ -207,6 +209,17 @@ def _download(graph: Graph, node: Node, fetch: bool) -> Figure | None:
     missing = [file.size for need in needs for file in need.files if need.repository.cached(file) is None]
     at_most = ", all of them, of which a token budget may take fewer" if any(need.is_limit for need in needs) else ""
     return Figure(float(sum(missing)), "computed", f"the hub's list of files{at_most}")
+
+
+def _weights_of_hub(shapes: Shapes, node: Node) -> Figure | None:
+    """What a model of the hub takes at least, where its shape is known; None for anything else."""
+    if node.stage != "model":
+        return None
+    try:
+        stored = stored_b(shapes.of(node))
+    except (Unknown, ValueError):
+        return None
+    return Figure(stored["disk_b"], "computed", "weights of the model's shape") if "disk_b" in stored else None
 
 
 def _total(figures: Iterable[Figure | None]) -> Total:

@@ -1,5 +1,6 @@
 """Shapes of models before they exist: from the study, from a built artifact, or from the hub's config.json."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
+_SHIPPED = "hub_shapes.json"
 
 
 class Shapes:
@@ -99,6 +101,8 @@ class Shapes:
             return shape
         assert isinstance(source, HubModelSource)
         path = self._of_hub(source.repo, source.revision, _CONFIG)
+        if path is None and (shipped := _shipped(source.repo)) is not None:
+            return shipped
         if path is None:
             raise Unknown(
                 f"the shape of {source.repo} is not known here: build it (snakemake {node.path}), or give --fetch"
@@ -122,6 +126,17 @@ class Shapes:
             known = next((cause for cause in causes(error) if isinstance(cause, HUB_ERRORS)), None)
             reason = explain(known, "model", repo, revision) if known else str(error)
             raise Unknown(f"{name} of {repo} cannot be fetched: {reason}") from None
+
+
+def _shipped(repo: str) -> "Shape | None":
+    """The shape of a model of the shipped studies, whose config.json is not here."""
+    found = json.loads(Path(__file__).with_name(_SHIPPED).read_text())["models"].get(repo)
+    if found is None:
+        return None
+    from transformers import AutoConfig
+
+    # Token ids outside of a made-up vocabulary are refused, and none is asked for.
+    return AutoConfig.for_model(**found, pad_token_id=None, dtype="bfloat16")
 
 
 def read_config(directory: Path) -> "Shape":

@@ -34,6 +34,7 @@ def text_of(plan: "Plan") -> str:
     if plan.download_b.nodes or plan.download_b.unknown:
         lines += _total("download", plan.download_b, GB, "GB")
     lines += _scratch(plan)
+    lines += _rates(plan)
     lines += _memory(plan)
     if plan.wont_fit:
         lines += ["", f"Cannot fit: {len(plan.wont_fit)} nodes"]
@@ -68,6 +69,28 @@ def _total(name: str, total: "Total", unit: float, symbol: str) -> list[str]:
 def _scratch(plan: "Plan") -> list[str]:
     largest = max((n.scratch_b.value for n in plan.nodes if n.scratch_b and n.scratch_b.value), default=None)
     return [f"{'scratch':14}up to {largest / GB:,.3g} GB per node while it runs (computed)"] if largest else []
+
+
+def _rates(plan: "Plan") -> list[str]:
+    """The shipped rates that times are by, each with its range, and how much of the time is beyond that."""
+    hours: dict[tuple[str, str], list[float]] = {}
+    beyond: dict[tuple[str, str], list[str]] = {}
+    for node in plan.nodes:
+        figure = node.wall_s
+        if figure.rate is None or figure.value is None:
+            continue
+        key = (node.stage, figure.rate)
+        hours.setdefault(key, []).append(figure.value / 3600)
+        if figure.beyond:
+            beyond.setdefault(key, []).append(figure.beyond)
+    if not hours:
+        return []
+    lines = ["", "Shipped rates that times are by, and the hours of each"]
+    for (stage, rate), found in hours.items():
+        lines.append(f"  {sum(found):8,.2f} h  {stage}, {len(found)} nodes: {rate}")
+        if reasons := beyond.get((stage, rate)):
+            lines.append(f"{'':13}BEYOND IT, {len(reasons)} nodes: {' | '.join(dict.fromkeys(reasons))}")
+    return lines
 
 
 def _memory(plan: "Plan") -> list[str]:

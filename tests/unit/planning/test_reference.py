@@ -1,54 +1,137 @@
 """Rates that ship with the package: those of the published tables, for what they were measured on."""
 
 import csv
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
-from effllm.planning.plan import plan_of
-from effllm.planning.reference import reference_rate
+from effllm.models.costs import parameter_count, training_flops
+from effllm.planning.plan import Plan, plan_of
+from effllm.planning.reference.pretraining import nearest_rate
+from effllm.planning.reference.rates import rows
 from effllm.stages.graph import Graph
 from effllm.study import load_study
 from tests.conftest import REPOSITORY
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 STUDY = load_study(REPOSITORY / "config" / "single-gpu-shapes.yaml")
-ROWS = {
-    row["runs"]: row
-    for number in (3, 4, 5, 6)
-    for row in csv.DictReader((REPOSITORY / f"docs/results/h100/table{number}.csv").read_text().splitlines())
-}
+
+
+def table(number: int) -> list[dict[str, str]]:
+    return list(csv.DictReader((REPOSITORY / f"docs/results/h100/table{number}.csv").read_text().splitlines()))
+
+
+TRAINED = {row["runs"]: row for number in (3, 4, 5, 6) for row in table(number)}
+TUNED = {row["run"]: row for row in table(7)}
 
 
 def config(id: str) -> dict[str, Any]:
     return STUDY.pretraining[id].plain()
 
 
-@pytest.mark.parametrize("id", sorted(ROWS))
+def node_of(plan: Plan, name: str) -> Any:
+    return next(node for node in plan.nodes if node.name == name)
+
+
+@pytest.mark.parametrize("id", sorted(TRAINED))
 def test_a_measured_run_is_planned_by_its_own_rate(id: str) -> None:
-    rate = reference_rate(config(id), float(ROWS[id]["parameters_total"]))
-    assert rate is not None and (rate.run, rate.mfu) == (id, float(ROWS[id]["mfu"]))
-    assert rate.power_w == float(ROWS[id]["AEC_W"]) and rate.device == H100
+    rate, beyond = nearest_rate(config(id), float(TRAINED[id]["parameters_total"]))
+    assert (rate.run, rate.mfu, beyond) == (id, float(TRAINED[id]["mfu"]), None)
+    assert rate.power_w == float(TRAINED[id]["AEC_W"]) and rate.device == H100
 
 
-def test_what_was_not_measured_is_not_known() -> None:
+def test_what_was_not_measured_says_so() -> None:
     own = config("gqa-1.5b")
-    assert reference_rate(own, 10e6) is None and reference_rate(own, 100e9) is None
-    assert reference_rate(own | {"architecture": own["architecture"] | {"attention": "other"}}, 1.5e9) is None
-    nearer = reference_rate(own | {"sequence_length": 3000}, 1.5e9)
-    assert nearer is not None and nearer.run == "gqa-1.5b-2k"
+    for parameters in (3e6, 100e9):
+        _, beyond = nearest_rate(own, parameters)
+        assert beyond is not None and "the model has" in beyond
+    _, beyond = nearest_rate(own | {"architecture": own["architecture"] | {"attention": "other"}}, 1.5e9)
+    assert beyond is not None and "no run of effllm/other" in beyond
+    nearer, beyond = nearest_rate(own | {"sequence_length": 3000}, 1.5e9)
+    assert nearer.run == "gqa-1.5b-2k" and beyond is None
 
 
-def test_the_plan_takes_what_the_tables_took(tmp_path: Any) -> None:
+def test_the_plan_of_a_training_takes_what_the_tables_took(tmp_path: Path) -> None:
     graph = Graph(STUDY, str(tmp_path))
-    on_h100, on_a100 = (plan_of(graph, ["pretrain/mla-1.5b"], device=device) for device in (H100, A100))
-    (node,) = (node for node in on_h100.nodes if node.stage == "pretrain")
-    run = STUDY.pretraining["mla-1.5b"]
-    assert node.wall_s.basis == "reference" and "mla-1.5b" in node.wall_s.source
-    # Thirteen steps at the time of one that was published: seconds, not FLOPs.
-    assert node.wall_s.value == pytest.approx(run.max_steps * float(ROWS["mla-1.5b"]["AL_s_per_iter"]), rel=0.02)
-    assert node.energy_j is not None and node.energy_j.basis == "reference"
-    assert node.energy_j.value == pytest.approx(node.wall_s.value * float(ROWS["mla-1.5b"]["AEC_W"]))
-    (other,) = (node for node in on_a100.nodes if node.stage == "pretrain")
-    assert other.wall_s.value == pytest.approx(node.wall_s.value * 989 / 312)
-    assert other.energy_j is not None and other.energy_j.value is None
+    names = ["pretrain/mla-1.5b", "finetune/llama-3.2-1b.random.dora"]
+    on_h100, on_a100 = (plan_of(graph, names, device=device) for device in (H100, A100))
+    for name, row in ((names[0], TRAINED["mla-1.5b"]), (names[1], TUNED["llama-3.2-1b.random.dora"])):
+        node, other = node_of(on_h100, name), node_of(on_a100, name)
+        assert node.wall_s.basis == node.energy_j.basis == "reference" and node.wall_s.beyond is None
+        # Thirteen steps at the time of one that was published, and the start.
+        steps_s = 13 * float(row["AL_s_per_iter"])
+        assert node.wall_s.value - steps_s == pytest.approx(15, abs=0.1)
+        assert node.energy_j.value == pytest.approx(node.wall_s.value * float(row["AEC_W"]), rel=1e-3)
+        assert other.wall_s.value - 15 == pytest.approx((node.wall_s.value - 15) * 989 / 312)
+        assert other.energy_j.value is None and other.energy_j.source.endswith("--assume-power-w")
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("1.5b.bfloat16", 181), ("7b.bfloat16", 193), ("7b.int4", 191)])
+def test_the_plan_of_a_profile_takes_what_it_took(tmp_path: Path, name: str, seconds: float) -> None:
+    """Of the published runs, started to published as provenance.json has them; their libraries were loaded before."""
+    plan = plan_of(Graph(STUDY, str(tmp_path)), [f"profile/qwen2.5-{name}", f"quantize/qwen2.5-{name}"], device=H100)
+    node = node_of(plan, f"profile/qwen2.5-{name}")
+    assert node.wall_s.value == pytest.approx(seconds, rel=0.25)
+    # The protocol alone is less than that.
+    assert node.wall_s.value > 3 + 4 * 10 * 3.2
+    cells = {f"{row['run']}": float(row["seconds"]) for row in rows("quantize")}
+    quantized = node_of(plan, f"quantize/qwen2.5-{name}").wall_s.value
+    assert quantized == pytest.approx(cells[f"qwen2.5-{name}"] + 15, rel=0.02)
+
+
+def test_rates_are_those_of_the_committed_results() -> None:
+    for row in rows("finetune"):
+        assert row["tokens_per_s"] == TUNED[row["run"]]["tokens_per_s"] and row["power_w"] == TUNED[row["run"]]["AEC_W"]
+    graphs = {float(row["first_token_ms_p50"] or 0): row for row in table(9)}
+    for row in rows("decoding"):
+        assert row["graph_token_ms"] == graphs[float(row["graph_prefill_ms"])]["token_ms_p50"]
+    scored = json.loads((REPOSITORY / "docs/results/h100/scoring.json").read_text())
+    (row,) = rows("scoring")
+    assert float(row["seconds"]) == pytest.approx(scored["ways"]["effllm"]["wall_s"])
+    assert float(row["prompt_tokens"]) == scored["prompt_tokens_median"] and int(row["items"]) == scored["items"]
+
+
+@pytest.mark.parametrize("study", ["one-gpu", "node"])
+def test_a_shipped_study_is_planned_in_full(tmp_path: Path, study: str) -> None:
+    """Without the hub and without a history: every total has a value, but the bytes that the hub alone knows."""
+    gpus = 8 if study == "node" else 1
+    plan = plan_of(Graph(load_study(REPOSITORY / "config" / f"{study}.yaml"), str(tmp_path)), gpus=gpus, device=H100)
+    for total in (plan.device_hours, plan.energy_j, plan.disk_b):
+        assert total.value is not None and set(total.by_basis) <= {"reference", "computed"}
+    assert plan.wall_s.value is not None and not plan.wont_fit and not plan.risks
+    assert plan.download_b.known > 20e9 and set(plan.download_b.unknown) == {
+        "sizes are the hub's to tell: give --fetch"
+    }
+    assert all(node.wall_s.rate or node.wall_s.basis != "reference" for node in plan.nodes)
+
+
+def test_shipped_shapes_have_the_published_numbers_of_parameters() -> None:
+    published = {
+        "Qwen/Qwen2.5-0.5B": 494_032_768,
+        "Qwen/Qwen2.5-7B": 7_615_616_512,
+        "Qwen/Qwen2.5-32B": 32_763_876_352,
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+        "meta-llama/Llama-3.2-1B": 1_235_814_400,
+        "meta-llama/Llama-3.1-8B": 8_030_261_248,
+        "microsoft/Phi-3.5-mini-instruct": 3_821_079_552,
+        "microsoft/phi-4": 14_659_507_200,
+        "01-ai/Yi-34B": 34_388_917_248,
+    }
+    shapes = json.loads((REPOSITORY / "effllm/planning/hub_shapes.json").read_text())["models"]
+    counted = {
+        repo: parameter_count(AutoConfig.for_model(**shapes[repo], pad_token_id=None)).total for repo in published
+    }
+    assert counted == published
+
+
+def test_full_fine_tuning_has_the_share_of_the_peak_that_its_row_states() -> None:
+    from effllm.planning.reference.finetuning import _FULL_MFU
+
+    shapes = json.loads((REPOSITORY / "effllm/planning/hub_shapes.json").read_text())["models"]
+    shape = AutoConfig.for_model(**shapes["meta-llama/Llama-3.2-1B"], pad_token_id=None)
+    row = TUNED["llama-3.2-1b.random.full"]
+    mfu = float(row["tokens_per_s"]) * training_flops(shape, 2048) / 2048 / 989e12
+    assert float(row["mfu"]) == _FULL_MFU == pytest.approx(mfu, rel=1e-3)

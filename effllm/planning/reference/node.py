@@ -1,0 +1,41 @@
+"""The shipped rate for a node, by its stage."""
+
+from effllm.models.costs import parameter_count
+from effllm.planning.reference.finetuning import finetuning
+from effllm.planning.reference.inference import evaluating, profiling, quantizing
+from effllm.planning.reference.pretraining import pretraining
+from effllm.planning.reference.processor import samples_of
+from effllm.planning.reference.rates import Reference
+from effllm.stages.cost import Cost, NodeContext, Unknown
+
+
+def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
+    """What a node of this stage takes on a device; None for a stage, or on a device, without a rate.
+
+    Raises `Unknown` where the amount of work is not known.
+    """
+    if stage == "pretrain":
+        if cost.flops is None:
+            return None
+        return pretraining(node.config, parameter_count(node.shape()).total, cost.flops, device)
+    if stage == "finetune":
+        instructions = node.config_of("instructions")
+        if instructions is None:
+            return None
+        return finetuning(node.config, node.shape(), samples_of(instructions), device)
+    if stage == "quantize":
+        return quantizing(node.config["precision"], node.shape(), device)
+    precision = (node.config_of("model") or {}).get("precision")
+    if precision is None:
+        return None
+    if stage == "profile":
+        return profiling(node, node.shape(), precision, device)
+    if stage == "evaluate":
+        benchmark = (node.config_of("benchmark") or {}).get("benchmark")
+        if benchmark is None:
+            return None
+        found = evaluating(node, node.shape(), precision, benchmark, device)
+        if isinstance(found, str):
+            raise Unknown(found)
+        return found
+    return None

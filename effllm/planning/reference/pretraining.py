@@ -1,0 +1,100 @@
+"""Share of the peak that training from random weights reached, by technique, size and context."""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from effllm.planning.reference.rates import RANGE, Reference, all_of, beyond_size, good_for, rows
+from effllm.telemetry.peaks import peak_flops_per_s
+
+_TECHNIQUE = ("model_type", "attention", "position", "feed_forward")
+# Starting: imports, weights, the first steps. Compiled models take longer to their first step.
+START_S = 15.0
+COMPILED_START_S = 90.0
+# What recomputed activations cost: a second forward pass beside one forward and two passes of gradients.
+_RECOMPUTED = 3 / 4
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One measured run. technique: its architecture's `_TECHNIQUE`, empty where it has no such key."""
+
+    run: str
+    technique: tuple[str, ...]
+    recomputes: bool
+    compiled: bool
+    parameters: float
+    context: int
+    mfu: float
+    power_w: float
+    device: str
+
+    @property
+    def sentence(self) -> str:
+        """What it is and what it is good for."""
+        return (
+            f"MFU {self.mfu:.3g} of {self.run} at {self.context:,} tokens on {self.device}, {good_for(self.parameters)}"
+        )
+
+
+def pretraining(config: Mapping[str, Any], parameters: float, flops: float, device: str) -> Reference | None:
+    """Time of a pretraining node on one device or several; None for a device without a peak."""
+    peak = peak_flops_per_s(device, "bfloat16")
+    if peak is None:
+        return None
+    rate, beyond = nearest_rate(config, parameters)
+    mfu = rate.mfu * (_RECOMPUTED if config.get("activation_checkpointing") and not rate.recomputes else 1.0)
+    parallel = config.get("parallel") or {}
+    devices = int(parallel.get("devices", 1)) * int(parallel.get("nodes", 1))
+    start_s = COMPILED_START_S if config.get("compile") else START_S
+    return Reference(start_s + flops / (peak * mfu * devices), rate.power_w, rate.device, rate.sentence, "", beyond)
+
+
+def nearest_rate(config: Mapping[str, Any], parameters: float) -> tuple[Rate, str | None]:
+    """The run nearest to a pretraining node, and why its rate is not good for it; None where it is.
+
+    Of the same technique if one was measured, that recomputes and compiles as it does if there is one, and of these
+    nearest in size and context.
+    """
+    architecture = config.get("architecture")
+    given = architecture if isinstance(architecture, Mapping) else {}
+    technique = tuple(str(given.get(key) or "") for key in _TECHNIQUE)
+    how = (bool(config.get("activation_checkpointing")), bool(config.get("compile")))
+    context = float(config["sequence_length"])
+
+    def distance(rate: Rate) -> tuple[bool, float]:
+        far = abs(math.log(parameters / rate.parameters)) + abs(math.log(context / rate.context))
+        # A run that does otherwise comes after those within the range that do as the node does.
+        penalty = 0.0 if (rate.recomputes, rate.compiled) == how else 2 * math.log(RANGE)
+        return rate.technique != technique, far + penalty
+
+    rate = min(_rates(), key=distance)
+    doubts = [
+        f"no run of {'/'.join(part for part in technique if part) or 'its architecture'} was measured"
+        if rate.technique != technique
+        else None,
+        beyond_size(parameters, rate.parameters),
+        None if (rate.recomputes, rate.compiled) == how else "it was measured with other recomputing or compiling",
+        f"its arithmetic is {config['dtype']}" if config.get("dtype", "bfloat16") != "bfloat16" else None,
+    ]
+    return rate, all_of(doubts)
+
+
+@functools.cache
+def _rates() -> tuple[Rate, ...]:
+    return tuple(
+        Rate(
+            run=row["run"],
+            technique=tuple(row[key] for key in _TECHNIQUE),
+            recomputes=row["recomputes"] == "true",
+            compiled=row["compiled"] == "true",
+            parameters=float(row["parameters"]),
+            context=int(row["context"]),
+            mfu=float(row["mfu"]),
+            power_w=float(row["power_w"]),
+            device=row["device"],
+        )
+        for row in rows("pretrain")
+    )
