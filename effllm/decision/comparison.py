@@ -51,11 +51,12 @@ REASONS = {
 
 _PER_PARAMETER = ("ST_samples_per_param_s", "TT_tokens_per_param_s")
 _OF_SCORES = ("average_performance", "MCR", "AL_sum_ms")
-_OF_TRAINING = ("PPL", "loss")
+_OF_TRAINING = ("PPL", "loss", "FID")
 _OF_BATCH = ("AL_s_per_iter", "AMU_GB")
 _SAMPLES = "implied_samples_per_iter"
 _PRETRAINING = ("table3", "table4", "table5", "table6")
 _FINETUNING = ("table7", "table8")
+_IMAGES = ("table10", "table11")
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _why_not_either(mine: Ours, own: Names, column: str, same_scores: bool) -> s
 
 
 def _is_whole_training(table: str, cells: Mapping[str, str | None]) -> bool:
-    """Whether as many tokens were learned as the paper's; how long its fine-tunings were is not known."""
+    """Whether as many tokens were learned as the paper's; how long its other trainings were is not known."""
     try:
         return table in _PRETRAINING and float(cells.get("tokens_seen") or 0) >= TOKENS
     except ValueError:
@@ -239,7 +240,10 @@ def _is_whole_training(table: str, cells: Mapping[str, str | None]) -> bool:
 
 
 def _is_published_machine(sheet: Sheet, own: Names) -> bool:
-    """48 GH200 for pretraining, 8 H200 for fine-tuning, one GH200 for precisions."""
+    """48 GH200 for pretraining, 8 H200 for fine-tuning, one GH200 for precisions; on what images were learned is not
+    known."""
+    if sheet.name in _IMAGES:
+        return False
     cells = sheet.cells.get(own, {})
     device, world = cells.get("device") or "", cells.get("world_size")
     if sheet.name in _FINETUNING:

@@ -18,8 +18,9 @@ TECHNIQUES = ("method", "precision")
 """Columns that name what rows of one group differ in; the other column of a row's names is its group."""
 # Which card it was is within the margin that costs of one run each are given; the others concern some columns alone.
 _NOT_IN_SCOPE = {"device_id", *ENERGY_CONDITIONS, *MEMORY_CONDITIONS}
-_UNDECLARED = {"FID": "lower"}
 _SETTINGS_PUBLISHED = ("implied_samples_per_iter",)
+# The names of diffusion transformers do not say how large they are; the paper does.
+_TRANSFORMERS = {"DiT-XL/2": 0.675, "DiT-L/8": 0.458, "DiT-B/4": 0.130}
 _NOMINAL = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![a-z])")
 _BILLIONS = {"B": 1.0, "M": 1e-3}
 
@@ -138,19 +139,19 @@ def sheet_of_published(path: Path) -> Sheet:
 def nominal_billions(names: Names) -> float | None:
     """Nominal parameters in billions, from a name such as `Llama-3.2-1B` or `0.5Bx8`; None where none says it."""
     found = [match for name in names if (match := _NOMINAL.search(name))]
-    return float(found[0][1]) * _BILLIONS[found[0][2]] if found else None
+    if not found:
+        return next((_TRANSFORMERS[name] for name in names if name in _TRANSFORMERS), None)
+    return float(found[0][1]) * _BILLIONS[found[0][2]]
 
 
 def _directions(table: str, metrics: list[str]) -> tuple[dict[str, str], frozenset[str]]:
     """Which way each published metric is better, and which are costs; what no table declares is a benchmark's score."""
     known: dict[str, Column] = {}
-    # Tables 10 to 13 are of no kind that this project assembles: their columns are those of others.
+    # Tables 12 and 13 are of no kind that this project assembles: their columns are those of others.
     for name in (table, "table3", "table7", "table9"):
         for column in DESCRIPTIONS[name].declared if name in DESCRIPTIONS else ():
             known.setdefault(column.name, column)
-    better = {
-        name: (known[name].better or "lower") if name in known else _UNDECLARED.get(name, "higher") for name in metrics
-    }
+    better = {name: (known[name].better or "lower") if name in known else "higher" for name in metrics}
     return better, frozenset(name for name in metrics if name in known and known[name].role == "cost")
 
 

@@ -10,20 +10,21 @@ from effllm.results.evaluation import Evaluation
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
-from effllm.results.training import Efficiency, FinetuningQuality, PretrainingQuality
+from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, PretrainingQuality
 from effllm.runtime.artifact import Artifact, Manifest
 
 # The file of the payload that holds the figures of each stage.
 PAYLOADS: Mapping[str, type[ResultFile]] = {
     "pretrain": PretrainingQuality,
     "finetune": FinetuningQuality,
+    "diffuse": DiffusionQuality,
     "quantize": Quantization,
     "evaluate": Evaluation,
     "overlap": ItemsOverlap,
     "profile": Profile,
 }
 # Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.
-RECORDED = ("pretrain", "finetune")
+RECORDED = ("pretrain", "finetune", "diffuse")
 Content = TypeVar("Content", bound=ResultFile)
 
 

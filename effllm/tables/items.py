@@ -90,21 +90,30 @@ def items_of_pretraining(results: Sequence[Result]) -> Items | Code:
     return _over_seeds([_losses(result, "document", lambda document: document) for result in results])
 
 
+def items_of_diffusion(results: Sequence[Result]) -> Items | Code:
+    """Losses by held-out image over the draws that all runs share, the mean over the seeds of a row."""
+    return _over_seeds([_losses(result, "image", lambda image: image, "loss", None) for result in results])
+
+
 def items_of_finetuning(result: Result) -> Items | Code:
     """Losses of the answers by held-out sample in nats; answers to one prompt are one cluster."""
     # "<prompt>#2" is the prompt again, with another answer.
     return _losses(result, "sample", lambda sample: str(sample).partition("#")[0])
 
 
-def _losses(result: Result, key: str, cluster: Callable[[Any], Hashable]) -> Items | Code:
+def _losses(
+    result: Result, key: str, cluster: Callable[[Any], Hashable], loss: str = "nll", count: str | None = "tokens"
+) -> Items | Code:
+    """The column `loss` of a training's record, over `count`, or over 1 where that is None."""
     if result.content is None:
         return "failed"
     if not result.artifact.has_record(HELD_OUT):
         return "no_items"
     result.artifact.verify_record(HELD_OUT)
-    columns = pq.read_table(result.artifact.directory / HELD_OUT, columns=[key, "nll", "tokens"]).to_pydict()
-    names = tuple(columns[key])
-    return Items(names, tuple(columns["nll"]), tuple(columns["tokens"]), tuple(map(cluster, names)))
+    columns = pq.read_table(result.artifact.directory / HELD_OUT, columns=[key, loss, *([count] if count else [])])
+    names = tuple(columns[key].to_pylist())
+    counts = tuple(columns[count].to_pylist()) if count else (1.0,) * len(names)
+    return Items(names, tuple(columns[loss].to_pylist()), counts, tuple(map(cluster, names)))
 
 
 def _over_seeds(sides: Sequence[Items | Code]) -> Items | Code:

@@ -40,9 +40,24 @@ _METHODS = (
     "memory_peak_GB",
     "status",
 )
+_IMAGES = (
+    "model",
+    "method",
+    "FID",
+    "AMU_GB",
+    "AL_s_per_iter",
+    "TT_tokens_per_param_s",
+    "AEC_W",
+    "images_per_s",
+    "mfu",
+    "held_out_loss",
+    "parameters_total",
+    "status",
+)
 _SHOWN = {
     **dict.fromkeys(("table3", "table4", "table5", "table6", "curriculum"), _ARCHITECTURES),
     **dict.fromkeys(("table7", "table8"), _METHODS),
+    **dict.fromkeys(("table10", "table11"), _IMAGES),
     "scaling": (
         "table",
         "method",

@@ -10,6 +10,7 @@ from effllm.results.profile import Profile
 from effllm.results.telemetry import Finding
 from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import Result, read_results
+from effllm.tables.diffusion import DiffusionResult
 from effllm.tables.finetuning import FinetuningResult
 from effllm.tables.pretraining import PretrainingResult
 from effllm.tables.training import Training
@@ -55,6 +56,7 @@ def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[d
         *_overlaps(results.get("overlap", {})),
         *_training(results.get("pretrain", {}), PretrainingResult),
         *_training(results.get("finetune", {}), FinetuningResult),
+        *_training(results.get("diffuse", {}), DiffusionResult),
     ]
     for table in spec["config"]["precisions"].values():
         located += _quantized_scores(table, results["evaluate"])

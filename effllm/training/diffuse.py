@@ -3,7 +3,8 @@
 in:  images
 out: model/ (config, safetensors; the moving average of the weights), training.json (held-out loss, parameters, images
      seen)
-     records/loss_curve.json, records/efficiency.json, records/telemetry/
+     records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (image, its place
+     in the held-out part, and its loss)
 """
 
 import math
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
@@ -44,6 +47,7 @@ def build(job: Job) -> None:
     loss = float(losses.mean())
     if not math.isfinite(loss):
         raise CellFailure("nan", f"the held-out loss is {loss}")
+    pq.write_table(pa.table({"image": np.arange(len(losses)), "loss": losses}), job.records / "held_out.parquet")
     model.save_pretrained(job.output / "model")
     count = costs.parameter_count(model.config)
     several = len(losses) > 1

@@ -6,6 +6,7 @@ every parse of the workflow reads this.
 
 from dataclasses import dataclass
 
+from effllm.tables.kinds.diffusion import DiffusionTable
 from effllm.tables.kinds.finetuning import FinetuningTable
 from effllm.tables.kinds.inference import InferenceTable
 from effllm.tables.kinds.kind import Table
@@ -35,5 +36,7 @@ TABLES: dict[str, Entry] = {
     "table7": Entry(FinetuningTable, 2, "Fine-tuning on OpenO1-SFT.", "fine-tuning"),
     "table8": Entry(FinetuningTable, 2, "Fine-tuning on medical-o1-reasoning-SFT.", "fine-tuning, second data set"),
     "table9": Entry(InferenceTable, 4, "Quantization.", "quantization"),
+    "table10": Entry(DiffusionTable, 1, "Attention in diffusion transformers.", "attention, images"),
+    "table11": Entry(DiffusionTable, 1, "Mixture of experts in diffusion transformers.", "mixtures of experts, images"),
     "table16": Entry(QuantizationTable, 4, "Quantization by benchmark.", "quantization by benchmark"),
 }

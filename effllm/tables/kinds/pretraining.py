@@ -13,7 +13,7 @@ from effllm.tables.kinds.kind import Inputs, Nodes, Spec, Table
 if TYPE_CHECKING:
     from effllm.study.study import Study
     from effllm.tables.members import Member
-    from effllm.training.settings import PretrainingRun
+    from effllm.training.settings import Recipe
 
 
 class PretrainingRow(Section):
@@ -86,7 +86,7 @@ class PretrainingTable(Table):
             yield Trained(index, against, items_of_pretraining([results[id] for id in row["runs"]]))
 
 
-def check_seeds(where: str, ids: list[str], runs: "Mapping[str, PretrainingRun]") -> None:
+def check_seeds(where: str, ids: list[str], runs: "Mapping[str, Recipe]") -> None:
     """ValueError unless the runs of one row are one configuration under different seeds."""
     first, *others = ids
     for id in others:
