@@ -151,7 +151,7 @@ def _directions(table: str, metrics: list[str]) -> tuple[dict[str, str], frozens
     for name in (table, "table3", "table7", "table9"):
         for column in DESCRIPTIONS[name].declared if name in DESCRIPTIONS else ():
             known.setdefault(column.name, column)
-    better = {name: (known[name].better or "lower") if name in known else "higher" for name in metrics}
+    better: dict[str, str] = {name: (known[name].better or "lower") if name in known else "higher" for name in metrics}
     return better, frozenset(name for name in metrics if name in known and known[name].role == "cost")
 
 

@@ -55,9 +55,8 @@ def _pretrain(tiny: dict[str, Any], offload: bool) -> Case:
 
 
 def _diffuse(tiny: dict[str, Any]) -> Case:
-    tiny["images"] = {"digits": {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.1}}
     shape = {"model_type": "dit", "image_size": 8, "channels": 1, "patch_size": 2, "classes": 10, "hidden_size": 512}
-    tiny["diffusion"] = {
+    tiny["diffusion"] |= {
         "dit": {
             "images": "digits",
             "architecture": shape | {"num_hidden_layers": 12, "num_attention_heads": 8},

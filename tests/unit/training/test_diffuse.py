@@ -59,7 +59,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study_of(tiny: dict[str, Any], **changes: Any) -> Graph:
-    return Graph(parse_study(tiny | {"images": {"digits": DIGITS}, "diffusion": {"dit": RUN | changes}}, "test"))
+    own = {"images": {"digits": DIGITS}, "diffusion": {"dit": RUN | changes}, "tables": {}}
+    return Graph(parse_study(tiny | own, "test"))
 
 
 def train(tiny: dict[str, Any], digits: Path, root: Path, name: str, **changes: Any) -> Artifact:
