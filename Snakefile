@@ -13,6 +13,7 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/pretrain.smk"
 include: "rules/diffuse.smk"
+include: "rules/sample.smk"
 include: "rules/model.smk"
 include: "rules/finetune.smk"
 include: "rules/quantize.smk"
@@ -29,6 +30,7 @@ localrules:
     tokenizer,
     instructions,
     images,
+    features,
     model,
     benchmark,
     table,

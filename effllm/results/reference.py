@@ -9,6 +9,7 @@ from effllm.results.base import ResultFile
 from effllm.results.benchmark import Benchmark
 from effllm.results.data import CorpusSummary, ImagesSummary, InstructionsSummary, OrderSummary, TokensIndex
 from effllm.results.evaluation import Clusters, Evaluation
+from effllm.results.fidelity import FeaturesSummary, FidelityResult, SampleSummary, SamplingCost
 from effllm.results.model import ModelSummary
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Generations, Profile
@@ -23,8 +24,11 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "order": (OrderSummary,),
     "instructions": (InstructionsSummary,),
     "images": (ImagesSummary,),
+    "features": (FeaturesSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
     "diffuse": (DiffusionQuality, Efficiency, LossCurve, WindowsRecord),
+    "sample": (SampleSummary, SamplingCost, WindowsRecord),
+    "fidelity": (FidelityResult,),
     "model": (ModelSummary,),
     "finetune": (FinetuningQuality, Efficiency, LossCurve, WindowsRecord),
     "quantize": (Quantization,),

@@ -8,6 +8,8 @@ from effllm.stages.benchmark import BenchmarkStage
 from effllm.stages.corpus import CorpusStage
 from effllm.stages.diffuse import DiffuseStage
 from effllm.stages.evaluate import EvaluateStage
+from effllm.stages.features import FeaturesStage
+from effllm.stages.fidelity import FidelityStage
 from effllm.stages.finetune import FinetuneStage
 from effllm.stages.images import ImagesStage
 from effllm.stages.instructions import InstructionsStage
@@ -18,6 +20,7 @@ from effllm.stages.overlap import OverlapStage
 from effllm.stages.pretrain import PretrainStage
 from effllm.stages.profile import ProfileStage
 from effllm.stages.quantize import QuantizeStage
+from effllm.stages.sample import SampleStage
 from effllm.stages.stage import Stage
 from effllm.stages.tokenizer import TokenizerStage
 from effllm.stages.tokens import TokensStage
@@ -29,8 +32,11 @@ STAGES: dict[str, Stage] = {
     "order": OrderStage(),
     "instructions": InstructionsStage(),
     "images": ImagesStage(),
+    "features": FeaturesStage(),
     "pretrain": PretrainStage(),
     "diffuse": DiffuseStage(),
+    "sample": SampleStage(),
+    "fidelity": FidelityStage(),
     "model": ModelStage(),
     "finetune": FinetuneStage(),
     "merge": MergeStage(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllm.data.images.settings import DigitsSource
+from effllm.diffusion.settings import check_sampler
+from effllm.fidelity.settings import TrainedFeatures
 from effllm.fields import require
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ _DIGITS = 10
 
 
 def check_diffusion(study: Study) -> None:
-    """Images are there, and are what the model generates."""
+    """Images are there, and are what the model generates; samples are what can be had from it and compared."""
     for id, run in study.diffusion.items():
         where, shape = f"diffusion.{id}.architecture", run.architecture
         require(f"diffusion.{id}.images", run.images, study.images)
@@ -27,3 +29,52 @@ def check_diffusion(study: Study) -> None:
                 raise ValueError(f"{where}.{key}: {own} is not the {theirs} of {run.images!r}: change one of them")
         if isinstance(images.source, DigitsSource) and shape.classes != _DIGITS:
             raise ValueError(f"{where}.classes: {shape.classes} is not the {_DIGITS} of digits: write {_DIGITS}")
+    for id in study.sampling:
+        _check_sampling(study, id)
+    for id, network in study.features.items():
+        if isinstance(network, TrainedFeatures):
+            require(f"features.{id}.images", network.images, study.images)
+    for id in study.fidelity:
+        _check_fidelity(study, id)
+
+
+def _check_sampling(study: Study, id: str) -> None:
+    sampling, where = study.sampling[id], f"sampling.{id}"
+    for name in sampling.runs:
+        require(f"{where}.runs", name, study.diffusion)
+        run = study.diffusion[name]
+        if misfit := check_sampler(sampling.sampler, run.objective):
+            raise ValueError(f"{where}.sampler: {misfit}")
+        if sampling.sampler.guidance != 1 and run.draws.label_dropout == 0:
+            raise ValueError(
+                f"{where}.sampler.guidance: {sampling.sampler.guidance:g} needs images without a label, which {name!r} "
+                f"has not learned: write 1, or diffusion.{name}.draws.label_dropout 0.1"
+            )
+        if sampling.images < run.architecture.classes:
+            raise ValueError(
+                f"{where}.images: {sampling.images} is less than the {run.architecture.classes} classes of {name!r}: "
+                "take at least one of each"
+            )
+
+
+def _check_fidelity(study: Study, id: str) -> None:
+    fidelity, where = study.fidelity[id], f"fidelity.{id}"
+    require(f"{where}.sampling", fidelity.sampling, study.sampling)
+    require(f"{where}.features", fidelity.features, study.features)
+    sampling, network = study.sampling[fidelity.sampling], study.features[fidelity.features]
+    for key, count in (("images", sampling.images), ("reference_images", fidelity.reference_images)):
+        if count is not None and count <= fidelity.neighbours:
+            place = f"sampling.{fidelity.sampling}.images" if key == "images" else f"{where}.{key}"
+            raise ValueError(
+                f"{where}.neighbours: {fidelity.neighbours} need more images than the {count} of {place}: lower it"
+            )
+    if not isinstance(network, TrainedFeatures):
+        return
+    own = study.images[network.images]
+    for name in sampling.runs:
+        theirs = study.images[study.diffusion[name].images]
+        if (own.size, own.channels) != (theirs.size, theirs.channels):
+            raise ValueError(
+                f"{where}.features: {fidelity.features!r} is trained on images of size {own.size} and {own.channels} "
+                f"channels, {name!r} on size {theirs.size} and {theirs.channels}: name features of the same images"
+            )

@@ -8,6 +8,7 @@ from effllm.data.images.settings import Images
 from effllm.data.instructions.settings import Instructions
 from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
+from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
 from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
@@ -57,6 +58,13 @@ class Study(Section):
     images: dict[Id, Images] = Field(default_factory=dict, description="Images for diffusion by id.")
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     diffusion: dict[Id, DiffusionRun] = Field(default_factory=dict, description="Runs of diffusion by id.")
+    sampling: dict[PlainId, Sampling] = Field(default_factory=dict, description="Images sampled from runs, by id.")
+    features: dict[Id, FeatureNetwork] = Field(
+        default_factory=dict, description="Networks that give features of images, by id."
+    )
+    fidelity: dict[PlainId, Fidelity] = Field(
+        default_factory=dict, description="How close samples come to real images, by id."
+    )
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     methods: dict[PlainId, AnyMethod] = Field(default_factory=dict, description="Fine-tuning methods by id.")
     finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")

@@ -28,6 +28,7 @@ ORDER = [
     "tables",
     "decision",
     "training",
+    "fidelity",
     "study",
     "profiling",
     "evaluation",

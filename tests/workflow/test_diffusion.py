@@ -1,4 +1,4 @@
-"""Images and a diffusion transformer by the workflow, and what a change of either reruns."""
+"""Images, a diffusion transformer, its samples and their fidelity by the workflow, and what a change reruns."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from effllm.study import parse_study
 from tests.workflow.conftest import Workdir
 from tests.workflow.edits import put
 
-NODE = "results/diffuse/dit/manifest.json"
+NODE = "results/fidelity/dit.near/manifest.json"
 RUN = {
     "images": "digits",
     "architecture": {
@@ -41,28 +41,52 @@ RUN = {
 }
 
 
-def test_a_diffusion_transformer_is_trained_once_and_again_where_something_changed(
+SECTIONS = {
+    "images": {"digits": {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.1}},
+    "diffusion": {"dit": RUN},
+    "sampling": {
+        "few": {
+            "runs": ["dit"],
+            "sampler": {"kind": "ddim", "steps": 4, "guidance": 2.0, "clip": True},
+            "images": 40,
+            "batch_size": 20,
+            "idle_s": 0.1,
+        }
+    },
+    "features": {"small": {"kind": "trained", "images": "digits", "steps": 20, "width": 8}},
+    "fidelity": {"near": {"sampling": "few", "features": "small"}},
+}
+
+
+def test_images_are_sampled_and_compared_once_and_again_where_something_changed(
     micro: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = {"digits": {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.1}}
-    workdir = Workdir(tmp_path, {**micro, "images": sources, "diffusion": {"dit": RUN}})
+    workdir = Workdir(tmp_path, {**micro, **SECTIONS})
     workdir.snakemake(NODE)
     quality = json.loads((tmp_path / "results" / "diffuse" / "dit" / "training.json").read_text())
     assert quality["held_out_loss"] < 1 and quality["images_seen"] == 128
+    fidelity = json.loads((tmp_path / "results" / "fidelity" / "dit.near" / "fidelity.json").read_text())
+    assert fidelity["images"] == 40 and fidelity["frechet_distance"] > fidelity["floor"]["frechet_distance"] > 0
+    assert (tmp_path / "results" / "sample" / "dit.few" / "records" / "grid.png").is_file()
     monkeypatch.chdir(tmp_path)
-    images, trained = "images/digits", "diffuse/dit"
+    images, trained, features = "images/digits", "diffuse/dit", "features/small"
+    sampled, compared = "sample/dit.few", "fidelity/dit.near"
     assert planned(workdir.study) == set()
-    assert planned(workdir.study, put("diffusion/dit/seed", 1)) == {trained}
-    assert planned(workdir.study, put("images/digits/held_out_fraction", 0.2)) == {images, trained}
+    assert planned(workdir.study, put("fidelity/near/neighbours", 5)) == {compared}
+    assert planned(workdir.study, put("features/small/steps", 21)) == {features, compared}
+    assert planned(workdir.study, put("sampling/few/sampler/steps", 5)) == {sampled, compared}
+    assert planned(workdir.study, put("diffusion/dit/seed", 1)) == {trained, sampled, compared}
+    everything = {images, trained, features, sampled, compared}
+    assert planned(workdir.study, put("images/digits/held_out_fraction", 0.2)) == everything
     with pytest.raises(SystemExit) as end:
         main(["verify", "results"])
     assert not end.value.code
 
 
 def planned(study: dict[str, Any], edit: Callable[[dict[str, Any]], object] = lambda study: None) -> set[str]:
-    """What would run for the model after an edit of the study."""
+    """What would run for the fidelity after an edit of the study."""
     study = copy.deepcopy(study)
     edit(study)
-    graph, wanted = Graph(parse_study(study, "test")), ["diffuse/dit"]
+    graph, wanted = Graph(parse_study(study, "test")), ["fidelity/dit.near"]
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
     return {name for name, state in states.items() if not state.up_to_date}

@@ -48,12 +48,17 @@ class ImageSet:
     def __init__(self, directory: Path, split: str):
         summary = ImagesSummary.read(directory)
         self.classes = summary.classes
-        self.labels = arrays.load(directory / f"{split}.labels.npy")
-        shape = (len(self.labels), summary.channels, summary.size, summary.size)
-        self.pixels = np.memmap(directory / f"{split}.images.bin", dtype=np.uint8, mode="r", shape=shape)
+        self.pixels, self.labels = open_split(directory, split, summary.channels, summary.size)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.pixels[index].astype(np.float32) / 127.5 - 1, int(self.labels[index])
+
+
+def open_split(directory: Path, split: str, channels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `ImageWriter` has written: pixels, uint8 [images, channels, size, size], mapped and not read, and labels."""
+    labels = arrays.load(directory / f"{split}.labels.npy")
+    shape = (len(labels), channels, size, size)
+    return np.memmap(directory / f"{split}.images.bin", dtype=np.uint8, mode="r", shape=shape), labels

@@ -77,6 +77,35 @@ def _diffuse(tiny: dict[str, Any]) -> Case:
     return Case(study, "dit", {}, terms)
 
 
+def _sampled(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
+    """Samples of `_diffuse`'s run, and their fidelity."""
+    study = _diffuse(tiny).study
+    keys = study.model_dump(mode="json")["diffusion"]
+    tiny["diffusion"] = keys
+    tiny["sampling"] = {
+        "many": {
+            "runs": ["dit"],
+            "sampler": {"kind": "ddim", "steps": 250, "guidance": 4.0},
+            "images": 5_000_000,
+            "seeds": [0, 1],
+            "batch_size": 64,
+            "dtype": "bfloat16",
+        }
+    }
+    tiny["features"] = {"small": {"kind": "trained", "images": "digits", "width": 512}}
+    tiny["fidelity"] = {"near": {"sampling": "many", "features": "small"}}
+    study = parse_study(tiny, "test")
+    shape = study.diffusion["dit"].architecture.shape()
+    flops = 2 * 5_000_000 * 500 * dit.forward_flops(shape)
+    terms = {"parameters": dit.parameter_count(shape).total / 1e9, "images": 5_000_000 * 64 / 1e9}
+    sampled = Case(study, "dit.many", {}, terms | {"sampling": flops / 200e12 / 60, "idle": 5 / 60})
+    images = manifest(root / "digits", "images", {}, {})
+    summary = {"seen": 9_000_000, "dropped": {}, "unusable": [], "classes": [], "size": 8, "channels": 1}
+    (root / "digits" / "images.json").write_text(json.dumps(summary | {"splits": {"train": 8_000_000, "held_out": 1}}))
+    features = 13_000_000 * 512 * 8 / 1e9
+    return sampled, Case(study, "dit.near", {"images": images}, {"features": features, "seeds": 2})
+
+
 def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     """By a measure of texts, and by the loss of a run."""
     tiny["orders"]["loss"] = tiny["orders"]["compression"] | {"by": {"kind": "loss", "run": "gqa-0.3m"}}
@@ -116,6 +145,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
     terms = {"weights": GIGABYTES, "weights_16": GIGABYTES * 16 / BITS}
     protocol = PAPER.inference
     by_text, by_loss = _orders(json.loads(json.dumps(tiny)), tmp_path)
+    sampled, compared = _sampled(json.loads(json.dumps(tiny)), tmp_path)
     windows = 2 * len(protocol.workloads) * protocol.repeats
     seconds = windows * (protocol.minimum_window_s + protocol.cooldown_s) + protocol.idle_s
     return {
@@ -125,6 +155,8 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "pretrain": _pretrain(json.loads(json.dumps(tiny)), offload=False),
         "pretrain, offloaded": _pretrain(tiny, offload=True),
         "diffuse": _diffuse(json.loads(json.dumps(tiny))),
+        "sample": sampled,
+        "fidelity": compared,
         "finetune": _finetune(tmp_path),
         "merge": Case(PAPER, "a.b.c", base, whole),
         "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),

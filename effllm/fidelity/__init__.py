@@ -1,0 +1,1 @@
+"""Images sampled from trained models of diffusion, what sampling costs, and how close samples come to real images."""
