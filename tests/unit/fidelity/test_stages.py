@@ -73,7 +73,7 @@ def study_of(tiny: dict[str, Any], **changes: dict[str, Any]) -> Graph:
     for section, change in changes.items():
         (id,) = sections[section]
         sections[section] = {id: sections[section][id] | change}
-    return Graph(parse_study(copy.deepcopy(tiny) | sections, "test"))
+    return Graph(parse_study(copy.deepcopy(tiny) | sections | {"tables": {}}, "test"))
 
 
 class Built:
