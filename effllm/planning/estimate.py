@@ -92,7 +92,7 @@ class Estimator:
         self._device, self._assumptions = device, assumptions
 
     def estimate(self, state: State) -> Estimate:
-        """One node that does not stand."""
+        """One node: what it takes to build it, whether it stands or not."""
         node = state.node
         context = self._context(node)
         cost = STAGES[node.stage].cost(context)
@@ -109,7 +109,7 @@ class Estimator:
         return Estimate(
             name=node.name,
             stage=node.stage,
-            why=state.changes[0].sentence(),
+            why=state.changes[0].sentence() if state.changes else "it stands",
             devices=cost.devices,
             wall_s=wall_s,
             device_s=device_s,
@@ -123,9 +123,9 @@ class Estimator:
     def _shipped(self, stage: str, context: NodeContext, cost: Cost) -> Reference | Amount | str | None:
         """What the shipped rates say of a node; the reason in words where an amount is not known."""
         try:
-            if not cost.devices:
-                return on_processor(stage, context)
-            return reference_of(stage, context, cost, self._device) if self._device else None
+            found = reference_of(stage, context, cost, self._device) if cost.devices and self._device else None
+            # Some stages hold a device and work on the processor.
+            return found or on_processor(stage, context)
         except Unknown as error:
             return str(error)
         except ValueError as error:

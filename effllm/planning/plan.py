@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effllm.errors import UserError, reason_of
-from effllm.fields import suggestion
+from effllm.planning.compare import comparison_of
+from effllm.planning.devices import device_of
 from effllm.planning.estimate import NOTHING_ASSUMED, Assumptions, Estimate, Estimator, Figure, weakest
 from effllm.planning.needs import address_of, needs_of, uses_network
 from effllm.planning.nodes import TABLE, Node, nodes_behind, targets_of
@@ -16,13 +17,13 @@ from effllm.planning.options import add_study, graph_of
 from effllm.planning.run_history import GB, RunHistory
 from effllm.planning.schedule import Task, makespan
 from effllm.planning.shapes import Shapes
+from effllm.planning.show_comparison import text_of as compared_text
 from effllm.planning.show_plan import text_of
 from effllm.planning.state import State, states_of
 from effllm.stages import STAGES
 from effllm.stages.cost import Unknown
 from effllm.stages.graph import Graph
 from effllm.stages.weights import stored_b
-from effllm.telemetry.peaks import PEAKS, memory_b
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,25 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--assume-power-w", type=float, help="power of one device at work")
     command.add_argument("--assume-vocab-size", type=int, help="size of tokenizers that are not built yet")
     command.add_argument("--fetch", action="store_true", help="ask the hub for small files and the sizes of all")
+    command.add_argument(
+        "--compare", action="store_true", help="after a run: what was planned beside what it took, by stage"
+    )
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the plan; 1 if a node cannot fit."""
+    """Print the plan, 1 if a node cannot fit; or the comparison with what was run."""
     _check(arguments)
     assumptions = Assumptions(arguments.assume_mfu, arguments.assume_power_w, arguments.assume_vocab_size)
     memory_b = arguments.device_memory_gb * GB if arguments.device_memory_gb else None
+    graph = graph_of(arguments)
+    if arguments.compare:
+        compared = comparison_of(graph, arguments.targets, arguments.device, memory_b, assumptions, arguments.fetch)
+        print(json.dumps(compared.plain(), indent=1) if arguments.json else compared_text(compared))
+        return 0
     plan = plan_of(
-        graph_of(arguments),
+        graph,
         arguments.targets,
         gpus=arguments.gpus,
         device=arguments.device,
@@ -120,7 +129,7 @@ def plan_of(
     wanted = targets_of(graph, targets)
     states = states_of(graph, nodes_behind(graph, wanted), wanted)
     earlier = RunHistory(graph.results)
-    device, source, found_b = _device(earlier, device, is_described=device_memory_b is not None)
+    device, source, found_b = device_of(earlier, device, is_described=device_memory_b is not None)
     device_memory_b = device_memory_b or found_b
     shapes = Shapes(graph, states, assumptions.vocab_size, fetch)
     estimator = Estimator(graph, states, shapes, earlier, device, assumptions)
@@ -156,28 +165,6 @@ def _check(arguments: argparse.Namespace) -> None:
         if value is not None and (value <= 0 or (most is not None and value > most)):
             limit = f"above 0 and at most {most}" if most else "above 0"
             raise UserError(f"--{key.replace('_', '-')} {value}: the value must be {limit}.")
-
-
-def _device(earlier: RunHistory, name: str | None, is_described: bool) -> tuple[str | None, str, float | None]:
-    """Name, where it comes from, and memory in bytes where a table or an earlier build tells it."""
-    if name is not None and name in PEAKS:
-        return name, "--device", memory_b(name)
-    built_on = earlier.devices(list(STAGES))
-    if name is not None:
-        match = next((device for device in built_on if device.name == name), None)
-        if match is None and is_described:
-            return name, "--device", None
-        if match is None:
-            known = [*PEAKS, *(device.name for device in built_on)]
-            raise UserError(
-                f"--device {name!r} is in no table and no earlier build was on it; {suggestion(name, known)}; for "
-                "another one give --device-memory-gb too."
-            )
-        return name, "--device", match.memory_b
-    if not built_on:
-        return None, "no earlier build names one: give --device", None
-    first = built_on[0]
-    return first.name, "of earlier builds", memory_b(first.name) or first.memory_b
 
 
 def _stages(states: Mapping[str, State]) -> dict[str, dict[str, int]]:

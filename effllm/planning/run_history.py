@@ -1,7 +1,7 @@
 """What earlier builds took, as rates for the nodes that are to do: from provenance, records and payloads."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,21 @@ class Sample:
     memory_b: float | None
     disk_b: int
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds from start to end, of all processes that worked on it."""
+        return self.overhead_s + self.work_s / max(self.cost.devices, 1)
+
 
 class RunHistory:
-    """The samples below a results directory, by stage, read when a stage is first asked for."""
+    """The samples below a results directory, by stage, read when a stage is first asked for.
 
-    def __init__(self, results: str):
+    without: names of artifacts that are left out. before: only builds that had ended by then, in UTC.
+    """
+
+    def __init__(self, results: str, without: Collection[str] = (), before: str | None = None):
         self._results = Path(results)
+        self._without, self._before = frozenset(without), before
         self._samples: dict[str, list[Sample]] = {}
         self._hosts: dict[str, Device] | None = None
 
@@ -103,7 +112,7 @@ class RunHistory:
             try:
                 artifact = Artifact.open(path)
                 history = _provenance(artifact.directory)
-                if artifact.manifest.status != "ok" or history is None:
+                if artifact.manifest.status != "ok" or history is None or self._is_left_out(artifact, history):
                     continue
                 sample = _sample(artifact, history)
                 if sample.device is None and sample.cost.devices and history.host:
@@ -112,6 +121,11 @@ class RunHistory:
             except (UserError, *_OF_ANOTHER_FORMAT):
                 # An artifact of another format says nothing about time; `effllm verify` names damaged ones.
                 continue
+
+    def _is_left_out(self, artifact: Artifact, history: "Provenance") -> bool:
+        if f"{artifact.manifest.stage}/{artifact.manifest.id}" in self._without:
+            return True
+        return self._before is not None and (history.end is None or history.end > self._before)
 
     def _device_of_host(self, host: str) -> Device | None:
         """The device that the builds with telemetry on this host had, if they all had the same one."""

@@ -87,11 +87,6 @@ class Shapes:
 
     def _imported(self, node: Node) -> "Shape":
         source = self._graph.study.models[node.id].source
-        state = self._states.get(node.name)
-        if state and state.up_to_date and state.artifact and state.artifact.manifest.status == "ok":
-            return read_config(state.artifact.directory / "model")
-        if isinstance(source, LocalModelSource):
-            return read_config(Path(source.path))
         if isinstance(source, RandomSource):
             words = source.architecture.vocab_size
             # The study demands it of random weights.
@@ -99,6 +94,11 @@ class Shapes:
             shape = shape_of(source.architecture, words)
             shape.dtype = source.dtype
             return shape
+        state = self._states.get(node.name)
+        if state and state.up_to_date and state.artifact and state.artifact.manifest.status == "ok":
+            return read_config(state.artifact.directory / "model")
+        if isinstance(source, LocalModelSource):
+            return read_config(Path(source.path))
         assert isinstance(source, HubModelSource)
         path = self._of_hub(source.repo, source.revision, _CONFIG)
         if path is None and (shipped := _shipped(source.repo)) is not None:

@@ -40,11 +40,13 @@ def on_processor(stage: str, node: NodeContext) -> Amount | None:
     seconds = float(row["fixed_s"]) + (units / (float(row["per_core_s"]) * cores) if row["unit"] else 0.0)
     disk = [units * float(row["disk_b_per_unit"])] if row["disk_b_per_unit"] else []
     disk += [float(row["disk_b"])] if row["disk_b"] else []
-    spread = f" on {cores} cores" if cores > 1 else ""
+    spread = f" on {cores} cores" if cores > 1 and units else ""
     return Amount(seconds, sum(disk) if disk else None, f"{what}{spread}", row["source"])
 
 
 def _units(row: Row, node: NodeContext) -> tuple[float, str]:
+    if (node.config.get("by") or {}).get("kind") == "loss":
+        raise Unknown("how long a model reads a token stream is known once one was read")
     if row["unit"] == "bytes of text":
         corpus = node.config if "source" in node.config else node.config_of("corpus")
         if corpus is None:

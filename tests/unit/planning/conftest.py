@@ -1,5 +1,6 @@
 """Artifacts made by hand, with the records that a plan reads."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from transformers import LlamaConfig
 
 from effllm.planning.nodes import nodes_behind, targets_of
 from effllm.results.provenance import Provenance
+from effllm.results.telemetry import DeviceInfo, TelemetrySummary
+from effllm.results.training import Efficiency
 from effllm.runtime.artifact import Artifact, Parent
 from effllm.runtime.publishing import publish
 from effllm.stages.graph import Graph
@@ -82,6 +85,28 @@ def build(graph: Graph, name: str, files: dict[str, str] | None = None, wall_s: 
             provenance=Provenance.model_validate({"wall_s": wall_s, "host": HOST} | how),
         )
     return Artifact.open(results / name / "manifest.json")
+
+
+def training_records(seconds_per_step: float, power_w: float | None = None) -> dict[str, str]:
+    """The files of a training of so many seconds a step on an H100."""
+    unmeasured = ("flops", "latency_s_per_iteration_ci95", "mfu", "tokens", "tokens_per_s")
+    efficiency = Efficiency(
+        **dict.fromkeys(unmeasured),
+        latency_s_per_iteration=seconds_per_step,
+        device=DeviceInfo(device="cuda:0", kind="cuda", name=H100, memory_total_gb=79.6),
+        reasons={},
+        resumed_at_step=0,
+        steps=10,
+        strategy="single",
+        telemetry=TelemetrySummary(
+            status="ok", reason=None, windows=1, duration_s=10 * seconds_per_step, power_avg_w=power_w, reasons={}
+        ),
+        threads=2,
+        world_size=1,
+    )
+    config = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048, "tie_word_embeddings": True}
+    return {Efficiency.FILE: efficiency.to_json(), "model/config.json": json.dumps(config)}
 
 
 @pytest.fixture

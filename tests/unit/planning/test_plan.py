@@ -16,10 +16,8 @@ from effllm.models.costs.shapes import shape_of
 from effllm.planning.estimate import Assumptions
 from effllm.planning.nodes import targets_of
 from effllm.planning.plan import Plan, plan_of
-from effllm.results.telemetry import DeviceInfo, TelemetrySummary
-from effllm.results.training import Efficiency
 from effllm.stages.graph import Graph
-from tests.unit.planning.conftest import H100, HUB_MODEL, build
+from tests.unit.planning.conftest import H100, HUB_MODEL, build, training_records
 
 Study = dict[str, Any]
 GraphOf = Callable[[Study], Graph]
@@ -34,27 +32,6 @@ def _flops(graph: Graph, id: str) -> float:
     run = graph.study.pretraining[id]
     shape = shape_of(run.architecture, 2048)
     return run.max_steps * run.global_batch_size * training_flops(shape, run.sequence_length)
-
-
-def _training_records(seconds_per_step: float, power_w: float | None = None) -> dict[str, str]:
-    unmeasured = ("flops", "latency_s_per_iteration_ci95", "mfu", "tokens", "tokens_per_s")
-    efficiency = Efficiency(
-        **dict.fromkeys(unmeasured),
-        latency_s_per_iteration=seconds_per_step,
-        device=DeviceInfo(device="cuda:0", kind="cuda", name=H100, memory_total_gb=79.6),
-        reasons={},
-        resumed_at_step=0,
-        steps=10,
-        strategy="single",
-        telemetry=TelemetrySummary(
-            status="ok", reason=None, windows=1, duration_s=10 * seconds_per_step, power_avg_w=power_w, reasons={}
-        ),
-        threads=2,
-        world_size=1,
-    )
-    config = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
-    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048, "tie_word_embeddings": True}
-    return {Efficiency.FILE: efficiency.to_json(), "model/config.json": json.dumps(config)}
 
 
 def test_without_device_and_earlier_runs_no_time_of_training_is_given(study: Study, graph_of: GraphOf) -> None:
@@ -97,7 +74,7 @@ def test_an_assumed_mfu_gives_device_hours_that_are_called_assumed(study: Study,
 def test_the_rate_of_an_earlier_run_comes_before_the_assumption(study: Study, graph_of: GraphOf) -> None:
     """Twice the steps take twice the measured step time, and the overhead once."""
     graph = graph_of(study)
-    build(graph, "pretrain/llama-1m", _training_records(0.1, power_w=300), wall_s=0.1 * 480 + 25)
+    build(graph, "pretrain/llama-1m", training_records(0.1, power_w=300), wall_s=0.1 * 480 + 25)
     after = copy.deepcopy(study)
     after["pretraining"]["llama-1m"]["max_steps"] = 960
     plan = plan_of(graph_of(after), ["pretrain/llama-1m"], assumptions=Assumptions(mfu=0.4, power_w=700))
@@ -111,14 +88,14 @@ def test_the_rate_of_an_earlier_run_comes_before_the_assumption(study: Study, gr
 
 def test_rates_of_another_device_say_nothing(study: Study, graph_of: GraphOf) -> None:
     graph = graph_of(study)
-    build(graph, "pretrain/llama-1m", _training_records(0.1))
+    build(graph, "pretrain/llama-1m", training_records(0.1))
     figure = _node(plan_of(graph, device="NVIDIA H200"), "pretrain/qwen2-1m").device_s
     assert figure.basis == "reference"
 
 
 def test_power_that_was_not_measured_leaves_energy_unknown(study: Study, graph_of: GraphOf) -> None:
     graph = graph_of(study)
-    build(graph, "pretrain/llama-1m", _training_records(0.1, power_w=None))
+    build(graph, "pretrain/llama-1m", training_records(0.1, power_w=None))
     node = _node(plan_of(graph, ["pretrain/qwen2-1m"]), "pretrain/qwen2-1m")
     assert node.device_s.value is not None
     assert node.energy_j.value is None and "--assume-power-w" in node.energy_j.source
@@ -171,7 +148,7 @@ def test_a_hub_model_that_was_built_is_read(study: Study, graph_of: GraphOf) -> 
     study["models"] = {"hub": HUB_MODEL}
     study["tables"]["table9"]["models"] = ["hub"]
     graph = graph_of(study)
-    config = json.loads(_training_records(1.0)["model/config.json"]) | {"dtype": "bfloat16"}
+    config = json.loads(training_records(1.0)["model/config.json"]) | {"dtype": "bfloat16"}
     build(graph, "model/hub", {"model/config.json": json.dumps(config)})
     plan = plan_of(graph)
     assert _node(plan, "quantize/hub.bfloat16").disk_b.value == 2 * (
