@@ -61,6 +61,24 @@ def chosen_benchmarks(wishes: Wishes) -> list[str]:
     return list(wishes.benchmarks or (usual if wishes.scored else ()))
 
 
+def documents_of(benchmarks: Iterable[str], most: int) -> dict[str, dict[str, int]]:
+    """The keys by which so many documents of each benchmark are asked, in those that have more or an unknown number."""
+    limits = {}
+    for id in benchmarks:
+        settings = _preset(_benchmarks()[id])["benchmarks"][id]
+        if settings["kind"] != "held_out":
+            limits[id] = {"limit": most}
+        elif most < settings["items"]:
+            limits[id] = {"items": most}
+    return limits
+
+
+def inference_of(wishes: Wishes, preset: str | None = None) -> dict[str, Any]:
+    """The settings of the measured windows, of a preset that has its own or of the protocol."""
+    settings: dict[str, Any] = _preset(preset or protocol(wishes))["inference"]
+    return settings
+
+
 @functools.cache
 def _benchmarks() -> dict[str, str]:
     """The preset of each benchmark."""

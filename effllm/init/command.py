@@ -2,17 +2,21 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from effllm.errors import UserError
 from effllm.fields import LONGEST_TEXT
+from effllm.init.budget import fit
 from effllm.init.chosen import ChosenModel, choose
 from effllm.init.recipes import COMPARE, RECIPES, Recipe
 from effllm.init.recipes.recipe import Draft
+from effllm.init.size import Size
 from effllm.init.text import comment, flow
 from effllm.init.wishes import Wishes, wishes_of
+from effllm.planning.show_plan import text_of
 from effllm.runtime.artifact import write_text
 from effllm.stages.graph import Graph
 from effllm.study import Study, parse_study
@@ -31,6 +35,16 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--benchmarks", metavar="A,B", help="such as ifeval,mmlu-pro (the default), or none")
     command.add_argument("--data", type=Path, metavar="FILE", help="conversations to fine-tune on, such as mine.jsonl")
     command.add_argument("--device", metavar="NAME", help="the GPU's name as NVML reports it, or cpu: sizes of minutes")
+    command.add_argument(
+        "--hours", type=float, metavar="H", help="cut the study until its plan fits into so many hours"
+    )
+    command.add_argument("--gpus", type=int, metavar="N", help="GPUs that work at once in those hours (default: 1)")
+    command.add_argument(
+        "--assume-mfu", type=float, metavar="M", help="as in effllm plan: share of the peak in training"
+    )
+    command.add_argument(
+        "--results", type=Path, default=Path("results"), help="earlier builds to plan by (default: %(default)s)"
+    )
     command.set_defaults(run=lambda arguments: run(wishes_of(arguments)))
 
 
@@ -39,10 +53,21 @@ def run(wishes: Wishes) -> int:
     recipe = RECIPES[wishes.recipe] if wishes.recipe else COMPARE
     _check_options(wishes, recipe)
     models = choose(wishes.models)
-    draft = recipe.draft(wishes, models)
-    text = _text(wishes, recipe, draft)
+    drafts = recipe.drafts(wishes, models)
+    fitted = None
+    if wishes.hours is None:
+        draft = drafts.at(Size())
+    else:
+        fitted = fit(wishes, drafts, lambda draft: _study_of(_text(wishes, recipe, draft), wishes))
+        draft = fitted.draft
+    text = _text(
+        wishes, recipe, draft, [fitted.sentence(wishes), *(f"So: {line}." for line in fitted.cut)] if fitted else ()
+    )
     study = _checked(text, wishes, models)
     write_text(wishes.output, text)
+    if fitted:
+        cuts = [f"  {line}" for line in fitted.cut]
+        print("\n".join([text_of(fitted.plan), "", fitted.sentence(wishes), *cuts, *fitted.unknown(wishes), ""]))
     print(f"{wishes.output}: the study {study.name!r} in {len(text.splitlines())} lines. {recipe.question}")
     profile = "profiles/local" if wishes.on_cpu else "profiles/gpu"
     targets = " ".join(f"results/{table}.csv" for table in draft.tables)
@@ -67,11 +92,12 @@ def _check_options(wishes: Wishes, recipe: Recipe) -> None:
             raise UserError(f"{option} is missing, and {name} needs it ({recipe.question}).")
 
 
-def _text(wishes: Wishes, recipe: Recipe, draft: Draft) -> str:
+def _text(wishes: Wishes, recipe: Recipe, draft: Draft, notes: Sequence[str] = ()) -> str:
     schema = os.path.relpath(SHIPPED / "schema.json", wishes.output.absolute().parent)
     lines = [
         *comment(recipe.question),
         *comment(wishes.command()),
+        *(line for note in notes for line in comment(note)),
         f"# yaml-language-server: $schema={schema}",
         f"extends: {flow(list(draft.extends))}",
         f"name: {flow(wishes.output.stem[:LONGEST_TEXT])}",
@@ -81,9 +107,13 @@ def _text(wishes: Wishes, recipe: Recipe, draft: Draft) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _study_of(text: str, wishes: Wishes) -> Study:
+    return parse_study(yaml.safe_load(text), str(wishes.output))
+
+
 def _checked(text: str, wishes: Wishes, models: list[ChosenModel]) -> Study:
     """The study that the text is; `UserError` for what could not be run."""
-    study = parse_study(yaml.safe_load(text), str(wishes.output))
+    study = _study_of(text, wishes)
     graph = Graph(study)
     graph.check_files()
     for model in models:

@@ -10,6 +10,8 @@ from effllm.fields import repeated, shortened, suggestion
 from effllm.telemetry.peaks import PEAKS
 
 CPU = "cpu"
+_MOST_HOURS = 100_000
+_MOST_GPUS = 1024
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Wishes:
     """The options of the command; None and () where one was not given.
 
     device: a name of the table of peaks, or `cpu`. benchmarks: () also where none is wanted, then `scored` is False.
+    hours: of wall time on so many `gpus`. results: earlier builds, whose rates a plan goes by.
     """
 
     output: Path
@@ -28,6 +31,10 @@ class Wishes:
     scored: bool
     data: Path | None
     device: str | None
+    hours: float | None = None
+    gpus: int = 1
+    assume_mfu: float | None = None
+    results: Path = Path("results")
 
     @property
     def on_cpu(self) -> bool:
@@ -44,6 +51,10 @@ class Wishes:
         words += ["--benchmarks", benchmarks] if benchmarks else []
         words += ["--data", str(self.data)] if self.data else []
         words += ["--device", self.device] if self.device else []
+        if self.hours is not None:
+            words += ["--hours", f"{self.hours:g}", "--gpus", str(self.gpus)]
+            words += ["--assume-mfu", f"{self.assume_mfu:g}"] if self.assume_mfu is not None else []
+            words += ["--results", str(self.results)] if self.results != Path("results") else []
         return shlex.join([*words, "-o", str(self.output)])
 
 
@@ -60,7 +71,12 @@ def wishes_of(arguments: Namespace) -> Wishes:
         scored=benchmarks != ("none",),
         data=arguments.data,
         device=arguments.device,
+        hours=arguments.hours,
+        gpus=1 if arguments.gpus is None else arguments.gpus,
+        assume_mfu=arguments.assume_mfu,
+        results=arguments.results,
     )
+    _check_budget(arguments)
     for word in (*wishes.models, *wishes.precisions, *wishes.benchmarks, str(wishes.data or ""), str(wishes.output)):
         if not all(character.isprintable() for character in word):
             raise UserError(f"{shortened(word)} holds a control character: delete it.")
@@ -73,6 +89,24 @@ def wishes_of(arguments: Namespace) -> Wishes:
         )
     _check_output(wishes)
     return wishes
+
+
+def _check_budget(arguments: Namespace) -> None:
+    hours, gpus, mfu = arguments.hours, arguments.gpus, arguments.assume_mfu
+    if hours is None:
+        for option, value in (("--gpus", gpus), ("--assume-mfu", mfu)):
+            if value is not None:
+                raise UserError(f"{option} {value} means nothing without a budget: give --hours too, or leave it out.")
+        return
+    # NaN is in no range.
+    if not 0 < hours <= _MOST_HOURS:
+        raise UserError(f"--hours {hours:g}: give wall hours above 0, and at most {_MOST_HOURS:,}, such as 24.")
+    if gpus is not None and not 1 <= gpus <= _MOST_GPUS:
+        raise UserError(f"--gpus {gpus}: give the number of GPUs that work at once, from 1 to {_MOST_GPUS:,}.")
+    if arguments.device == CPU and gpus not in (None, 1):
+        raise UserError(f"--gpus {gpus} means nothing to --device {CPU}: leave it out, for measured jobs run alone.")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(f"--assume-mfu {mfu:g}: give the share of its peak that training reaches, such as 0.4.")
 
 
 def _names(option: str, given: str | None) -> tuple[str, ...]:

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from effllm.errors import UserError
+from effllm.init.catalog import inference_of
 from effllm.init.chosen import ChosenModel
-from effllm.init.recipes.recipe import Draft, Recipe
+from effllm.init.recipes.compare import window_cuts
+from effllm.init.recipes.recipe import Draft, Drafts, Recipe
+from effllm.init.size import Cut, Size
 from effllm.init.text import comment, entry, flow_lines
 from effllm.init.wishes import Wishes
 from effllm.models.costs import parameter_count
@@ -13,6 +16,12 @@ from effllm.models.costs.shapes import shape_of
 from effllm.models.decoder.architecture import DecoderArchitecture
 from effllm.telemetry.peaks import memory_b
 
+_PRESET = "presets/recipes/attention.yaml"
+_USUAL_LAYERS = 28
+_USUAL = (
+    "The shape is that of Qwen2.5-1.5B. --model takes another one's; by hand it is pretraining.gqa.architecture and "
+    "models.gqa.source.architecture."
+)
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 # Training one parameter takes 18 bytes, and as much memory is left to activations, which recomputing would cheapen.
 _TRAINING_B_PER_PARAMETER = 18 * 2
@@ -54,28 +63,35 @@ class AttentionRecipe(Recipe):
     question: ClassVar[str] = "What would MQA, GQA, MLA and NSA cost at my shape?"
     takes: ClassVar[frozenset[str]] = frozenset({"--model"})
 
-    def draft(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Draft:
+    def drafts(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Drafts:
         if len(models) > 1:
             raise UserError("--recipe attention takes the shape of one model: give --model once, or not at all.")
-        shape, about = _shape_of(models[0], wishes) if models else ({}, "")
+        shape, about = _shape_of(models[0], wishes) if models else ({}, _USUAL)
         if wishes.on_cpu:
             shape = (shape or _TINY) | _BLOCKS_ON_CPU
-        sections = comment(about) if about else []
-        if shape:
-            sections += [
-                *entry("tokens", {"random": {"vocab_size": shape["vocab_size"]}}, indent=0),
-                *("pretraining:", "  gqa:", "    architecture: &shape", *flow_lines(shape, indent=6)),
-                *(f"    {key}: {value}" for key, value in (_RUN_ON_CPU if wishes.on_cpu else {}).items()),
-                *("models:", "  gqa: {source: {architecture: *shape}}"),
-            ]
-        else:
-            sections += comment(
-                "The shape is that of Qwen2.5-1.5B. --model takes another one's; by hand it is "
-                "pretraining.gqa.architecture and models.gqa.source.architecture."
-            )
-        if wishes.on_cpu:
-            sections += entry("inference", _PROTOCOL_ON_CPU, indent=0)
-        return Draft(["presets/recipes/attention.yaml"], sections, ["table9", "table3"])
+        inference = _PROTOCOL_ON_CPU if wishes.on_cpu else {}
+
+        def at(size: Size) -> Draft:
+            changed = shape | ({} if size.layers is None else {"num_hidden_layers": size.layers})
+            sections = comment(about)
+            if changed:
+                words = changed.get("vocab_size")
+                sections += [
+                    *(entry("tokens", {"random": {"vocab_size": words}}, indent=0) if words else ()),
+                    *("pretraining:", "  gqa:", "    architecture: &shape", *flow_lines(changed, indent=6)),
+                    *(f"    {key}: {value}" for key, value in (_RUN_ON_CPU if wishes.on_cpu else {}).items()),
+                    *("models:", "  gqa: {source: {architecture: *shape}}"),
+                ]
+            windows = {"repeats": size.repeats, "minimum_window_s": size.window_s}
+            own = inference | {key: value for key, value in windows.items() if value is not None}
+            return Draft([_PRESET], sections + (entry("inference", own, indent=0) if own else []), ["table9", "table3"])
+
+        cuts = window_cuts(inference_of(wishes, _PRESET) | inference)
+        layers = shape.get("num_hidden_layers") or _USUAL_LAYERS
+        fewer = tuple(range(layers - 1, 1, -1))
+        if fewer:
+            cuts.append(Cut("layers", layers, fewer, lambda count: f"{count} layers"))
+        return Drafts(at, cuts)
 
 
 def _shape_of(model: ChosenModel, wishes: Wishes) -> tuple[dict[str, Any], str]:

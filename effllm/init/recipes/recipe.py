@@ -1,11 +1,12 @@
 """What a recipe says of itself, and the draft of a study that it makes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from effllm.init.chosen import ChosenModel
+from effllm.init.size import Cut, Size
 from effllm.init.wishes import Wishes
 
 
@@ -22,6 +23,14 @@ class Draft:
     tables: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Drafts:
+    """One study at every size that a budget may choose. cuts: what it may cut, least harmful first."""
+
+    at: Callable[[Size], Draft]
+    cuts: Sequence[Cut]
+
+
 class Recipe(ABC):
     """A question. takes: the options that mean something to it; needs: those that it cannot do without."""
 
@@ -30,5 +39,5 @@ class Recipe(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def draft(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Draft:
+    def drafts(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Drafts:
         """The study; `UserError` for what cannot be studied so."""

@@ -18,7 +18,8 @@ from effllm.errors import UserError
 from effllm.init.catalog import protocol
 from effllm.init.chosen import ChosenModel
 from effllm.init.recipes.compare import models_section
-from effllm.init.recipes.recipe import Draft, Recipe
+from effllm.init.recipes.recipe import Draft, Drafts, Recipe
+from effllm.init.size import Cut, Size
 from effllm.init.text import comment, entry
 from effllm.init.wishes import Wishes
 
@@ -26,6 +27,10 @@ _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _LOOKED_AT = 1000
 _FEWEST = 40
 _HELD_OUT = 0.1
+# Of the preset.
+_PER_STEP, _HELD_OUT_SAMPLES = 16, 500
+_FEW_PER_STEP = 4
+_STEPS_ON_CPU, _FEWEST_STEPS = 12, 6
 # Layers that Freeze fixes, unless the model has hardly more.
 _FROZEN_LAYERS = 8
 # That of the preset's adapters.
@@ -42,26 +47,47 @@ class TuneRecipe(Recipe):
     takes: ClassVar[frozenset[str]] = frozenset({"--model", "--data"})
     needs: ClassVar[frozenset[str]] = takes
 
-    def draft(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Draft:
+    def drafts(self, wishes: Wishes, models: Sequence[ChosenModel]) -> Drafts:
         assert wishes.data is not None
         path = Path(os.path.normpath(wishes.data.expanduser().absolute()))
-        columns, samples = _look_into(path)
+        # A budget is one for all of them.
+        columns, samples = _look_into(path, _LOOKED_AT if wishes.hours is None else None)
+        steps = _STEPS_ON_CPU if wishes.on_cpu else _steps(samples)
+        cuts = [Cut("steps", steps, _fewer(steps), lambda count: f"{count:,} steps")]
+        if samples >= _LOOKED_AT and not wishes.on_cpu:
+            said = "a loss of {} held-out samples"
+            cuts.insert(0, Cut("documents", _HELD_OUT_SAMPLES, (200, 100), said.format))
+        return Drafts(lambda size: self._draft(wishes, models, path, columns, samples, size), cuts)
+
+    def _draft(
+        self,
+        wishes: Wishes,
+        models: Sequence[ChosenModel],
+        path: Path,
+        columns: dict[str, str],
+        samples: int,
+        size: Size,
+    ) -> Draft:
         suite: dict[str, Any] = {"models": [model.id for model in models]}
         rates = {model.id: rate for model in models if (rate := _rate(model)) != _RATES[0][1]}
         if rates:
             suite["learning_rate_by_model"] = rates
         if samples < _LOOKED_AT:
             # A step of sixteen samples would leave few steps to learn by.
-            suite |= {"samples_per_step": 4, "held_out_samples": None}
+            suite |= {"samples_per_step": _FEW_PER_STEP, "held_out_samples": None}
         if wishes.on_cpu:
             suite |= {
                 "encoding": {"sequence_length": 128},
                 "epochs": None,
-                "max_steps": 12,
+                "max_steps": _STEPS_ON_CPU,
                 "dtype": "float32",
                 "checkpoint_every_steps": 10,
                 "held_out_samples": 20,
             }
+        if size.steps is not None:
+            suite |= {"epochs": None, "max_steps": size.steps}
+        if size.documents is not None:
+            suite["held_out_samples"] = size.documents
         source = {"kind": "files", "paths": [str(path)], "columns": columns}
         layers = [count for model in models if (count := model.number("num_hidden_layers"))]
         frozen = min([_FROZEN_LAYERS, *(max(1, count // 2) for count in layers)])
@@ -100,8 +126,18 @@ def _largest_rank(model: ChosenModel) -> int:
     return max(1, head_dim * (model.number("num_key_value_heads") or heads) // 4)
 
 
-def _look_into(path: Path) -> tuple[dict[str, str], int]:
-    """The columns of instruction data, and how many of its first rows can be used; `UserError` for too few."""
+def _steps(samples: int) -> int:
+    """Steps of one pass over the data, by the samples of a step that the draft has."""
+    return max(1, round(samples * (1 - _HELD_OUT)) // (_FEW_PER_STEP if samples < _LOOKED_AT else _PER_STEP))
+
+
+def _fewer(steps: int) -> tuple[int, ...]:
+    counts = (round(steps * share) for share in (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.025))
+    return tuple(count for count in dict.fromkeys(counts) if _FEWEST_STEPS <= count < steps)
+
+
+def _look_into(path: Path, most: int | None = _LOOKED_AT) -> tuple[dict[str, str], int]:
+    """The columns of instruction data, and how many of its first `most` rows can be used; `UserError` for too few."""
     if not path.is_file():
         raise UserError(f"--data {path} is no file: name the conversations, as *.jsonl or *.parquet.")
     if not path.name.lower().endswith(_ENDINGS):
@@ -118,7 +154,7 @@ def _look_into(path: Path) -> tuple[dict[str, str], int]:
     )
     with tempfile.TemporaryDirectory(prefix="effllm-init-") as folder:
         rows = open_source(config, {"files[0]": path}, Path(folder)).rows()
-        usable = sum(_is_usable(row, config.columns) for row in islice(rows, _LOOKED_AT))
+        usable = sum(_is_usable(row, config.columns) for row in islice(rows, most))
     if usable < _FEWEST:
         raise UserError(
             f"--data {path}: {usable} of its first {_LOOKED_AT:,} rows can be used as "

@@ -6,17 +6,25 @@ import os
 import re
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from effllm.cli import main
+from effllm.errors import UserError
+from effllm.init.budget import fit
 from effllm.init.catalog import chosen_benchmarks, chosen_precisions
 from effllm.init.recipes import RECIPES
+from effllm.init.recipes.recipe import Draft, Drafts
+from effllm.init.size import Cut, Size
 from effllm.init.wishes import Wishes
 from effllm.models.costs import training_flops
 from effllm.models.costs.shapes import shape_of
+from effllm.planning.estimate import Assumptions
+from effllm.planning.plan import plan_of
+from effllm.stages.graph import Graph
 from effllm.study import Study, load_study
 from tests.hub.fixtures import hub, waits  # noqa: F401
 from tests.hub.server import Hub
@@ -79,11 +87,14 @@ def test_what_is_written_passes_the_check_whatever_was_asked_for(tmp_path: Path,
     asked += [("tune", names, None, None, device, data) for names, device in product(models, devices)]
     asked += [("attention", names, None, None, device, None) for names, device in product([[], models[0]], devices)]
     asked += [("pretrain", [], None, None, device, None) for device in devices]
-    for recipe, names, precisions, benchmarks, device, file in asked:
+    budgets = ([], ["--hours", "0.9", "--results", str(tmp_path)], ["--hours", "30", "--gpus", "8"])
+    for number, (recipe, names, precisions, benchmarks, device, file) in enumerate(asked):
         options = {"--recipe": recipe, "--precisions": precisions, "--benchmarks": benchmarks, "--device": device}
         words = [word for option, value in options.items() if value for word in (option, value)]
         words += [word for name in names for word in ("--model", name)] + (["--data", str(file)] if file else [])
-        init(*words, "--force", "-o", path)
+        # Three divides no number of choices but the devices', which the fours between shift.
+        budget = budgets[(number + number // 4) % 3][: 2 if device == "cpu" else None]
+        init(*words, *budget, "--force", "-o", path)
         study = check(path)
         wishes = Wishes(path, True, recipe, (), (), (), benchmarks != "none", None, device)
         if table := study.tables.table9:
@@ -92,6 +103,52 @@ def test_what_is_written_passes_the_check_whatever_was_asked_for(tmp_path: Path,
             assert table.precisions == (precisions.split(",") if precisions else chosen_precisions(wishes))
             given = [] if benchmarks == "none" else (benchmarks or "").split(",")
             assert table.benchmarks == (given if benchmarks else chosen_benchmarks(wishes))
+
+
+@pytest.mark.parametrize("hours", [1, 100])
+def test_the_plan_of_what_is_written_is_within_the_budget(hours: float, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    budget = ("--hours", hours, "--device", H100, "--assume-mfu", "0.4", "--results", tmp_path)
+    init("--recipe", "pretrain", *budget, "-o", path)
+    study = check(path)
+    plan = plan_of(Graph(study, str(tmp_path)), ["table6"], device=H100, assumptions=Assumptions(mfu=0.4))
+    taken_h = sum(node.device_s.value for node in plan.nodes if node.device_s and node.device_s.value) / 3600
+    # One after the other, and half of the budget is used, of which more than 60 h would take a larger backbone.
+    assert 0.45 * min(hours, 60) < taken_h <= hours
+    words = study.pretraining["gqa"].architecture.plain()["hidden_size"]
+    assert words == {1: 512, 100: 1024}[hours]
+    assert study.pretraining["gqa"].optimizer.learning_rate == pytest.approx(0.768 / words, rel=0.03)
+
+
+def test_what_harms_least_is_cut_first_and_the_rest_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(graph: Draft, *_: object, **__: object) -> SimpleNamespace:
+        size = Size(**json.loads(graph.sections[0]))
+        # 100 windows of 1 s, 100 documents of 1 s.
+        seconds = 10 * (10 if size.repeats is None else size.repeats) + (size.documents or 100)
+        known = SimpleNamespace(value=seconds)
+        return SimpleNamespace(
+            wall_s=known, wall_least_s=seconds, wont_fit={}, risks={}, device=None, nodes=[], graph=graph
+        )
+
+    monkeypatch.setattr("effllm.init.budget.plan_of", plan)
+    monkeypatch.setattr("effllm.init.budget.Graph", lambda study, results: study)
+    cuts = [
+        Cut("repeats", 10, (8, 6, 4), lambda count: f"{count} windows"),
+        Cut("documents", None, (75, 50, 25), lambda count: f"{count} documents"),
+    ]
+    drafts = Drafts(lambda size: Draft([], [json.dumps(vars(size))], ["table9"]), cuts)
+
+    def cut(seconds: float) -> list[str]:
+        wishes = Wishes(Path("x"), False, None, (), (), (), True, None, None, hours=seconds / 3600)
+        return list(fit(wishes, drafts, lambda draft: draft).cut)  # type: ignore[arg-type,return-value]
+
+    assert cut(200) == []
+    assert cut(170) == ["6 windows instead of 10"]
+    assert cut(120) == ["4 windows instead of 10", "75 documents instead of all"]
+    # 50 documents leave room for more windows than the fewest.
+    assert cut(111) == ["6 windows instead of 10", "50 documents instead of all"]
+    with pytest.raises(UserError, match=r"--hours 0.0166667: the smallest .* takes 65 s .*, 5 s too many"):
+        cut(60)
 
 
 def test_two_models_take_few_lines_and_are_read(tmp_path: Path, model: Path) -> None:
@@ -203,6 +260,19 @@ def test_what_a_repository_lacks_is_said_now(
         (["--model", "{model}", "--device", "RTX"], ["nobody knows a 'RTX'", "leave it out"]),
         (["--model", "{model}", "--model", "{model}"], ["is given twice"]),
         ([], ["--model is missing"]),
+        *(
+            (["--recipe", "pretrain", "--hours", hours], [f"--hours {hours}", "above 0", "such as 24"])
+            for hours in ("0", "-1", "nan", "inf")
+        ),
+        (["--recipe", "pretrain", "--hours", "1", "--gpus", "0"], ["--gpus 0", "from 1 to 1,024"]),
+        (["--recipe", "pretrain", "--hours", "1", "--gpus", "5000"], ["--gpus 5000", "from 1 to 1,024"]),
+        (["--recipe", "pretrain", "--hours", "1", "--assume-mfu", "40"], ["--assume-mfu 40", "such as 0.4"]),
+        (["--recipe", "pretrain", "--gpus", "2"], ["--gpus 2 means nothing", "--hours"]),
+        (["--recipe", "pretrain", "--device", "cpu", "--hours", "1", "--gpus", "2"], ["--gpus 2", "--device cpu"]),
+        (
+            ["--recipe", "pretrain", "--device", H100, "--assume-mfu", "0.4", "--hours", "0.01"],
+            ["--hours 0.01: the smallest version", "too many: give more hours"],
+        ),
         (["--recipe", "int4", "--model", "{model}", "--precisions", "int4"], ["--precisions means nothing to"]),
         (["--recipe", "pretrain", "--model", "{model}"], ["--model means nothing to --recipe pretrain"]),
         (["--recipe", "tune", "--model", "{model}"], ["--data is missing"]),
