@@ -20,6 +20,17 @@ class Finding:
     message: str
 
 
+class DeviceShare(Figures):
+    """What the instruments say of one of several devices that ran a workload together."""
+
+    memory_device_avg_gb: float | None = Field(description="Its memory in use, average over time.")
+    memory_device_peak_gb: float | None = Field(description="The highest reading of it.")
+    allocator_peak_gb: float | None = Field(description="Highest allocation on it, kept by torch's allocator.")
+    util_nvml: float | None = Field(description="Share of time with a kernel running on it.")
+    power_avg_w: float | None = Field(description="Its energy over the duration.")
+    energy_j: float | None = Field(description="Its energy.")
+
+
 class TelemetrySummary(Figures):
     """Figures over all windows of one name together. Units are in the names: GB = 1e9 bytes, fractions are of 1."""
 
@@ -69,6 +80,9 @@ class TelemetrySummary(Figures):
     cgroup_pressure_fraction: float | None = Field(default=None, description="The same within the cgroup.")
     throttled_fraction: float | None = Field(default=None, description="Time held back by the CPU quota.")
     throttled_periods: int | None = Field(default=None, description="Periods of the quota that were cut.")
+    devices: list[DeviceShare] | None = Field(
+        default=None, description="Each device's own part, where the figures above are of several; left out of one."
+    )
 
 
 class DeviceInfo(Part):
@@ -78,6 +92,10 @@ class DeviceInfo(Part):
     kind: Literal["cpu", "cuda"] = Field(description="Processor or GPU.")
     name: str | None = Field(description="Its model.")
     memory_total_gb: float | None = Field(description="Its memory; of a processor what this process may use.")
+    count: int = Field(
+        default=1,
+        description="CUDA: devices of this model that ran it together; memory and power limits are their sums.",
+    )
     cores_total: int | None = Field(default=None, description="CPU: cores of the machine.")
     cores_usable: float | None = Field(default=None, description="CPU: by affinity and quota.")
     kernel: str | None = Field(default=None, description="CPU: release of the operating system's kernel.")

@@ -1,11 +1,13 @@
 """What this machine offers to measure with, and which device a run is on: provenance, and text for a user."""
 
+import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from effllm.errors import UserError
 from effllm.results.telemetry import DeviceInfo
 from effllm.telemetry.sources import OPENERS, open_source
 from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
@@ -60,6 +62,39 @@ def _open_all(device: str) -> dict[str, Source]:
             opened[name] = NullSource(name, str(error))
         opened[name].close()
     return opened
+
+
+def joint_info(devices: Sequence[str]) -> DeviceInfo:
+    """Who and what the devices of one job are together: memory and limits of power are sums.
+
+    Raises SourceUnavailable as `device_info` does, and `UserError` where they are of several models.
+    """
+    found = [device_info(device) for device in devices]
+    first = found[0]
+    if len(found) == 1:
+        return first
+    names = sorted({str(info.name) for info in found})
+    if len(names) > 1:
+        raise UserError(
+            f"a model would be spread over GPUs of {len(names)} models ({', '.join(names)}), whose figures are of none: "
+            "show the job GPUs of one model by CUDA_VISIBLE_DEVICES."
+        )
+
+    def total(key: str) -> float | None:
+        values = [getattr(info, key) for info in found]
+        return None if None in values else math.fsum(values)
+
+    return first.model_copy(
+        update={
+            "device": ",".join(devices),
+            "count": len(found),
+            "uuid": ",".join(str(info.uuid) for info in found),
+            "processes": None
+            if any(i.processes is None for i in found)
+            else sorted({p for i in found for p in i.processes or ()}),
+            **{key: total(key) for key in ("memory_total_gb", "power_limit_w", "power_limit_default_w")},
+        }
+    )
 
 
 def device_info(device: str = "cpu") -> DeviceInfo:

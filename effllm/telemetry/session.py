@@ -29,8 +29,9 @@ from effllm.telemetry.windows import WindowManager, WindowRecord
 class Telemetry:
     """Measures a workload over named windows.
 
-    `directory` receives `samples.parquet` and `windows.json`. `device` is "cpu", "cuda" or "cuda:N"; on CUDA it is
-    synchronised at every edge of a window. `period_s` is the time between samples. `sources` are names from
+    `directory` receives `samples.parquet` and `windows.json`. `device` is "cpu", "cuda" or "cuda:N", or several of the
+    last, whose figures are then sums, with each one's own beside them; on CUDA they are synchronised at every edge of a
+    window. `period_s` is the time between samples. `sources` are names from
     `effllm.telemetry.sources.OPENERS` (default: all that apply to the device); those this machine lacks make figures
     None, with a reason. `root_pid` is the process whose tree is measured (default: this one).
 
@@ -41,11 +42,13 @@ class Telemetry:
     def __init__(
         self,
         directory: Path,
-        device: str = "cpu",
+        device: str | Sequence[str] = "cpu",
         period_s: float = 0.1,
         sources: Sequence[str] | None = None,
         root_pid: int | None = None,
     ):
+        self._devices = [device] if isinstance(device, str) else list(device)
+        device = self._devices[0]
         kind = device.partition(":")[0]
         if kind not in SOURCES_OF_DEVICE:
             raise ValueError(f"device {device!r}: telemetry knows {', '.join(SOURCES_OF_DEVICE)}")
@@ -143,20 +146,21 @@ class Telemetry:
         if not windows:
             known = ", ".join(sorted({window.name for window in self.windows})) or "none"
             raise KeyError(f"no window was called {name!r} (there were: {known})")
-        return Summary(windows, self._sources, self._readings, self.device).figures()
+        return Summary(windows, self._sources, self._readings, self.device, len(self._devices)).figures()
 
     def _open_sources(self) -> dict[str, Source]:
         self._options: dict[str, Any] = {"root_pid": self.root_pid}
-        workload_options = {**self._options, "device": self.device}
+        is_one = len(self._devices) == 1
+        workload_options = {**self._options, "device": self.device if is_one else self._devices}
         sources: dict[str, Source] = {}
         for name in self._names:
             if name == "nvml" and self.device != "cpu":
                 try:
-                    uuid = nvml_uuid(self.device)
+                    uuids = [nvml_uuid(device) for device in self._devices]
                 except SourceUnavailable as error:
                     sources[name] = NullSource(name, str(error))
                     continue
-                self._options["uuid"] = workload_options["uuid"] = uuid
+                self._options["uuid"] = workload_options["uuid"] = uuids[0] if is_one else uuids
             sources[name] = open_source(name, workload_options)
         return sources
 
@@ -165,7 +169,11 @@ class Telemetry:
             return lambda: None
         import torch
 
-        return lambda: torch.cuda.synchronize(self.device)
+        def synchronize() -> None:
+            for device in self._devices:
+                torch.cuda.synchronize(device)
+
+        return synchronize
 
     def _spool(self, origin: str) -> SpoolWriter:
         path = self.directory / f"{origin}.spool"
@@ -220,7 +228,7 @@ class Telemetry:
 
     def _write_windows(self) -> None:
         record = WindowsRecord(
-            device=self.device,
+            device=",".join(self._devices),
             period_s=self.period_s,
             root_pid=self.root_pid,
             sources={name: _describe(source) for name, source in self._sources.items()},

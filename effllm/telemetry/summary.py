@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from effllm.results.telemetry import TelemetrySummary
+from effllm.results.telemetry import DeviceShare, TelemetrySummary
 from effllm.telemetry.integrate import CounterReset
 from effllm.telemetry.readings import NotMeasured, Readings
 from effllm.telemetry.sources.base import EnergyMeter, Source
 from effllm.telemetry.sources.nvml import THROTTLE_BITS
+from effllm.telemetry.sources.several import of_device, of_one
 from effllm.telemetry.spool import TICK
 from effllm.telemetry.windows import Segment, WindowRecord
 
@@ -30,9 +31,20 @@ _UTILIZATION_S = 1.0
 
 
 class Summary:
-    """Computes the figures of one set of windows. `sources` holds every source asked for, null ones included."""
+    """Computes the figures of one set of windows. `sources` holds every source asked for, null ones included.
 
-    def __init__(self, windows: Sequence[WindowRecord], sources: Mapping[str, Source], readings: Readings, device: str):
+    Of several `devices` a figure is that of all together, and each one's own are beside it.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[WindowRecord],
+        sources: Mapping[str, Source],
+        readings: Readings,
+        device: str,
+        devices: int = 1,
+    ):
+        self._devices = devices
         self._windows, self._sources, self._readings = windows, sources, readings
         self._cuda = device.startswith("cuda")
         self._segments: list[Segment] = [segment for window in windows for segment in window.segments]
@@ -83,6 +95,20 @@ class Summary:
             "throttled_periods": lambda: int(self._load("throttled_periods")),
         }
         values: dict[str, Any] = {"duration_s": self._duration_s, "windows": len(self._windows)}
+        found, reasons = self._measured(figures)
+        values |= found
+        if self._devices > 1:
+            values["devices"] = [self._share(place) for place in range(self._devices)]
+        invalid = [window for window in self._windows if window.status != "ok"]
+        values["status"] = "invalid" if invalid else "ok"
+        values["reason"] = None
+        if invalid:
+            values["reason"] = f"window {invalid[0].index} of {len(self._windows)}: {invalid[0].reason}"
+        return TelemetrySummary(**values, reasons=reasons)
+
+    def _measured(self, figures: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The figures, and why some are None."""
+        values: dict[str, Any] = {}
         reasons: dict[str, str] = {}
         for key, figure in figures.items():
             try:
@@ -91,12 +117,29 @@ class Summary:
                 values[key] = figure()
             except NotMeasured as error:
                 values[key], reasons[key] = None, str(error)
-        invalid = [window for window in self._windows if window.status != "ok"]
-        values["status"] = "invalid" if invalid else "ok"
-        values["reason"] = None
-        if invalid:
-            values["reason"] = f"window {invalid[0].index} of {len(self._windows)}: {invalid[0].reason}"
-        return TelemetrySummary(**values, reasons=reasons)
+        return values, reasons
+
+    def _share(self, place: int) -> DeviceShare:
+        """The figures of one of several devices."""
+
+        def used(figure: Callable[..., float]) -> Callable[[], float]:
+            return lambda: figure("nvml", of_device("memory_used_b", place)) / GB
+
+        def energy_j() -> float:
+            return self._energy("nvml", place)[0]
+
+        allocated = of_device("allocated_peak_b", place)
+        values, reasons = self._measured(
+            {
+                "memory_device_avg_gb": used(self._average),
+                "memory_device_peak_gb": used(self._peak),
+                "allocator_peak_gb": lambda: self._peak("torch_allocator", allocated, opening=False) / GB,
+                "util_nvml": lambda: self._util_nvml(of_device("utilization_gpu", place)),
+                "power_avg_w": lambda: energy_j() / self._duration_s,
+                "energy_j": energy_j,
+            }
+        )
+        return DeviceShare(**values, reasons=reasons)
 
     def _source(self, source: str, quantity: str) -> Source:
         """The source, when it reads the quantity; NotMeasured with its reason otherwise."""
@@ -140,13 +183,13 @@ class Summary:
             return self._average("nvml", "memory_used_b") / self._fact("nvml", "memory_total_b")
         return self._average("host", "rss_b") / self._fact("host", "memory_total_b")
 
-    def _util_nvml(self) -> float:
-        self._source("nvml", "utilization_gpu")
+    def _util_nvml(self, quantity: str = "utilization_gpu") -> float:
+        self._source("nvml", quantity)
         if self._duration_s < _UTILIZATION_S * len(self._segments):
             raise NotMeasured(
                 f"the windows are shorter than the {_UTILIZATION_S:g} s that NVML's utilisation looks back"
             )
-        return self._average("nvml", "utilization_gpu")
+        return self._average("nvml", quantity)
 
     def _util_cpu(self) -> float:
         self._source("host", "cpu_s")
@@ -205,18 +248,19 @@ class Summary:
         ]
         raise NotMeasured("no instrument measures the processor's energy: " + "; ".join(why))
 
-    def _meter(self, source: str) -> EnergyMeter:
+    def _meter(self, source: str, place: int | None = None) -> EnergyMeter:
+        """What a source counts as energy; of one of several devices, that at `place`."""
         if source not in self._sources:
             raise NotMeasured(f"source {source} was not asked for")
         found = self._sources[source]
         if found.meter is None:
             reason = getattr(found, "reason", None) or found.missing.get("energy_j", f"{source} offers no energy")
             raise NotMeasured(reason)
-        return found.meter
+        return found.meter if place is None else of_one(found.meter, place)
 
-    def _counted(self, source: str) -> float:
+    def _counted(self, source: str, place: int | None = None) -> float:
         """Energy by the counters of a source, J. NotMeasured where there is none or it did not move."""
-        meter = self._meter(source)
+        meter = self._meter(source, place)
         if not meter.counters:
             raise NotMeasured(f"{source} has no energy counter")
         self._require_length(meter.counter_update_s, f"the energy counter of {source}")
@@ -225,9 +269,9 @@ class Summary:
             raise NotMeasured(f"the energy counter of {source} did not move in {self._duration_s:.3g} s")
         return total_j
 
-    def _integrated(self, source: str) -> float:
+    def _integrated(self, source: str, place: int | None = None) -> float:
         """Energy by the integral of power, J."""
-        meter = self._meter(source)
+        meter = self._meter(source, place)
         if not meter.powers:
             raise NotMeasured(f"{source} reports no power")
         self._require_length(meter.power_update_s, f"the power sensor of {source}")
@@ -246,16 +290,20 @@ class Summary:
                 f"they must last {shortest_s:g} s or more"
             )
 
-    def _energy(self, source: str) -> tuple[float, str, str | None]:
+    def _energy(self, source: str, place: int | None = None) -> tuple[float, str, str | None]:
         """(energy in J, where from, scope): the counter; the integral of power where it is absent or was reset."""
-        meter = self._meter(source)
+        meter = self._meter(source, place)
         if meter.counters:
             try:
-                return self._counted(source), f"{source}: counter {' + '.join(meter.counters)}", meter.counter_scope
+                return (
+                    self._counted(source, place),
+                    f"{source}: counter {' + '.join(meter.counters)}",
+                    meter.counter_scope,
+                )
             except CounterReset as error:
                 if not meter.powers:
                     raise NotMeasured(f"the energy counter of {source} was reset: {error} J") from error
-        return self._integrated(source), f"{source}: integral of {' + '.join(meter.powers)}", meter.power_scope
+        return self._integrated(source, place), f"{source}: integral of {' + '.join(meter.powers)}", meter.power_scope
 
     def _cross_check(self) -> float:
         """Integral of power where the energy is the counter's and both have one scope, J."""
@@ -281,7 +329,9 @@ class Summary:
         """Highest power sampled; of several meters that are summed, the sum of their peaks would be a guess."""
         source = self._meter_name()
         meter = self._meter(source)
-        if len(meter.powers) != 1:
+        # What several devices drew was read together.
+        joint = {power.partition("@")[0] for power in meter.powers}
+        if len(joint) != 1:
             raise NotMeasured(f"{source} reports {len(meter.powers)} powers, of which no joint peak can be told")
         self._require_length(meter.power_update_s, f"the power sensor of {source}")
-        return self._peak(source, meter.powers[0])
+        return self._peak(source, joint.pop())

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from effllm.telemetry.sources.base import NullSource, Source, SourceUnavailable
+from effllm.telemetry.sources.several import SeveralDevices
 
 OPENERS = {
     "nvml": ("effllm.telemetry.sources.nvml", "NvmlSource"),
@@ -34,18 +35,24 @@ OPTIONS_OF_SOURCE = {
 }
 """Options each source's constructor takes from the session; the others take none."""
 
+_NAMES_DEVICES = {"nvml": "uuid", "torch_allocator": "device"}
+
 
 def open_source(name: str, options: Mapping[str, Any]) -> Source:
     """Open the source called `name`; a `NullSource` with the reason where this machine does not have it.
 
-    `options` may hold options of other sources too; each source gets its own. Raises ValueError for a name
-    that is no source at all.
+    `options` may hold options of other sources too; each source gets its own. Where the device is a list, the source is
+    that of all these devices. Raises ValueError for a name that is no source at all.
     """
     if name not in OPENERS:
         raise ValueError(f"there is no telemetry source {name!r}; choose from {', '.join(OPENERS)}")
     module, attribute = OPENERS[name]
     own = {key: options[key] for key in OPTIONS_OF_SOURCE.get(name, ()) if key in options}
     try:
-        return getattr(import_module(module), attribute)(**own)
+        opener = getattr(import_module(module), attribute)
+        key = _NAMES_DEVICES.get(name)
+        if key is None or not isinstance(own.get(key), list):
+            return opener(**own)
+        return SeveralDevices([opener(**own | {key: device}) for device in own[key]])
     except SourceUnavailable as error:
         return NullSource(name, str(error))

@@ -26,8 +26,9 @@ class Replay:
         period_s: float = 0.1,
         delay_s: Callable[[float], float] = lambda t: 0.0,
         device: str = "cuda",
+        devices: int = 1,
     ):
-        self.clock, self.sources, self.device = clock, list(sources), device
+        self.clock, self.sources, self.device, self.devices = clock, list(sources), device, devices
         self._directory, self._period_s, self._delay_s = directory, period_s, delay_s
         self._channels = [(s.name, q) for s in self.sources for q in (*s.quantities, TICK)]
         index = {channel: i for i, channel in enumerate(self._channels)}
@@ -93,4 +94,4 @@ class Replay:
     def summary(self, name: str) -> TelemetrySummary:
         windows = [window for window in self.book.closed if window.name == name]
         sources = {source.name: source for source in self.sources}
-        return Summary(windows, sources, self.readings, self.device).figures()
+        return Summary(windows, sources, self.readings, self.device, self.devices).figures()
