@@ -12,7 +12,7 @@ from effllm.errors import UserError
 from effllm.runtime.faults import fault_of_machine, require_place, require_writable
 from effllm.runtime.launch import name_interpreter
 from effllm.runtime.lease import Lease
-from effllm.telemetry.gpus import cores_of_gpus
+from effllm.telemetry.gpus import cores_of_gpus, least_memory_b
 from effllm.telemetry.sources.base import SourceUnavailable
 from effllm.stages import STAGES
 from effllm.planning.state import (
@@ -63,7 +63,11 @@ def read_graph():
     A relative path starts at the Snakefile. A configfile is a study itself and takes the place of the named one: two
     studies are never merged.
     """
-    given = {key: value for key, value in config.items() if key != "study"}
+    given = {
+        key: value
+        for key, value in config.items()
+        if key not in ("study", "gpu_memory_gb")
+    }
     try:
         if given:
             study = parse_study(
@@ -157,7 +161,7 @@ def take_gpus():
         )
     limit = workflow.global_resources["gpu"].value
     gpus = dict(list(found.items())[:limit])
-    gpu_lease.announce(gpus)
+    gpu_lease.announce(gpus, least_memory_b(gpus))
     # By it Snakemake starts no more jobs than there are GPUs, so that none waits on cores that others could use.
     workflow.global_resources["gpu"] = len(gpus)
 
@@ -203,6 +207,17 @@ def parents(stage):
     return inputs
 
 
+def gpu_memory_b():
+    """Memory of one GPU of the machines that jobs run on: as the profile says, or as this machine's GPUs have."""
+    given = config.get("gpu_memory_gb")
+    try:
+        return gpu_lease.announced_memory_b() if given is None else float(given) * 1e9
+    except ValueError:
+        raise WorkflowError(
+            f"gpu_memory_gb is {given!r}: give the GB of one GPU, such as 80"
+        ) from None
+
+
 def requests(stage):
     """The resources of a rule: what its jobs ask of a cluster. Without one they are printed and have no effect."""
 
@@ -210,7 +225,12 @@ def requests(stage):
         # Read again at each submission: what a parent weighs is known once it is built.
         try:
             return request(
-                GRAPH.study, stage, wildcards.id, dict(input.items()), cores=threads
+                GRAPH.study,
+                stage,
+                wildcards.id,
+                dict(input.items()),
+                cores=threads,
+                gpu_memory_b=gpu_memory_b(),
             )
         except UserError as error:
             raise WorkflowError(str(error)) from None

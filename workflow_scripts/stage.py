@@ -10,4 +10,5 @@ run_stage(
     manifest=snakemake.output.manifest,
     log=snakemake.log[0],
     threads=snakemake.threads,
+    gpus=snakemake.resources.get("gpu", 0) // max(snakemake.resources.get("nodes", 1), 1),
 )

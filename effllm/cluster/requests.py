@@ -19,12 +19,19 @@ from effllm.study import Study
 GPU_STAGES = tuple(name for name, stage in STAGES.items() if stage.uses_device)
 
 
-def request(study: Study, stage: str, id: str, manifests: Mapping[str, str], cores: int) -> Request:
+def request(
+    study: Study,
+    stage: str,
+    id: str,
+    manifests: Mapping[str, str],
+    cores: int,
+    gpu_memory_b: float | None = None,
+) -> Request:
     """What the node `id` of `stage` asks for at its first attempt.
 
     `manifests` are the paths of its parents' manifests by name; FileNotFoundError, which names it, while one that
     counts is missing; `UserError` for one that is damaged.
-    `cores` are the CPU cores it gets.
+    `cores` are the CPU cores it gets; `gpu_memory_b` is the memory of one GPU, None where it is not known.
     """
 
     def artifact(name: str) -> Artifact:
@@ -33,7 +40,7 @@ def request(study: Study, stage: str, id: str, manifests: Mapping[str, str], cor
     def weights() -> Weights:
         return _weights(manifests["model"])
 
-    return STAGES[stage].request(JobContext(study, id, cores, manifests, artifact, weights))
+    return STAGES[stage].request(JobContext(study, id, cores, manifests, artifact, weights, gpu_memory_b))
 
 
 def _weights(manifest: str) -> Weights:

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from effllm.errors import CellFailure
 from effllm.evaluation.chat import harness_options, prepare_template
+from effllm.evaluation.placement import scoring_need
 from effllm.evaluation.run_time_needs import NLTK_DATA, use_nltk_data
 from effllm.evaluation.scores import cluster_scores, summarize
 from effllm.evaluation.tasks import load_tasks, write_task_files
-from effllm.fields import Section
+from effllm.fields import PositiveInt, Section
 from effllm.results.benchmark import Benchmark
 from effllm.results.evaluation import ChatRecord, Divergence, Evaluation, EvaluationCost, RequestCost
 from effllm.results.quantization import Quantization
@@ -49,6 +50,7 @@ class Config(Section):
 
     protocol: EvaluationProtocol
     chat: ChatPrompts | None = None
+    devices: PositiveInt | None = None
 
 
 def build(job: Job) -> None:
@@ -68,13 +70,14 @@ def build(job: Job) -> None:
     folder.mkdir(parents=True)
     write_task_files(benchmark, job.inputs["benchmark"].directory, folder)
     with _failures_of_the_cell():
-        lm = load(job.inputs["model"], config)
+        reference = job.inputs.get("reference")
+        lm, devices = load(job.inputs["model"], config, reference)
         use_nltk_data(job.inputs["benchmark"].directory / NLTK_DATA)
         tasks = load_tasks(folder, benchmark.task, protocol.seed)
         require_room(tasks, lm.max_length)
         generates = any(task.output_type == "generate_until" for task in benchmark.tasks)
         lm.warm_up(generates)
-        results, seconds, telemetry = _measured(job, lm, tasks, benchmark, config)
+        results, seconds, telemetry = _measured(job, lm, tasks, benchmark, config, devices)
     if lm.meter.not_finite:
         total = lm.meter.total().requests
         raise CellFailure("nan", f"{lm.meter.not_finite} of {total} log-likelihoods are not finite numbers")
@@ -100,11 +103,11 @@ def build(job: Job) -> None:
         max_length=lm.max_length,
         log_probability_dtype="float32",
         ignored_generation_settings=lm.ignored_generation_settings if generates else {},
-        cost=_cost(lm, seconds),
+        cost=_cost(lm, seconds, devices),
         telemetry=telemetry,
     )
     if protocol.divergence_from is not None:
-        divergence = _divergence(job, lm, tasks, benchmark, protocol.divergence_from)
+        divergence = _divergence(job, lm, tasks, benchmark, protocol.divergence_from, devices)
         evaluation = evaluation.model_copy(update={"divergence": divergence})
     if chat:
         evaluation = evaluation.model_copy(update={"chat": ChatRecord(**chat.plain(), end_token_ids=lm.end_ids())})
@@ -112,29 +115,37 @@ def build(job: Job) -> None:
     job.write(evaluation)
 
 
-def load(model: Artifact, config: Config) -> "MeteredLM":
-    """The model of a `quantize` artifact on the GPU if there is one, in its own precision, behind the meter."""
+def load(model: Artifact, config: Config, reference: Artifact | None = None) -> "tuple[MeteredLM, list[str]]":
+    """The model of a `quantize` artifact in its own precision, behind the meter, and the devices that it is on.
+
+    On as many GPUs, if there are any, as it needs; with a `reference`, as both need, which are then there together.
+    """
     # The bootstrap of lm-eval would fork this process, with its threads and its CUDA context, once per core.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     # Nothing forks, so prompts can be encoded on all threads of the job.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     # It warns of every prompt that it cuts, one by one; the meter counts them.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-    import torch
-
     from effllm.evaluation.metered import MeteredLM
     from effllm.models.loading import load_tokenizer
+    from effllm.models.placement import place
     from effllm.quantization.loading import load_quantized
     from effllm.telemetry.busy import warn_if_busy
 
     path = model.directory / "model"
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    warn_if_busy(device, model.manifest.id)
+    weights = [Quantization.read(one.directory).weights.bytes for one in (model, reference) if one]
+    try:
+        devices = place(scoring_need(sum(weights), path, config.protocol), config.devices)
+    except CellFailure:
+        # Alone it may fit, and the comparison with the other is then what is missing.
+        devices = place(scoring_need(weights[0], path, config.protocol), config.devices)
+    for device in devices:
+        warn_if_busy(device, model.manifest.id)
     tokenizer = load_tokenizer(path)
     if config.chat:
         prepare_template(tokenizer, model.manifest.id.rpartition(".")[0])
-    loaded, _ = load_quantized(model, device)
-    return MeteredLM(
+    loaded, _ = load_quantized(model, devices)
+    lm = MeteredLM(
         loaded.eval(),
         tokenizer,
         batch_size=config.protocol.batch_size,
@@ -142,9 +153,12 @@ def load(model: Artifact, config: Config) -> "MeteredLM":
         ends_turns=config.chat is not None,
         shares_prefixes=config.protocol.shares_prefixes,
     )
+    return lm, devices
 
 
-def _divergence(job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, reference: str) -> Divergence:
+def _divergence(
+    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, reference: str, devices: Sequence[str]
+) -> Divergence:
     """The model against the `reference` input, after all that is measured; the sums of each document are a record."""
     from effllm.evaluation.divergence import compare_documents, summarize_divergence, unmeasured, write_sums
     from effllm.quantization.loading import load_quantized
@@ -154,7 +168,7 @@ def _divergence(job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Ben
     clusters = [request.doc[column] if column else number for number, request in enumerate(requests)]
     try:
         with _failures_of_the_cell():
-            other, _ = load_quantized(job.inputs["reference"], str(lm.device))
+            other, _ = load_quantized(job.inputs["reference"], devices)
             sums = compare_documents(lm, other.eval(), [request.args[0] for request in requests])
     except CellFailure as failure:
         if failure.status != "oom":
@@ -177,7 +191,12 @@ def require_room(tasks: dict[str, Any], max_length: int) -> None:
 
 
 def _measured(
-    job: Job, lm: "MeteredLM", tasks: dict[str, Any], benchmark: Benchmark, config: Config
+    job: Job,
+    lm: "MeteredLM",
+    tasks: dict[str, Any],
+    benchmark: Benchmark,
+    config: Config,
+    devices: Sequence[str],
 ) -> tuple[dict[str, Any], float, TelemetrySummary]:
     """Run the requests; (lm-eval's results, wall seconds, telemetry), prompts' making and scoring included."""
     from lm_eval.evaluator import evaluate
@@ -185,7 +204,7 @@ def _measured(
     from effllm.telemetry import Telemetry
 
     protocol, directory = config.protocol, job.records / "telemetry"
-    with Telemetry(directory=directory, device=str(lm.device), period_s=protocol.sample_period_s) as telemetry:
+    with Telemetry(directory=directory, device=devices, period_s=protocol.sample_period_s) as telemetry:
         telemetry.begin_window(WINDOW)
         start = time.perf_counter()
         results = evaluate(
@@ -216,7 +235,7 @@ def _failures_of_the_cell() -> Iterator[None]:
         raise
 
 
-def _cost(lm: "MeteredLM", seconds: float) -> EvaluationCost:
+def _cost(lm: "MeteredLM", seconds: float, devices: Sequence[str]) -> EvaluationCost:
     """What the requests cost.
 
     `model_seconds` is time inside the model's calls, `wall_seconds` adds the making of prompts, tokenization and
@@ -234,7 +253,7 @@ def _cost(lm: "MeteredLM", seconds: float) -> EvaluationCost:
         batch_size=lm.meter.batch_size or lm.batch_size,
         batch_halvings=lm.meter.batch_halvings,
         threads=torch.get_num_threads(),
-        device=str(lm.device),
+        device=",".join(devices),
     )
 
 

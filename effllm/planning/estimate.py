@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from effllm.models.placement import Need
 from effllm.planning.nodes import Node
 from effllm.planning.reference import Reference, reference_of
 from effllm.planning.reference.processor import Amount, on_processor
@@ -87,9 +88,10 @@ class Estimator:
         earlier: RunHistory,
         device: str | None,
         assumptions: Assumptions,
+        device_memory_b: float | None = None,
     ):
         self._graph, self._states, self._shapes, self._earlier = graph, states, shapes, earlier
-        self._device, self._assumptions = device, assumptions
+        self._device, self._assumptions, self._device_memory_b = device, assumptions, device_memory_b
 
     def estimate(self, state: State) -> Estimate:
         """One node: what it takes to build it, whether it stands or not."""
@@ -99,18 +101,21 @@ class Estimator:
         sample = self._earlier.nearest(node.stage, cost, self._device)
         shipped = None if sample else self._shipped(node.stage, context, cost)
         wall_s = self._wall(node, cost, sample, shipped)
-        device_s = _times(wall_s, float(cost.devices)) if cost.devices else None
+        devices = self._devices(cost)
+        device_s = _times(wall_s, float(devices)) if devices else None
         # Of the same work: an earlier build of this very node, or of an equal one.
         exact_match = sample if sample and sample.cost == cost else None
-        memory_b = self._memory(cost, exact_match) if cost.devices else None
+        memory_b = self._memory(cost, exact_match, devices) if devices else None
         least_b = cost.memory_least_b
+        if least_b is not None and cost.spreads:
+            least_b /= devices
         if least_b is None and memory_b is not None:
             least_b = memory_b.value
         return Estimate(
             name=node.name,
             stage=node.stage,
             why=state.changes[0].sentence() if state.changes else "it stands",
-            devices=cost.devices,
+            devices=devices,
             wall_s=wall_s,
             device_s=device_s,
             energy_j=self._energy(node, device_s, shipped) if device_s else None,
@@ -132,6 +137,13 @@ class Estimator:
             # An architecture without formulas, or a model that an adjusted study does not describe any more.
             return str(error).splitlines()[0]
 
+    def _devices(self, cost: Cost) -> int:
+        """How many devices a node holds: of a model that spreads over them, as many as its bytes need."""
+        total_b = cost.memory_least_b or cost.memory_b
+        if cost.spreads != "as needed" or total_b is None or self._device_memory_b is None:
+            return cost.devices
+        return Need(total_b).gpus(self._device_memory_b) or cost.devices
+
     def _context(self, node: Node) -> NodeContext:
         def parent(name: str) -> Node | None:
             items = node.inputs.get(name, ())
@@ -150,8 +162,9 @@ class Estimator:
 
     def _wall(self, node: Node, cost: Cost, sample: Sample | None, shipped: Reference | Amount | str | None) -> Figure:
         if sample and cost.work is not None and sample.cost.work is not None:
-            # Perfect scaling over devices: the rate is per device.
-            work_s = sample.work_s * cost.work / sample.cost.work / max(cost.devices, 1)
+            # Perfect scaling over devices, the rate being per device; those that work in turn gain nothing.
+            devices = sample.cost.devices if cost.spreads else cost.devices
+            work_s = sample.work_s * cost.work / sample.cost.work / max(devices, 1)
             return Figure(sample.overhead_s + work_s, "measured", f"rate of {sample.name}")
         if sample:
             return Figure(sample.overhead_s + sample.work_s / max(sample.cost.devices, 1), "measured", sample.name)
@@ -228,10 +241,11 @@ class Estimator:
         why = shipped if isinstance(shipped, str) else None
         return Figure(None, None, cost.reasons.get("disk_b") or why or f"no {node.stage} of this kind was built yet")
 
-    def _memory(self, cost: Cost, exact_match: Sample | None) -> Figure:
+    def _memory(self, cost: Cost, exact_match: Sample | None, devices: int) -> Figure:
         if exact_match and exact_match.memory_b is not None:
             return Figure(exact_match.memory_b, "measured", exact_match.name)
-        return _computed(cost, "memory_b")
+        found = _computed(cost, "memory_b")
+        return _times(found, 1 / devices) if cost.spreads else found
 
 
 def _computed(cost: Cost, key: str) -> Figure:

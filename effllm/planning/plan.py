@@ -132,7 +132,7 @@ def plan_of(
     device, source, found_b = device_of(earlier, device, is_described=device_memory_b is not None)
     device_memory_b = device_memory_b or found_b
     shapes = Shapes(graph, states, assumptions.vocab_size, fetch)
-    estimator = Estimator(graph, states, shapes, earlier, device, assumptions)
+    estimator = Estimator(graph, states, shapes, earlier, device, assumptions, device_memory_b)
     pending = {name: state for name, state in states.items() if not state.up_to_date}
     nodes = [estimator.estimate(state) for state in pending.values() if state.node.stage != TABLE]
     wont_fit = dict(_wont_fit(nodes, gpus, device, device_memory_b))

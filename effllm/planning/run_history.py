@@ -153,6 +153,8 @@ def _sample(artifact: Artifact, history: "Provenance") -> Sample:
     # Without a record of the part that grows with the work, all of the time is taken to.
     work_s = wall_s if measured.work_s is None else measured.work_s
     memory_gb = (telemetry.memory_process_peak_gb or telemetry.memory_device_peak_gb) if telemetry else None
+    # Of several devices the figures are sums.
+    spread = len(telemetry.devices or [None]) if telemetry else 1
     disk_b = sum(digest.size for digest in manifest.payload.values())
     disk_b += sum(record.size for record in history.records.values())
     return Sample(
@@ -160,10 +162,10 @@ def _sample(artifact: Artifact, history: "Provenance") -> Sample:
         stage=manifest.stage,
         cost=cost,
         device=_device(artifact.directory, history),
-        work_s=work_s * devices,
+        work_s=work_s * (cost.devices if cost.spreads else devices),
         overhead_s=max(0.0, wall_s - work_s * measured.share),
-        power_w=telemetry.power_avg_w if telemetry else None,
-        memory_b=None if memory_gb is None else memory_gb * GB,
+        power_w=telemetry.power_avg_w / spread if telemetry and telemetry.power_avg_w is not None else None,
+        memory_b=None if memory_gb is None else memory_gb * GB / spread,
         disk_b=disk_b,
     )
 
@@ -177,13 +179,14 @@ def _device(directory: Path, history: "Provenance") -> Device | None:
     told = readable(Efficiency, directory) or readable(Profile, directory)
     if told and told.device.name is not None:
         memory_gb = told.device.memory_total_gb
-        return Device(told.device.name, memory_gb * GB if memory_gb else None)
+        return Device(told.device.name, memory_gb * GB / told.device.count if memory_gb else None)
     windows = readable(WindowsRecord, directory)
     if windows is None:
         return None
     facts = windows.sources["nvml"].facts if "nvml" in windows.sources else {}
     if "name" in facts:
-        return Device(facts["name"], facts.get("memory_total_b"))
+        memory_b = facts.get("memory_total_b")
+        return Device(facts["name"], memory_b / len(facts.get("devices", "1")) if memory_b else None)
     return Device(history.host.cpu) if windows.device == "cpu" and history.host else None
 
 

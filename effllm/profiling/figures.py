@@ -27,12 +27,16 @@ from effllm.telemetry.metrics import (
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What utilisation is computed from: the model's configuration, its weights' bytes, and the device's name."""
+    """What utilisation is computed from: the model's configuration, its weights' bytes, the devices' name and number.
+
+    The peak of several devices is the sum of theirs.
+    """
 
     config: PreTrainedConfig
     weight_bytes: int
     dtype: torch.dtype
     device_name: str
+    devices: int = 1
 
 
 def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload) -> Latency:
@@ -122,8 +126,8 @@ def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -
     prefill_s = workload.batch_size * workload.prompt_tokens / figures.prefill_tokens_per_s
     step_s = workload.batch_size / figures.decode_tokens_per_s
     dtype = str(cost.dtype).removeprefix("torch.")
-    mfu = model_flops_utilization(prefill_flops, prefill_s, cost.device_name, dtype)
-    mbu = model_bandwidth_utilization(step_bytes, step_s, cost.device_name)
+    mfu = model_flops_utilization(prefill_flops / cost.devices, prefill_s, cost.device_name, dtype)
+    mbu = model_bandwidth_utilization(step_bytes / cost.devices, step_s, cost.device_name)
     if mfu is None:
         reasons["prefill_mfu"] = unknown_peak
     if mbu is None:

@@ -7,6 +7,7 @@ out: profile.json (latency, throughput, memory, utilisation, power, energy by wo
 """
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from effllm.errors import CellFailure
 from effllm.models.checkpoint.files import TOKENIZER_CONFIG
 from effllm.models.greedy import decode_greedily
 from effllm.models.loading import load_tokenizer
+from effllm.models.placement import place, placement_of
 from effllm.models.text import context_length, text_config
 from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
@@ -25,8 +27,10 @@ from effllm.profiling.figures import (
     utilization_figures,
 )
 from effllm.profiling.graphs import GraphedDecoding, Graphs
+from effllm.profiling.placement import ProfileConfig, profile_need
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.loading import load_quantized
+from effllm.quantization.precision import Precision
 from effllm.results.profile import (
     Generations,
     GenerationTimes,
@@ -40,7 +44,7 @@ from effllm.results.quantization import Quantization
 from effllm.results.telemetry import DeviceInfo, Finding
 from effllm.runtime.stage import Job, main
 from effllm.study.evaluation import InferenceProtocol
-from effllm.telemetry import Telemetry, device_info
+from effllm.telemetry import Telemetry, joint_info
 from effllm.telemetry.busy import warn_if_busy
 from effllm.telemetry.validity import (
     DISTURBED,
@@ -53,6 +57,8 @@ from effllm.telemetry.validity import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from effllm.models.loading import CausalLM
 
 # Sensors of power average over up to a second and update about ten times in one.
@@ -61,23 +67,39 @@ POWER_WINDOW_S = 30.0
 
 def build(job: Job) -> None:
     """Measure every workload, and write what was and was not measured."""
-    protocol = job.config(InferenceProtocol)
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    config = job.config(ProfileConfig)
+    artifact = job.inputs["model"]
+    directory = artifact.directory / "model"
+    weights = Quantization.read(artifact.directory).weights
+    devices = place(profile_need(weights.bytes, directory, config), config.devices)
     # Before the model takes its place: processes that are on the device now are not this one.
-    info = device_info(device)
-    warn_if_busy(device, job.id)
+    info = joint_info(devices)
+    for device in devices:
+        warn_if_busy(device, job.id)
     try:
-        model, precision = load_quantized(job.inputs["model"], device)
-        model.eval()
-        directory = job.inputs["model"].directory / "model"
+        model, precision = load_quantized(artifact, devices)
         tokenizer = load_tokenizer(directory) if (directory / TOKENIZER_CONFIG).is_file() else None
-        ignored = decode_greedily(model, tokenizer)
-        with Telemetry(job.records / "telemetry", device=device, period_s=protocol.sample_period_s) as telemetry:
-            measured, refused = measure(model, protocol, device, telemetry, job.id)
+        profile_model(job, model, tokenizer, precision, weights.bytes, devices, info)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
-    weights = Quantization.read(job.inputs["model"].directory).weights
-    cost = ModelCost(model.config, weights.bytes, model.dtype, info.name)
+
+
+def profile_model(
+    job: Job,
+    model: "CausalLM",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    precision: Precision,
+    weight_bytes: int,
+    devices: Sequence[str],
+    info: DeviceInfo,
+) -> None:
+    """Measure a model that is on its devices, and write the artifact's files."""
+    protocol = job.config(ProfileConfig).protocol()
+    model.eval()
+    ignored = decode_greedily(model, tokenizer)
+    with Telemetry(job.records / "telemetry", device=devices, period_s=protocol.sample_period_s) as telemetry:
+        measured, refused = measure(model, protocol, devices, telemetry, job.id)
+    cost = ModelCost(model.config, weight_bytes, model.dtype, str(info.name), len(devices))
     workloads = {
         id: _refused_profile(refused[id])
         if id in refused
@@ -96,6 +118,7 @@ def build(job: Job) -> None:
             idle=telemetry.summary(IDLE),
             ignored_generation_settings=ignored,
             kernel=precision.running_kernel(model),
+            placement=placement_of(devices),
             protocol=MeasuredProtocol(**protocol.plain()),
             threads=torch.get_num_threads(),
             workloads=workloads,
@@ -104,13 +127,15 @@ def build(job: Job) -> None:
 
 
 def measure(
-    model: "CausalLM", protocol: InferenceProtocol, device: str, telemetry: Telemetry, label: str
+    model: "CausalLM", protocol: InferenceProtocol, devices: Sequence[str], telemetry: Telemetry, label: str
 ) -> tuple[Measured, dict[str, CellFailure]]:
     """Measure the workloads, and say of each that could not run why; `CellFailure` where none could.
 
     First those that the library generates, all together, then those by CUDA graphs, each recorded when its turn comes:
     graphs and their cache are no part of the others' memory, and one that cannot be recorded does not touch them.
     """
+    # Prompts go where the first layer is, and answers come back there.
+    device = devices[0]
     generator = torch.Generator().manual_seed(protocol.seed)
     words = text_config(model.config).vocab_size
     shapes = {id: (workload.batch_size, workload.prompt_tokens) for id, workload in protocol.workloads.items()}
@@ -121,6 +146,10 @@ def measure(
         needed = workload.prompt_tokens + workload.new_tokens
         if positions and needed > positions:
             refused[id] = CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
+        elif workload.cuda_graph and len(devices) > 1:
+            refused[id] = CellFailure(
+                "unsupported", f"a CUDA graph is of one device, and the model's layers are spread over {len(devices)}"
+            )
     rest(protocol, telemetry)
     generated: dict[tuple[str, Phase], Decoding] = {}
     for id, workload in protocol.workloads.items():

@@ -1,8 +1,10 @@
 """The model of a `quantize` artifact, loaded where it runs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from effllm.models.loading import load_causal_lm
+from effllm.models.placement import device_map, require_on_devices
 from effllm.quantization import read_precision
 from effllm.quantization.device import require_device
 from effllm.quantization.precision import Precision
@@ -13,13 +15,14 @@ if TYPE_CHECKING:
     from effllm.models.loading import CausalLM
 
 
-def load_quantized(artifact: Artifact, device: str) -> "tuple[CausalLM, Precision]":
-    """The model on `device`, and its precision.
+def load_quantized(artifact: Artifact, devices: Sequence[str]) -> "tuple[CausalLM, Precision]":
+    """The model on `devices`, its layers spread over them where they are several, and its precision.
 
     The kernel of quantized layers is chosen for the device that is named here: a model that is moved there later would
-    keep the CPU's. `CellFailure` (unsupported) where the device cannot run the precision.
+    keep the CPU's. `CellFailure`: unsupported where the device cannot run the precision, oom where it does not fit.
     """
     precision = read_precision(Quantization.read(artifact.directory).precision)
-    require_device(precision, device)
-    model = load_causal_lm(artifact.directory / "model", device_map={"": device}, **precision.load_options())
+    require_device(precision, devices[0])
+    model = load_causal_lm(artifact.directory / "model", **device_map(devices), **precision.load_options())
+    require_on_devices(model, devices)
     return model, precision

@@ -1,6 +1,6 @@
 """profile.json: memory, latency, throughput, power and energy of a model under the fixed workloads."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, RootModel
 
@@ -106,6 +106,9 @@ class Profile(Part, ResultFile):
         default_factory=dict, description="What the model's files ask of generation, which was not followed."
     )
     kernel: str | None = Field(default=None, description="What quantized layers ran by; null without any.")
+    placement: Literal["one device", "layers"] = Field(
+        default="one device", description="layers: whole layers on each of several devices, which work in turn."
+    )
     protocol: MeasuredProtocol = Field(description="How it was measured.")
     threads: int = Field(description="Threads of torch.")
     workloads: dict[str, WorkloadProfile] = Field(description="Workloads by id.")

@@ -21,6 +21,7 @@ from pathlib import Path
 from effllm.errors import UserError
 
 _ANNOUNCED = "EFFLLM_GPUS"
+_MEMORY = "EFFLLM_GPU_MEMORY_B"
 # Part of a GPU: the processes of one job cannot talk to each other over several of them.
 _SLICE = "MIG-"
 _RETRY_S = 0.5
@@ -44,8 +45,10 @@ class Share:
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def announce(gpus: Mapping[str, Sequence[int]]) -> None:
-    """Let the jobs of this process use these GPUs: the cores that go with each, by its UUID."""
+def announce(gpus: Mapping[str, Sequence[int]], memory_b: float | None = None) -> None:
+    """Let the jobs of this process use these GPUs: cores that go with each, by its UUID; `memory_b` is of one."""
+    if memory_b is not None:
+        os.environ[_MEMORY] = str(memory_b)
     os.environ[_ANNOUNCED] = json.dumps({uuid: list(cores) for uuid, cores in gpus.items()})
 
 
@@ -53,6 +56,12 @@ def announced() -> dict[str, list[int]] | None:
     """What `announce` said in this process, or in the one that started it; None where nothing was said."""
     text = os.environ.get(_ANNOUNCED)
     return None if text is None else dict(json.loads(text))
+
+
+def announced_memory_b() -> float | None:
+    """The memory of one of the announced GPUs, that of the smallest; None where nothing was said."""
+    text = os.environ.get(_MEMORY)
+    return None if text is None else float(text)
 
 
 @contextlib.contextmanager
@@ -72,7 +81,7 @@ def leased(count: int, what: str, directory: Path | None = None) -> Iterator[Sha
     if count > len(fitting):
         of = "whole GPUs" if len(fitting) < len(gpus) else "GPUs"
         raise UserError(
-            f"{what} asks for {count} {of} and this run has {len(fitting)}: lower `parallel.devices` of the study, or "
+            f"{what} asks for {count} {of} and this run has {len(fitting)}: lower its `devices` in the study, or "
             "run it where there are more."
         )
     place = directory or _directory()

@@ -55,11 +55,13 @@ def run_stage(
     manifest: str,
     log: str,
     threads: int,
+    gpus: int = 0,
 ) -> None:
     """Run one stage to the end in a process of its own.
 
     `inputs` are paths by name (a list of paths for a name is passed as several); `manifest` is the artifact's
-    manifest.json. Exits this process with the stage's code, after printing why, if the stage fails.
+    manifest.json; `gpus` are those that it asks for by the bytes of its model, where it asks for more than the study
+    says. Exits this process with the stage's code, after printing why, if the stage fails.
     """
     output = Path(manifest).parent
     scratch = output.parent.parent / SCRATCH / stage.name
@@ -82,7 +84,8 @@ def run_stage(
             argv += ["--input", f"{name}={path}"]
     environment = stage_environment(stage, threads)
     try:
-        with gpu_lease.leased(stage.devices(spec["config"]), f"{stage.name} {output.name}") as share:
+        count = max(stage.devices(spec["config"]), gpus if stage.uses_device else 0)
+        with gpu_lease.leased(count, f"{stage.name} {output.name}") as share:
             code = run_logged(argv, log=Path(log), environment=environment | share.environment(), share=share)
     except UserError as error:
         end_with(error, f"{stage.name} {output.name}", Path(log))

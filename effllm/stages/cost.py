@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape
@@ -38,7 +38,9 @@ class Cost:
     devices: accelerators held while it runs, 0 for stages of the CPU. kind: earlier builds of the same kind compare.
     work: what time grows with; None with no reason: time does not depend on the model. flops: model FLOPs, where time
     follows from them. protocol_s: seconds that the protocol itself prescribes. memory_b: bytes on one device at the
-    peak, counted from tensors; memory_least_b: what it cannot do without, where that is less. disk_b, scratch_b: bytes
+    peak, counted from tensors; memory_least_b: what it cannot do without, where that is less; spreads: over
+    the devices go the layers of one model, which work in turn; then both are of all devices together, and `devices` is
+    what the study asks for or, as needed, follows from them. disk_b, scratch_b: bytes
     published, and bytes beside them while it runs.
     """
 
@@ -49,6 +51,7 @@ class Cost:
     protocol_s: float | None = None
     memory_b: float | None = None
     memory_least_b: float | None = None
+    spreads: Literal["as needed", "as asked"] | None = None
     disk_b: float | None = None
     scratch_b: float | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.evaluation.placement import scoring_need
 from effllm.models.costs import forward_flops
 from effllm.models.text import context_length, text_config
 from effllm.quantization import read_precision
@@ -10,7 +11,7 @@ from effllm.stages.cost import Cost, NodeContext, with_model
 from effllm.stages.history import MeasuredWork, readable
 from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.weights import parents_precision_b
+from effllm.stages.weights import asked_devices, model_directory, parents_precision_b
 from effllm.study import Study
 from effllm.study.evaluation import EvaluationProtocol, HeldOutBenchmark
 
@@ -42,7 +43,7 @@ class EvaluateStage(Stage):
             without.append("divergence_from")
         chat = study.models[model].chat if study.benchmarks[benchmark].takes_chat else None
         protocol = {key: value for key, value in study.evaluation.plain().items() if key not in without}
-        return {"protocol": protocol} | ({} if chat is None else {"chat": chat.plain()})
+        return {"protocol": protocol} | ({} if chat is None else {"chat": chat.plain()}) | asked_devices(study, model)
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         variant, benchmark = id.rsplit(".", 1)
@@ -53,15 +54,25 @@ class EvaluateStage(Stage):
     def request(self, job: JobContext) -> Request:
         weights = job.weights()
         loaded = weights.bytes + (2 * weights.parameters if "reference" in job.inputs else 0)
+        asked = job.study.models[job.id.rsplit(".", 2)[0]].devices
+        gpus = job.gpus(asked, lambda: scoring_need(loaded, model_directory(job), job.study.evaluation))
         # Most of the time goes into benchmarks of thousands of requests, and grows with the parameters.
-        return rounded(60 + 12 * weights.gb_16_bit, PROCESS_MB + 2 * loaded / MB, gpus=1)
+        return rounded(60 + 12 * weights.gb_16_bit, PROCESS_MB + 2 * loaded / MB, gpus=gpus)
+
+    def devices(self, config: Mapping[str, Any]) -> int:
+        return config.get("devices") or 1
 
     def cost(self, node: NodeContext) -> Cost:
         protocol = EvaluationProtocol.model_validate(node.config["protocol"])
         precision = (node.config_of("model") or {}).get("precision")
         name = read_precision(precision).label if precision else "a model"
         limits = f"batch {protocol.batch_size}, {protocol.max_length} tokens"
-        base = Cost(1, f"{node.id_of('benchmark')} in {name}, {limits}")
+        asked = node.config.get("devices")
+        base = Cost(
+            asked or 1,
+            f"{node.id_of('benchmark')} in {name}, {limits}",
+            spreads="as asked" if asked else "as needed",
+        )
         return with_model(base, node, lambda shape: _cost_of_model(protocol, node, shape))
 
     def measured_work(self, artifact: "Artifact") -> MeasuredWork:

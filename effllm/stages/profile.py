@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllm.models.costs import cache_bytes
+from effllm.profiling.placement import ProfileConfig, profile_need
 from effllm.stages.cost import Cost, NodeContext, number_type, with_model
 from effllm.stages.history import MeasuredWork, readable
 from effllm.stages.request import MB, PROCESS_MB, WHOLE_NODES, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.weights import parents_precision_b
+from effllm.stages.weights import asked_devices, model_directory, parents_precision_b
 from effllm.study import Study
 from effllm.study.evaluation import InferenceProtocol
 
@@ -29,8 +30,8 @@ class ProfileStage(Stage):
     def ids(self, study: Study) -> list[str]:
         return [f"{model}.{precision}" for model in study.models for precision in study.precisions]
 
-    def config(self, study: Study, id: str) -> InferenceProtocol:
-        return study.inference
+    def config(self, study: Study, id: str) -> dict[str, Any]:
+        return study.inference.plain() | asked_devices(study, id.rsplit(".", 1)[0])
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         return {"model": graph.manifest("quantize", id)}
@@ -40,12 +41,24 @@ class ProfileStage(Stage):
 
     def request(self, job: JobContext) -> Request:
         weights = job.weights()
-        minutes = 30 + 3 * _protocol_s(job.study.inference) / 60 + weights.gb_16_bit
-        return rounded(minutes, PROCESS_MB + 2 * weights.bytes / MB, gpus=1, options=(WHOLE_NODES,))
+        protocol = job.study.inference
+        minutes = 30 + 3 * _protocol_s(protocol) / 60 + weights.gb_16_bit
+        asked = job.study.models[job.id.rsplit(".", 1)[0]].devices
+        gpus = job.gpus(asked, lambda: profile_need(weights.bytes, model_directory(job), protocol))
+        return rounded(minutes, PROCESS_MB + 2 * weights.bytes / MB, gpus=gpus, options=(WHOLE_NODES,))
+
+    def devices(self, config: Mapping[str, Any]) -> int:
+        return config.get("devices") or 1
 
     def cost(self, node: NodeContext) -> Cost:
-        protocol = InferenceProtocol.model_validate(dict(node.config))
-        base = Cost(1, f"protocol {protocol.plain()}", protocol_s=_protocol_s(protocol))
+        config = ProfileConfig.model_validate(dict(node.config))
+        protocol = config.protocol()
+        base = Cost(
+            config.devices or 1,
+            f"protocol {protocol.plain()}",
+            protocol_s=_protocol_s(protocol),
+            spreads="as asked" if config.devices else "as needed",
+        )
         return with_model(base, node, lambda shape: _cost_of_model(protocol, node, shape))
 
     def measured_work(self, artifact: "Artifact") -> MeasuredWork:
@@ -71,4 +84,7 @@ def _cost_of_model(protocol: InferenceProtocol, node: NodeContext, shape: "Shape
         for workload in protocol.workloads.values()
     ]
     missing = {"disk_b": "the size of the samples is known once a model was profiled", "scratch_b": "not measured"}
-    return {"memory_b": parents_precision_b(node, shape) + max(caches_b), "reasons": missing}
+    return {
+        "memory_b": parents_precision_b(node, shape) + max(caches_b),
+        "reasons": missing,
+    }

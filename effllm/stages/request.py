@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from effllm.study import Study
 
 if TYPE_CHECKING:
+    from effllm.models.placement import Need
     from effllm.runtime.artifact import Artifact
     from effllm.stages.weights import Weights
 
@@ -39,7 +40,8 @@ class JobContext:
 
     cores: CPU cores that it gets. inputs: names of its inputs.
     artifact: the parent behind an input name; FileNotFoundError, which names its manifest, if it is not built yet, and
-    `UserError` if it is damaged. weights: those of the parent behind the input `model`, likewise.
+    `UserError` if it is damaged. weights: those of the parent behind the input `model`, likewise. gpu_memory_b: of one
+    GPU of the machines that jobs run on; None where nobody said.
     """
 
     study: Study
@@ -48,6 +50,17 @@ class JobContext:
     inputs: Collection[str]
     artifact: "Callable[[str], Artifact]"
     weights: "Callable[[], Weights]"
+    gpu_memory_b: float | None = None
+
+    def gpus(self, asked: int | None, need: "Callable[[], Need]") -> int:
+        """How many GPUs of a host a model gets: those that the study asks for, or as many as its bytes need.
+
+        One where neither that nor the memory of the GPUs is known.
+        """
+        if asked is not None or self.gpu_memory_b is None:
+            return asked or 1
+        # Where no number of them holds it, the stage says so on one.
+        return need().gpus(self.gpu_memory_b) or 1
 
 
 def rounded(

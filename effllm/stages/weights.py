@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.costs import describe, parameter_count
 from effllm.quantization import read_precision
 from effllm.stages.cost import NodeContext, Unknown, number_type
-from effllm.stages.request import GB
+from effllm.stages.request import GB, JobContext
 from effllm.study import Study
 from effllm.study.agreement import vocabulary_of_stream
 
@@ -67,6 +68,17 @@ def stored_b(shape: "Shape") -> Mapping[str, Any]:
     except KeyError:
         return {"reasons": {"disk_b": "its configuration does not say in which type the weights are stored"}}
     return {"disk_b": float(parameter_count(shape).total * itemsize)}
+
+
+def asked_devices(study: Study, model: str) -> dict[str, int]:
+    """The key of a spec for the GPUs that the study asks for; none where they follow from the model's bytes."""
+    asked = study.models[model].devices
+    return {} if asked is None else {"devices": asked}
+
+
+def model_directory(job: JobContext) -> Path:
+    """Where the checkpoint of a job's model is."""
+    return job.artifact("model").directory / "model"
 
 
 def precision_b(shape: "Shape", precision: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text
+from effllm.fields import LONGEST_TEXT, Id, PlainId, PositiveInt, Section, Text
 from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 
 
@@ -54,6 +54,11 @@ class Model(Section):
         default=None,
         description="For instruct models: {} prompts in the tokenizer's chat template. null prompts in plain text, as "
         "base models are prompted. Benchmarks of sentences and of completions are in plain text always.",
+    )
+    devices: Annotated[PositiveInt, Field(le=64)] | None = Field(
+        default=None,
+        description="GPUs of one host over which the model's layers are spread where it is scored and profiled. null "
+        "takes as many as its weights, its cache and its workspace need.",
     )
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,

@@ -15,6 +15,7 @@ _HOME_OF = {
     "describe_devices": "effllm.telemetry.devices",
     "describe_devices_json": "effllm.telemetry.devices",
     "device_info": "effllm.telemetry.devices",
+    "joint_info": "effllm.telemetry.devices",
 }
 
 __all__ = sorted(_HOME_OF)

@@ -76,8 +76,8 @@ def joint_info(devices: Sequence[str]) -> DeviceInfo:
     names = sorted({str(info.name) for info in found})
     if len(names) > 1:
         raise UserError(
-            f"a model would be spread over GPUs of {len(names)} models ({', '.join(names)}), whose figures are of none: "
-            "show the job GPUs of one model by CUDA_VISIBLE_DEVICES."
+            f"a model would be spread over GPUs of {len(names)} models ({', '.join(names)}), whose figures are of "
+            "none: show the job GPUs of one model by CUDA_VISIBLE_DEVICES."
         )
 
     def total(key: str) -> float | None:

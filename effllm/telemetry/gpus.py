@@ -1,9 +1,10 @@
 """The GPUs that jobs on this machine may have, and which cores go with each. A MIG slice counts as a GPU."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from effllm.telemetry.sources.base import SourceUnavailable
 from effllm.telemetry.sources.nvml import load_nvml
 from effllm.telemetry.sources.nvml_device import visible_uuids
 
@@ -18,6 +19,21 @@ def cores_of_gpus() -> dict[str, list[int]]:
     nvml = load_nvml()
     try:
         return split_cores(near_cores(nvml, os.environ), sorted(os.sched_getaffinity(0)))
+    finally:
+        nvml.nvmlShutdown()
+
+
+def least_memory_b(uuids: Iterable[str]) -> float | None:
+    """Memory of the smallest of these GPUs; None where there is none, or no driver tells."""
+    try:
+        nvml = load_nvml()
+    except SourceUnavailable:
+        return None
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByUUID(uuid.encode()) for uuid in uuids]
+        return min((float(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+    except nvml.NVMLError:
+        return None
     finally:
         nvml.nvmlShutdown()
 

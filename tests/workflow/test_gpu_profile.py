@@ -20,6 +20,8 @@ def nvmlDeviceGetHandleByIndex(index): return GPUS[index]
 def nvmlDeviceGetHandleByUUID(uuid): return uuid.decode()
 def nvmlDeviceGetUUID(handle): return handle
 def nvmlDeviceGetName(handle): return "pretended"
+class Memory: total = 80_000_000_000
+def nvmlDeviceGetMemoryInfo(handle): return Memory
 def refuse(*_): raise NVMLError("Not Supported")
 nvmlDeviceGetMigMode = nvmlDeviceGetCpuAffinity = refuse
 """

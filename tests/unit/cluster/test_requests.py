@@ -10,7 +10,7 @@ import pytest
 
 from effllm.cluster.requests import GPU_STAGES, Request, request
 from effllm.stages import STAGES
-from effllm.study import load_study, parse_study
+from effllm.study import Study, load_study, parse_study
 from tests.conftest import REPOSITORY
 from tests.unit.cluster.manifests import checkpoint, imported, manifest, variant
 
@@ -30,10 +30,29 @@ def test_a_larger_model_gets_more_time_and_memory(tmp_path: Path, stage: str) ->
 
 
 def test_int4_models_are_timed_by_their_parameters_and_not_their_bytes(tmp_path: Path) -> None:
-    whole = request(PAPER, "evaluate", "x.y.z", {"model": variant(tmp_path, 64.0)}, cores=72)
-    packed = request(PAPER, "evaluate", "x.y.z", {"model": variant(tmp_path, 16.0, bits=4)}, cores=72)
+    whole = request(PAPER, "evaluate", "qwen2.5-32b.bfloat16.bbh", {"model": variant(tmp_path, 64.0)}, cores=72)
+    packed = request(
+        PAPER, "evaluate", "qwen2.5-32b.bfloat16.bbh", {"model": variant(tmp_path, 16.0, bits=4)}, cores=72
+    )
     assert packed.minutes == whole.minutes
     assert packed.memory_mb < whole.memory_mb
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "profile"])
+def test_a_model_gets_as_many_gpus_as_its_bytes_need(tmp_path: Path, stage: str) -> None:
+    id = "qwen2.5-32b.bfloat16" + (".bbh" if stage == "evaluate" else "")
+
+    def gpus(gigabytes: float, memory_b: float | None, study: Study = PAPER) -> int:
+        inputs = {"model": variant(tmp_path, gigabytes)}
+        return request(study, stage, id, inputs, cores=16, gpu_memory_b=memory_b).gpus_per_node
+
+    assert [gpus(size, 80e9) for size in (15.0, 75.0, 145.0)] == [1, 2, 3]
+    assert [gpus(size, 141e9) for size in (15.0, 75.0, 145.0)] == [1, 1, 2]
+    # Where the profile does not say what a GPU has, one is asked for.
+    assert gpus(145.0, None) == 1
+    asked = PAPER.model_copy(deep=True)
+    asked.models["qwen2.5-32b"].__dict__["devices"] = 4
+    assert gpus(15.0, 80e9, asked) == gpus(15.0, None, asked) == 4
 
 
 @pytest.mark.parametrize("stage", ["quantize", "finetune"])

@@ -90,7 +90,7 @@ def test_the_harness_by_itself_prompts_and_scores_alike(
 def test_a_prompt_in_a_template_begins_once_and_ends_open(instruct, benchmarks):
     from effllm.evaluation.evaluate import Config, load
 
-    lm = load(instruct, Config.model_validate({"protocol": {"batch_size": 2}, "chat": options()}))
+    lm, _ = load(instruct, Config.model_validate({"protocol": {"batch_size": 2}, "chat": options()}))
     text = lm.apply_chat_template([{"role": "user", "content": "Who?"}])
     begin = lm.tokenizer.bos_token_id
     assert lm.tok_encode(text).count(begin) == 1

@@ -72,7 +72,9 @@ def test_what_one_device_does_not_offer_is_null_with_its_answer(tmp_path):
     blind = replace(
         GPUS[1], missing=GPUS[1].missing | {"nvmlDeviceGetTotalEnergyConsumption", "scope0", "nvmlDeviceGetPowerUsage"}
     )
-    summary = measured(tmp_path, [GPUS[0], blind])
+    other = tmp_path / "other"
+    other.mkdir()
+    summary = measured(other, [GPUS[0], blind])
     assert summary.energy_j is None
     assert "NVML answers" in summary.reasons["energy_j"]
     assert summary.devices[0].energy_j is None
