@@ -149,6 +149,25 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image within the page: `source` is a data URI, `text` says what it shows; width and height in pixels."""
+
+    caption: str
+    text: str
+    source: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images in a grid."""
+
+    kind: ClassVar[str] = "pictures"
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
 class Slider:
     """A budget to try. side: `maximum` or `minimum`; stops: its values; start: index of the one it starts at."""
 
@@ -171,7 +190,9 @@ class Sliders:
     sliders: Sequence[Slider]
 
 
-Block = Heading | Text | Command | Bullets | Facts | Legend | Absent | Listing | Figures | Sliders | Transcript
+Block = (
+    Heading | Text | Command | Bullets | Facts | Legend | Absent | Listing | Figures | Pictures | Sliders | Transcript
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from effllm.report.listings import Sheet
 from effllm.report.provenance import facts_of, plan_section, provenance_section
 from effllm.report.rows import View, view_of
 from effllm.report.run import Run
+from effllm.report.samples import samples_section
 from effllm.report.tables import TITLES, table_section
 from effllm.tables.paired import PAIRS, pairs_of
 
@@ -46,6 +47,8 @@ def page_of(run: Run, budgets: Mapping[str, Mapping[str, Any]]) -> Page:
         section = table_section(view, run.texts[name], path, decision, changes, limits_of(found), beaten_rows(found))
         sections.append(section)
         answers.append(answer_of(found, TITLES[name], name))
+    if samples := samples_section(run):
+        sections.append(samples)
     # A study may have no section `scaling`, or no table of precisions, and then nothing is missing.
     audits = [_SCALING, *_AUDITS] if _SCALING[0] in run.sheets else list(_AUDITS)
     audits = [audit for audit in audits if audit[0] != "crossover" or "table9" in run.tables]

@@ -1,5 +1,6 @@
 """The page without a browser: whole, self-contained, the same every time, and nothing left out without a word."""
 
+import base64
 import csv
 import io
 import itertools
@@ -7,9 +8,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from effllm.errors import UserError
+from effllm.fidelity.grid import write_grid
 from effllm.report.command import write_report
 from tests.conftest import REPOSITORY
 from tests.unit.report.conftest import Pages
@@ -262,3 +266,26 @@ def test_lost_provenance_and_records_are_no_error(tmp_path: Path) -> None:
     (directory / ".tables/table9.json").unlink()
     write_report(directory, tmp_path / "report.html", {})
     assert "commits and digests are not known" in (tmp_path / "report.html").read_text()
+
+
+def test_samples_of_models_stand_in_the_page_and_lost_ones_are_named(tmp_path: Path) -> None:
+    directory = write_results(tmp_path / "results")
+    record = json.loads((directory / ".tables" / "table9.json").read_text())
+    record["inputs"] |= dict.fromkeys(("sample/dit.few", "sample/photos.few", "sample/lost.few"), "ab" * 32)
+    (directory / ".tables" / "table9.json").write_text(json.dumps(record))
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 128, 128), dtype=np.uint8)
+    grids = {name: directory / "sample" / name / "records" / "grid.png" for name in ("dit.few", "photos.few")}
+    for images, path in zip((pixels[:40, :1, :8, :8], pixels), grids.values(), strict=True):
+        path.parent.mkdir(parents=True)
+        write_grid(path, images, 10)
+    write_report(directory, tmp_path / "report.html", {})
+    read = elements(tmp_path / "report.html")
+    digits, photos = _with(read, "img")
+    assert digits.get("alt") == "Samples of dit.few" and photos.get("src").startswith("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(digits.get("src").partition(",")[2]))) as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(grids["dit.few"])))
+        assert (digits.get("width"), digits.get("height")) == tuple(map(str, shown.size))
+    assert photos.get("width") == "480" and len(photos.get("src")) < 400_000
+    assert any("No picture is left of sample/lost.few" in element.text for element in read if element.tag == "p")
+    (policy,) = _with(read, "meta", http_equiv="Content-Security-Policy")
+    assert "img-src data:;" in policy.get("content")
