@@ -81,8 +81,8 @@ class Inception:
             from torch_fidelity import FeatureExtractorInceptionV3
         except ImportError as error:
             raise UserError(
-                f"features of kind inception need torch-fidelity and torchvision ({reason_of(error)}): install "
-                "requirements-images.txt."
+                f"features of kind inception need torch-fidelity and torchvision ({reason_of(error)}): "
+                "pip install --no-deps -r requirements-inception.txt."
             ) from None
         # It reads a file, and would unpickle any; this one holds tensors alone.
         with tempfile.NamedTemporaryFile(suffix=".pth") as file:

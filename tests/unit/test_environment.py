@@ -24,7 +24,9 @@ def test_every_direct_dependency_is_pinned_and_explained(repository: Path) -> No
         assert f"`{name.partition('[')[0]}`" in explained, f"docs/dependencies.md does not explain {name}"
 
 
-@pytest.mark.parametrize("requirements", ["requirements-gpu.txt", "requirements-test-model.txt"])
+@pytest.mark.parametrize(
+    "requirements", ["requirements-gpu.txt", "requirements-inception.txt", "requirements-test-model.txt"]
+)
 def test_what_is_optional_is_pinned_and_explained_and_agrees_with_the_constraints(
     repository: Path, requirements: str
 ) -> None:

@@ -1,19 +1,25 @@
 """Samples of a trained model, features of images and their distances: batches, kills, damage, and what is refused."""
 
 import copy
+import hashlib
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from effllm.data.images import prepare
 from effllm.data.images.store import open_split
 from effllm.errors import UserError
 from effllm.fidelity import compare, draw, train_features
+from effllm.fidelity.networks import load_network
 from effllm.models.dit import DiT, DiTConfig
 from effllm.models.dit.loading import load_dit
 from effllm.results.fidelity import FeaturesSummary, FidelityResult, SamplingCost
@@ -72,7 +78,7 @@ def study_of(tiny: dict[str, Any], **changes: dict[str, Any]) -> Graph:
     }
     for section, change in changes.items():
         (id,) = sections[section]
-        sections[section] = {id: sections[section][id] | change}
+        sections[section] = {id: change if "kind" in change else sections[section][id] | change}
     return Graph(parse_study(copy.deepcopy(tiny) | sections | {"tables": {}}, "test"))
 
 
@@ -232,3 +238,63 @@ def test_a_damaged_model_ends_in_a_sentence(tiny, copied):
 def test_what_cannot_be_sampled_or_compared_is_refused_before_anything_runs(tiny, changes, said):
     with pytest.raises(UserError, match=said):
         study_of(tiny, **changes)
+
+
+class _Inception(torch.nn.Module):
+    """What is used of torch-fidelity's class: two features of uint8 images with three channels."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path):
+        super().__init__()
+        assert features_list == ["2048"]
+        self.fc = torch.nn.Linear(192, 2)
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def forward(self, images):
+        assert images.dtype == torch.uint8 and images.shape[1] == 3
+        return (self.fc(images.flatten(1).float()),)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch) -> Callable[[object], dict[str, Any]]:
+    """Puts a file into the cache of addresses, and gives the settings that name it."""
+
+    def publish(content: object) -> dict[str, Any]:
+        torch.save(content, tmp_path / "weights.pth")
+        sha256 = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+        (tmp_path / "cache" / "addresses").mkdir(parents=True)
+        (tmp_path / "weights.pth").rename(tmp_path / "cache" / "addresses" / sha256)
+        return {"kind": "inception", "url": "https://nowhere.invalid/weights.pth", "sha256": sha256}
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return publish
+
+
+def test_inceptions_weights_are_kept_as_tensors_and_give_its_features(tiny, copied, published, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=_Inception))
+    weights = {"fc.weight": torch.linspace(-1e-3, 1e-3, 384).reshape(2, 192), "fc.bias": torch.tensor([0.5, -0.5])}
+    built = Built(tiny, copied)
+    built.graph = study_of(tiny, features=published(weights))
+    assert built.graph.parents("features", "small") == {}
+    assert FeaturesSummary.read(built("features", "small").directory).parameters == 386
+    found = FidelityResult.read(built("fidelity", "dit.near").directory)
+    assert (found.features_kind, found.features_accuracy) == ("inception", None)
+    assert found.cell("label_agreement")[1] == "the network does not tell the labels of these images apart"
+    grey = torch.from_numpy(pixels(built("sample", "dit.few"), 0))
+    expected = grey.repeat(1, 3, 1, 1).flatten(1).float() @ weights["fc.weight"].T + weights["fc.bias"]
+    network = load_network(built("features", "small"), "cpu")
+    torch.testing.assert_close(network.features(grey), expected.double())
+
+
+def test_weights_that_are_more_than_tensors_are_refused(tiny, copied, published):
+    built = Built(tiny, copied)
+    built.graph = study_of(tiny, features=published({"fc.weight": Path("x")}))
+    with pytest.raises(UserError, match=r"features\.url: the file holds no tensors"):
+        built("features", "small")
+
+
+def test_inception_without_its_package_is_told_how_to_get_it(tiny, copied, published, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    built = Built(tiny, copied)
+    built.graph = study_of(tiny, features=published({"fc.weight": torch.zeros(2, 192)}))
+    with pytest.raises(UserError, match="pip install --no-deps -r requirements-inception"):
+        built("fidelity", "dit.near")
