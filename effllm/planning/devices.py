@@ -16,6 +16,11 @@ def device_of(earlier: RunHistory, name: str | None, is_described: bool) -> tupl
         match = next((device for device in built_on if device.name == name), None)
         if match is None and is_described:
             return name, "--device", None
+        if match is None and " MIG " in name:
+            raise UserError(
+                f"--device {name!r} is a part of a GPU, without peaks of its own: give --device-memory-gb too, and "
+                "times are those of earlier builds on it."
+            )
         if match is None:
             known = [*PEAKS, *(device.name for device in built_on)]
             raise UserError(

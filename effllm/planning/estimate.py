@@ -8,6 +8,7 @@ from effllm.models.placement import Need
 from effllm.planning.nodes import Node
 from effllm.planning.reference import Reference, reference_of
 from effllm.planning.reference.processor import Amount, on_processor
+from effllm.planning.reference.rates import RECORDS_B
 from effllm.planning.run_history import RunHistory, Sample
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
@@ -236,8 +237,10 @@ class Estimator:
             return Figure(cost.disk_b, "computed", "bytes of the weights")
         if sample:
             return Figure(float(sample.disk_b), "measured", sample.name)
-        if isinstance(shipped, Reference | Amount) and shipped.disk_b is not None:
+        if isinstance(shipped, Amount) and shipped.disk_b is not None:
             return Figure(shipped.disk_b, "reference", shipped.source)
+        if node.stage in RECORDS_B:
+            return Figure(RECORDS_B[node.stage], "reference", "an allowance for answers and samples of telemetry")
         why = shipped if isinstance(shipped, str) else None
         return Figure(None, None, cost.reasons.get("disk_b") or why or f"no {node.stage} of this kind was built yet")
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from effllm.cli import main
-from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused
+from effllm.planning.plan import plan_of
+from effllm.stages.graph import Graph
+from effllm.study import load_study
+from tests.conftest import REPOSITORY, SNAKEMAKE, assert_refused, run_snakemake
 
 NVML = """
 class NVMLError(Exception): pass
@@ -61,6 +65,19 @@ def test_each_job_sees_its_own_gpu_and_stages_of_the_processor_none(study: Path)
     usable = sorted(os.sched_getaffinity(0))
     assert seen["results/pretrain/gqa"] == ["GPU-a", usable[: len(usable) // 2] or usable]
     assert seen["results/tokens/random"] == ["", usable]
+
+
+@pytest.mark.parametrize("name", ["one-gpu", "node"])
+def test_the_shipped_studies_are_graphs_of_all_their_tables(tmp_path: Path, name: str) -> None:
+    """A dry run asks for no GPU, and counts the jobs that the plan counts."""
+    study = REPOSITORY / "config" / f"{name}.yaml"
+    done = run_snakemake(tmp_path, "-n", "--quiet", "rules", "--profile", "profiles/gpu", "--config", f"study={study}")
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
+    plan = plan_of(Graph(load_study(study), str(tmp_path / "results")))
+    to_do = {stage: row["to_do"] for stage, row in plan.stages.items()}
+    assert {stage: jobs.get(stage) for stage in to_do if stage != "table"} == {
+        stage: count for stage, count in to_do.items() if stage != "table"
+    }, done.stderr
 
 
 def test_a_machine_without_a_gpu_is_named_the_other_profile(study: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.costs import forward_flops, parameter_count, training_flops
-from effllm.planning.reference.pretraining import START_S
 from effllm.planning.reference.rates import Reference, Row, all_of, beyond_size, good_for, rows
 from effllm.telemetry.peaks import peak_flops_per_s
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
 # MFU of full fine-tuning in docs/results/h100/table7.csv; the others' tokens per second are compared with its own.
 _FULL_MFU = 0.298954
 _RECOMPUTED = 4 / 3
+# From the start of the stage to the first steady step.
+_START_S = 8.0
 
 
 def finetuning(config: Mapping[str, Any], shape: "Shape", samples: int, device: str) -> Reference | None:
@@ -40,7 +41,7 @@ def finetuning(config: Mapping[str, Any], shape: "Shape", samples: int, device: 
         None if row["method"] == kind else f"no run of {kind} was measured",
         beyond_size(parameters, measured),
     ]
-    seconds = START_S + (flops + scored) / (peak * share * devices)
+    seconds = _START_S + (flops + scored) / (peak * share * devices)
     return Reference(seconds, float(row["power_w"]), row["device"], rate, work, all_of(doubts))
 
 

@@ -16,18 +16,16 @@ from effllm.telemetry.peaks import peak_flops_per_s
 if TYPE_CHECKING:
     from effllm.models.costs.shapes import Shape
 
-# Starting, and reading of weights from the disk.
-_START_S = 15.0
+# From the start of the stage to the first kernel, and reading of weights from the disk.
+_START_S = 10.0
 _LOADED_B_PER_S = 1.5e9
 # The two forward passes of each calibration text, as scoring: GPTQ takes a layer at a time.
 _PASSES = 2
 # Power while a model is read was not measured apart: that of training, which is as bound by arithmetic.
 _READING_POWER_W = 690.0
 _AUTO_BATCH = 16
-# An allowance for what a stage records beside its few figures: answers, samples of telemetry.
-_RECORDS_B = 5e6
 # Generations before times have settled, of each phase.
-_WARMUPS = 4
+_WARMUPS = 5
 
 
 def quantizing(precision: Mapping[str, Any], shape: "Shape", device: str) -> Reference | None:
@@ -55,7 +53,7 @@ def quantizing(precision: Mapping[str, Any], shape: "Shape", device: str) -> Ref
     rate = f"{float(row['seconds']):.0f} s of {row['run']} on {row['device']}, {good_for(measured)}"
     # Its power was not measured: that of a card that decodes.
     power_w = float(rows("decoding")[0]["generate_power_w"])
-    return Reference(_START_S + seconds, power_w, row["device"], rate, work, all_of(doubts))
+    return Reference(seconds, power_w, row["device"], rate, work, all_of(doubts))
 
 
 def profiling(node: NodeContext, shape: "Shape", precision: Mapping[str, Any], device: str) -> Reference | None:
@@ -77,7 +75,7 @@ def profiling(node: NodeContext, shape: "Shape", precision: Mapping[str, Any], d
         return None
     power_w = energy_j / seconds
     work = "rests, warm-ups and windows of the protocol"
-    return Reference(seconds, power_w, known.row["device"], known.rate, work, known.beyond, _RECORDS_B)
+    return Reference(seconds, power_w, known.row["device"], known.rate, work, known.beyond)
 
 
 def evaluating(
@@ -107,7 +105,7 @@ def evaluating(
     if new_tokens:
         said += f", each answered with {new_tokens:,} tokens, so at most, by {known.rate}"
     power_w = (reading * _READING_POWER_W + writing * known.power_w(False)) / max(reading + writing, 1e-9)
-    return Reference(seconds, power_w, known.row["device"], rate, said, beyond, _RECORDS_B)
+    return Reference(seconds, power_w, known.row["device"], rate, said, beyond)
 
 
 def _phases_s(known: Pace, workload: Workload) -> tuple[float, float]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from effllm.planning.reference.rates import RANGE, Reference, all_of, beyond_size, good_for, rows
+from effllm.planning.reference.rates import RANGE, Reference, all_of, beyond_size, good_for, is_near, rows
 from effllm.telemetry.peaks import peak_flops_per_s
 
 _TECHNIQUE = ("model_type", "attention", "position", "feed_forward")
-# Starting: imports, weights, the first steps. Compiled models take longer to their first step.
-START_S = 15.0
-COMPILED_START_S = 90.0
+_PLAIN = ("effllm", "gqa", "rope", "swiglu")
+# From the start of the stage to the first steady step: weights, the device, kernels; and where a model is compiled.
+START_S = 5.0
+COMPILED_START_S = 85.0
 # What recomputed activations cost: a second forward pass beside one forward and two passes of gradients.
 _RECOMPUTED = 3 / 4
 
@@ -45,7 +46,11 @@ def pretraining(config: Mapping[str, Any], parameters: float, flops: float, devi
     if peak is None:
         return None
     rate, beyond = nearest_rate(config, parameters)
-    mfu = rate.mfu * (_RECOMPUTED if config.get("activation_checkpointing") and not rate.recomputes else 1.0)
+    mfu = (
+        rate.mfu
+        * _trend(rate, parameters)
+        * (_RECOMPUTED if config.get("activation_checkpointing") and not rate.recomputes else 1.0)
+    )
     parallel = config.get("parallel") or {}
     devices = int(parallel.get("devices", 1)) * int(parallel.get("nodes", 1))
     start_s = COMPILED_START_S if config.get("compile") else START_S
@@ -80,6 +85,18 @@ def nearest_rate(config: Mapping[str, Any], parameters: float) -> tuple[Rate, st
         f"its arithmetic is {config['dtype']}" if config.get("dtype", "bfloat16") != "bfloat16" else None,
     ]
     return rate, all_of(doubts)
+
+
+def _trend(rate: Rate, parameters: float) -> float:
+    """What size did to plain grouped-query decoders between that of a rate and another; 1 within the rate's range."""
+    if is_near(parameters, rate.parameters):
+        return 1.0
+
+    def plain(size: float) -> Rate:
+        found = [other for other in _rates() if other.technique == _PLAIN and not (other.recomputes or other.compiled)]
+        return min(found, key=lambda other: (abs(math.log(size / other.parameters)), other.context))
+
+    return plain(parameters).mfu / plain(rate.parameters).mfu
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from pathlib import Path
 
 # A rate is good for models of so many times fewer or more parameters: others are bound by other things.
 RANGE = 4.0
+# An allowance for what a stage publishes beside its few figures: answers, samples of telemetry.
+RECORDS_B = {"evaluate": 5e6, "profile": 5e6}
 
 Row = Mapping[str, str]
 
@@ -19,8 +21,7 @@ class Reference:
 
     seconds: wall time from start to end. power_w: of the device while it works, None where the rate has none. device:
     on which the rate was measured. rate: what was measured, and the range that it is good for. work: of how much, where
-    the study alone does not say it. beyond: why the rate is not good for the node, None where it is. disk_b: bytes
-    published, where no formula has them.
+    the study alone does not say it. beyond: why the rate is not good for the node, None where it is.
     """
 
     seconds: float
@@ -29,7 +30,6 @@ class Reference:
     rate: str
     work: str
     beyond: str | None = None
-    disk_b: float | None = None
 
     @property
     def source(self) -> str:
