@@ -53,12 +53,20 @@ def chosen_benchmarks(wishes: Wishes) -> list[str]:
     known = _benchmarks()
     for id in wishes.benchmarks:
         if id not in known:
+            meant = next((ours for ours in known if id.lower() in _names_of(ours)), None)
+            advice = f"it is called {meant!r} there" if meant else suggestion(id, known)
             raise UserError(
-                f"--benchmarks: {id!r:.60} is none that the presets have; {suggestion(id, known)} "
+                f"--benchmarks: {id!r:.60} is none that the presets have; {advice} "
                 "(docs/init.md says how to add another)."
             )
     usual = ("word-order", "next-word") if wishes.on_cpu else ("ifeval", "mmlu-pro")
     return list(wishes.benchmarks or (usual if wishes.scored else ()))
+
+
+def _names_of(benchmark: str) -> list[str]:
+    """What else a benchmark is called: its label, and the harness's name of its task."""
+    settings = _preset(_benchmarks()[benchmark])["benchmarks"][benchmark]
+    return [benchmark, settings["label"].lower(), settings.get("task", benchmark)]
 
 
 def documents_of(benchmarks: Iterable[str], most: int) -> dict[str, dict[str, int]]:

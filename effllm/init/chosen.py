@@ -88,7 +88,11 @@ def _local(name: str, id: str) -> ChosenModel:
 
 
 def _of_hub(name: str, id: str) -> ChosenModel:
-    repo, _, revision = name.partition("@")
+    address = name.removeprefix("https://huggingface.co/")
+    repo, _, revision = address.partition("@")
+    # As other programs write a revision, and as a browser shows it.
+    if found := re.fullmatch(rf"({_HUB_NAME.pattern})(?::|/tree/|/commit/)([\w.-]+)", repo):
+        repo, revision = found.groups()
     if not _HUB_NAME.fullmatch(repo):
         raise UserError(
             f"--model {shortened(name)} is no directory, and no name on the hub: write the path of a model, "

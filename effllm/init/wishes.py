@@ -80,6 +80,8 @@ def wishes_of(arguments: Namespace) -> Wishes:
     for word in (*wishes.models, *wishes.precisions, *wishes.benchmarks, str(wishes.data or ""), str(wishes.output)):
         if not all(character.isprintable() for character in word):
             raise UserError(f"{shortened(word)} holds a control character: delete it.")
+    if "" in wishes.models:
+        raise UserError("--model is empty: write the path of a model, owner/name, or owner/name@COMMIT.")
     if twice := repeated(wishes.models):
         raise UserError(f"--model {twice[0]} is given twice: give it once.")
     if wishes.device is not None and wishes.device != CPU and wishes.device not in PEAKS:

@@ -16,6 +16,8 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _SUFFIX = ".safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
+_GGUF = ".gguf"
+_MERGE = "merge the adapter into its base model"
 _LONGEST_NAME = 80
 
 
@@ -28,7 +30,8 @@ def model_files(directory: Path, where: str) -> list[Path]:
     `UserError` where a name is no plain file, where a link leads elsewhere, and where what every model has is missing.
     """
     if not directory.is_dir():
-        raise UserError(f"{where}: {str(directory)!r} is not a directory; name one that save_pretrained wrote.")
+        what = "a GGUF file, which nothing here reads" if directory.suffix == _GGUF else "not a directory"
+        raise UserError(f"{where}: {str(directory)!r} is {what}; name a directory that save_pretrained wrote.")
     try:
         found = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern)})
     except OSError as error:
@@ -40,12 +43,19 @@ def model_files(directory: Path, where: str) -> list[Path]:
     names = {path.name for path in found}
     for needed in (CONFIG, TOKENIZER_CONFIG):
         if needed not in names:
+            if needed == CONFIG and ADAPTER in names:
+                raise UserError(f"{where}: {str(directory)!r} is an adapter alone; {_MERGE}.")
+            if needed == CONFIG and any(directory.glob(f"*{_GGUF}")):
+                raise UserError(
+                    f"{where}: {str(directory)!r} holds GGUF files, which nothing here reads; take the model's "
+                    "safetensors."
+                )
             raise UserError(
                 f"{where}: {str(directory)!r} has no {needed}; name a directory that save_pretrained wrote, with the "
                 "model's tokenizer."
             )
     if not any(name.endswith(_SUFFIX) for name in names):
-        remedy = "merge the adapter into its base model" if ADAPTER in names else "save the model with safetensors"
+        remedy = _MERGE if ADAPTER in names else "save the model with safetensors"
         raise UserError(f"{where}: {str(directory)!r} holds no *.safetensors; {remedy}.")
     return found
 

@@ -249,11 +249,19 @@ def test_what_a_repository_lacks_is_said_now(
         (["--model", "no name"], ["no directory, and no name on the hub", "owner/name"]),
         (["--model", "me/x"], ["me/x@COMMIT", "HF_HUB_OFFLINE"]),
         (["--model", "me/x@main"], ["'main' is no commit", "40 hexadecimal digits"]),
+        (["--model", "me/x:main"], ["'main' is no commit", "https://huggingface.co/me/x/commits/main"]),
+        (["--model", ""], ["--model is empty"]),
+        (["--model", "{unset}"], ["config.json is empty"]),
+        (["--model", "{adapter}"], ["is an adapter alone", "merge the adapter"]),
+        (["--model", "{ggufs}"], ["holds GGUF files", "safetensors"]),
+        (["--model", "{ggufs}/x.gguf"], ["is a GGUF file", "a directory"]),
         (["--model", "{empty}"], ["has no config.json"]),
         (["--model", "{bare}"], ["holds no *.safetensors"]),
         (["--model", "{wordless}"], ["no tokenizer_config.json"]),
         (["--model", "{short}"], ["reads 128 tokens at most", "inference.workloads"]),
         (["--model", "{model}", "--benchmarks", "mmlu"], ["'mmlu'", "did you mean 'mmlu-pro'?", "docs/init.md"]),
+        (["--model", "{model}", "--benchmarks", "MMLU-Pro"], ["it is called 'mmlu-pro'"]),
+        (["--model", "{model}", "--benchmarks", "leaderboard_bbh"], ["it is called 'bbh'"]),
         (["--model", "{model}", "--benchmarks", "bbh,,ifeval"], ["empty name"]),
         (["--model", "{model}", "--precisions", "int5"], ["'int5'", "did you mean 'int4'?"]),
         (["--model", "{model}", "--precisions", "int4,int4"], ["'int4' is given twice"]),
@@ -297,6 +305,12 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     places = {"model": model, **{name: tmp_path / name for name in ("empty", "bare", "wordless", "short")}}
     places |= {"odd": tmp_path / "odd.jsonl", "few": tmp_path / "few.jsonl"}
     places["empty"].mkdir()
+    for name, file in (("unset", "config.json"), ("adapter", "adapter_config.json"), ("ggufs", "x.gguf")):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        (places[name] / file).touch()
+    for path in model.glob("[mt]*"):
+        (places["unset"] / path.name).write_bytes(path.read_bytes())
     write_lines(places["odd"], [{"a": "x", "b": "y"}] * 60)
     write_lines(places["few"], [{"prompt": "x", "response": "y"}] * 3)
     for name, left_out in (("bare", "model.safetensors"), ("wordless", "tokenizer_config.json"), ("short", "")):
