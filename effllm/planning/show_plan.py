@@ -34,7 +34,6 @@ def text_of(plan: "Plan") -> str:
     if plan.download_b.nodes or plan.download_b.unknown:
         lines += _total("download", plan.download_b, GB, "GB")
     lines += _scratch(plan)
-    lines += _rates(plan)
     lines += _memory(plan)
     if plan.wont_fit:
         lines += ["", f"Cannot fit: {len(plan.wont_fit)} nodes"]
@@ -42,6 +41,7 @@ def text_of(plan: "Plan") -> str:
     if plan.risks:
         lines += ["", f"May not fit: {len(plan.risks)} nodes"]
         lines += [f"  {name} {sentence}" for name, sentence in plan.risks.items()]
+    lines += _rates(plan)
     lines += _unknown(plan)
     given = [f"{key} {value:g}" for key, value in vars(plan.assumptions).items() if value is not None]
     lines += ["", f"Assumed: {', '.join(given) if given else 'nothing'}"]

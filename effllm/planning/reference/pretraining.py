@@ -46,15 +46,14 @@ def pretraining(config: Mapping[str, Any], parameters: float, flops: float, devi
     if peak is None:
         return None
     rate, beyond = nearest_rate(config, parameters)
-    mfu = (
-        rate.mfu
-        * _trend(rate, parameters)
-        * (_RECOMPUTED if config.get("activation_checkpointing") and not rate.recomputes else 1.0)
-    )
+    trend = _trend(rate, parameters)
+    is_slower = config.get("activation_checkpointing") and not rate.recomputes
+    mfu = rate.mfu * trend * (_RECOMPUTED if is_slower else 1.0)
     parallel = config.get("parallel") or {}
     devices = int(parallel.get("devices", 1)) * int(parallel.get("nodes", 1))
     start_s = COMPILED_START_S if config.get("compile") else START_S
-    return Reference(start_s + flops / (peak * mfu * devices), rate.power_w, rate.device, rate.sentence, "", beyond)
+    work = f"times {trend:.2f}, as plain decoders change between the two sizes" if trend != 1 else ""
+    return Reference(start_s + flops / (peak * mfu * devices), rate.power_w, rate.device, rate.sentence, work, beyond)
 
 
 def nearest_rate(config: Mapping[str, Any], parameters: float) -> tuple[Rate, str | None]:
