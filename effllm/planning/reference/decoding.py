@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effllm.models.costs import forward_flops, parameter_count
-from effllm.planning.reference.rates import Row, beyond_size, good_for, nearest, rows
+from effllm.planning.reference.rates import Row, all_of, beyond_size, good_for, nearest, rows
 from effllm.telemetry.peaks import peak_bandwidth_b_per_s, peak_flops_per_s
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def pace(shape: "Shape", kind: str, weights_b: float, prompt_tokens: int, device
     if bandwidth is None or peak is None or layers is None:
         return None
     parameters = parameter_count(shape).total
-    found = [row for row in rows("decoding") if row["kind"] == kind] or list(rows("decoding"))
+    # Packed weights of a kind that was not measured are taken for GPTQ's.
+    is_measured = kind in {row["kind"] for row in rows("decoding")}
+    found = [row for row in rows("decoding") if row["kind"] == (kind if is_measured else "gptq")]
     row = nearest(found, parameters)
     small, large = (choose(found, key=lambda row: float(row["weight_bytes"])) for choose in (min, max))
     measured_bandwidth, measured_peak = (
@@ -65,7 +67,12 @@ def pace(shape: "Shape", kind: str, weights_b: float, prompt_tokens: int, device
         host_ms=float(row["generate_token_ms"]) / float(row["layers"]) * layers,
         token_ms=token_ms * layers + per_b * weights_b * measured_bandwidth / bandwidth,
         prefill_ms=prefill_ms * layers + per_parameter * parameters * prompts * measured_peak / peak,
-        beyond=beyond_size(parameters, float(row["parameters"])),
+        beyond=all_of(
+            [
+                None if is_measured else f"no decoding of {kind} was measured",
+                beyond_size(parameters, float(row["parameters"])),
+            ]
+        ),
     )
 
 

@@ -33,11 +33,14 @@ def quantizing(precision: Mapping[str, Any], shape: "Shape", device: str) -> Ref
     if peak_flops_per_s(device, "bfloat16") is None:
         return None
     parameters = float(parameter_count(shape).total)
-    found = [row for row in rows("quantize") if row["kind"] == precision["kind"]] or list(rows("quantize"))
-    row = nearest(found, parameters)
+    calibration = read_precision(precision).calibration_set()
+    # Of kinds that were not measured, those that calibrate are taken for GPTQ, others for casts.
+    like = "cast" if calibration is None else "gptq"
+    measured_kinds = {row["kind"] for row in rows("quantize")}
+    kind = precision["kind"] if precision["kind"] in measured_kinds else like
+    row = nearest((row for row in rows("quantize") if row["kind"] == kind), parameters)
     measured = float(row["parameters"])
     seconds = float(row["seconds"]) * parameters / measured
-    calibration = read_precision(precision).calibration_set()
     work = ""
     if calibration is not None:
         length = calibration.sequence_length
@@ -102,10 +105,12 @@ def evaluating(
     writing = math.ceil(requests / batch) * new_tokens * known.forward_ms(False, False) / 1000
     seconds = _START_S + weights_b / _LOADED_B_PER_S + reading + writing
     said = f"{requests:,} requests of about {length:,} tokens"
+    doubts = [beyond]
     if new_tokens:
+        doubts += [known.beyond] if known.beyond != beyond else []
         said += f", each answered with {new_tokens:,} tokens, so at most, by {known.rate}"
     power_w = (reading * _READING_POWER_W + writing * known.power_w(False)) / max(reading + writing, 1e-9)
-    return Reference(seconds, power_w, known.row["device"], rate, said, beyond)
+    return Reference(seconds, power_w, known.row["device"], rate, said, all_of(doubts))
 
 
 def _phases_s(known: Pace, workload: Workload) -> tuple[float, float]:

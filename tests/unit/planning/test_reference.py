@@ -13,7 +13,7 @@ from effllm.planning.plan import Plan, plan_of
 from effllm.planning.reference.pretraining import START_S, nearest_rate, pretraining
 from effllm.planning.reference.rates import rows
 from effllm.stages.graph import Graph
-from effllm.study import load_study
+from effllm.study import load_study, parse_study
 from tests.conftest import REPOSITORY
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -90,6 +90,22 @@ def test_beyond_its_range_a_rate_follows_what_size_did_to_plain_decoders() -> No
     expected = mfu["mla-1.5b-2k"] * mfu["gqa-50m"] / mfu["gqa-1.5b-2k"]
     assert planned is not None and planned.beyond == "the model has 48M parameters"
     assert planned.seconds - START_S == pytest.approx(1e18 / (989e12 * expected))
+
+
+def test_a_precision_that_was_not_measured_is_taken_for_one_that_works_alike(tmp_path: Path) -> None:
+    study = load_study(REPOSITORY / "config" / "one-gpu.yaml").plain()
+    study["precisions"] = {
+        "awq": {"kind": "awq", "group_size": 128, "calibration": study["precisions"]["int4"]["calibration"]},
+        "nf4": {"kind": "bnb", "format": "nf4"},
+        "bfloat16": study["precisions"]["bfloat16"],
+    }
+    study["tables"] = {"table9": study["tables"]["table9"] | {"precisions": ["bfloat16", "awq", "nf4"]}}
+    plan = plan_of(Graph(parse_study(study, "test"), str(tmp_path)), device=H100)
+    for precision, kind, like in (("awq", "awq", "int4"), ("nf4", "bnb", "bfloat16")):
+        quantized = node_of(plan, f"quantize/qwen2.5-7b.{precision}").wall_s
+        assert f"qwen2.5-7b.{like}" in quantized.rate and quantized.beyond == f"no {kind} was measured"
+        profiled = node_of(plan, f"profile/qwen2.5-7b.{precision}").wall_s
+        assert "qwen2.5-7b.int4" in profiled.rate and f"no decoding of {kind} was measured" in profiled.beyond
 
 
 def test_rates_are_those_of_the_committed_results() -> None:
