@@ -15,6 +15,8 @@ from effllm.study.inheritance import SHIPPED, read_study
 EMBEDDED = "presets/embedded.yaml"
 _ON_CPU = (EMBEDDED, "presets/cpu-protocol.yaml")
 _ON_GPU = ("presets/precisions.yaml", "presets/gpu-protocol.yaml")
+# What the preset of a GPU's studies has, and more: extended where one of the others is asked for.
+_FAMILY = "presets/precision-family.yaml"
 
 
 def protocol(wishes: Wishes) -> str:
@@ -24,7 +26,7 @@ def protocol(wishes: Wishes) -> str:
 
 def presets(wishes: Wishes, benchmarks: Iterable[str] = ()) -> list[str]:
     """What a study extends that quantizes, scores and profiles: later ones go before earlier ones."""
-    texts, measured = _ON_CPU if wishes.on_cpu else _ON_GPU
+    texts, measured = _texts(wishes), protocol(wishes)
     named = {_benchmarks()[id] for id in benchmarks} - {texts}
     # Its precisions are calibrated on its own text: those of a GPU's study go before them.
     return [*(name for name in (EMBEDDED,) if name in named), texts, *sorted(named - {EMBEDDED}), measured]
@@ -32,8 +34,16 @@ def presets(wishes: Wishes, benchmarks: Iterable[str] = ()) -> list[str]:
 
 def precisions(wishes: Wishes) -> dict[str, Precision]:
     """The precisions that studies of this kind may name."""
-    content = _preset((_ON_CPU if wishes.on_cpu else _ON_GPU)[0])["precisions"]
+    content = _preset(EMBEDDED if wishes.on_cpu else _FAMILY)["precisions"]
     return {id: TypeAdapter(AnyPrecision).validate_python(settings) for id, settings in content.items()}
+
+
+def _texts(wishes: Wishes) -> str:
+    """The preset of the precisions that are asked for, and of what they are calibrated on."""
+    if wishes.on_cpu:
+        return EMBEDDED
+    usual = _ON_GPU[0]
+    return usual if set(wishes.precisions) <= _preset(usual)["precisions"].keys() else _FAMILY
 
 
 def chosen_precisions(wishes: Wishes) -> list[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AwqConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AwqConfig, PreTrainedModel
 from transformers.utils.quantization_config import AwqBackend
 
 from effllm.errors import CellFailure, UserError
 from effllm.quantization.awq_tensors import packed_widths
+from effllm.quantization.by_loading import linear_layers
 from effllm.quantization.calibration import calibration_sequences
 from effllm.quantization.device import run_device
 from effllm.quantization.gptq_fuse import fuse_layers
@@ -19,8 +20,11 @@ from effllm.quantization.gptq_quantizer import check_group_size, check_losses, p
 from effllm.quantization.weights import tensor_headers
 
 if TYPE_CHECKING:
+    from effllm.models.loading import CausalLM
     from effllm.quantization.awq import AwqPrecision
 
+# Output channels that gptqmodel looks for a clipping bound of at once.
+_CHANNELS = 64
 # The kernel in plain PyTorch, as gptqmodel calls it and as Transformers does, which keeps the others' names.
 _PLAIN, _PLAIN_IN_TRANSFORMERS = "awq_torch", AwqBackend.TORCH_AWQ
 
@@ -40,6 +44,8 @@ def quantize_awq(source: Path, target: Path, settings: "AwqPrecision", data: Pat
     if config.model_type not in SUPPORTED_MODELS:
         raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
     check_group_size(config, settings.group_size)
+    with torch.device("meta"):
+        require_channels(AutoModelForCausalLM.from_config(config))
     if settings.kernel != "auto":
         try:
             _kernel(settings.plain() | {"backend": f"awq_{settings.kernel}"})
@@ -80,6 +86,19 @@ def quantize_awq(source: Path, target: Path, settings: "AwqPrecision", data: Pat
     check_losses(log)
     shutil.move(log, records / "awq.csv")
     _check_runs(target)
+
+
+def require_channels(model: "CausalLM") -> None:
+    """Raise `CellFailure` (unsupported) for a layer whose output gptqmodel does not cut into its blocks.
+
+    It asserts so in a thread, which ends the process.
+    """
+    for name, module in linear_layers(model):
+        if module.out_features % _CHANNELS:
+            raise CellFailure(
+                "unsupported",
+                f"{name} has {module.out_features} output channels, and the quantizer takes multiples of {_CHANNELS}",
+            )
 
 
 def _check_runs(checkpoint: Path) -> None:

@@ -140,17 +140,18 @@ def test_mcr_recomputed_from_the_artifacts(study: Embedded, table9: pl.DataFrame
     for model, precision in itertools.product(study.table9.models, study.table9.precisions):
         row = next(rows)
         ratio = performance(model, precision) / performance(model, "bfloat16")
-        bits = 4 if precision == "int4" else 16
+        bits = {"int4": 4, "nf4": 4, "int8": 8}.get(precision, 16)
         assert row["average_performance"] == pytest.approx(performance(model, precision), rel=1e-5)
         assert row["mcr_nominal"] == pytest.approx(16 / bits * ratio, rel=1e-5)
         assert row["MCR"] == row["mcr_nominal"]
         assert row["mcr_measured"] == pytest.approx(size(model, "bfloat16") / size(model, precision) * ratio, rel=1e-5)
 
 
-def test_int4_is_three_times_smaller_on_the_quantized_layers(table9: pl.DataFrame) -> None:
-    int4 = table9.filter(pl.col("precision") == "int4")
-    assert (int4["quantized_layers_compression"] >= 3).all()
-    cast = table9.filter(pl.col("precision") != "int4")
+def test_quantized_layers_are_as_small_as_their_bits_make_them(table9: pl.DataFrame) -> None:
+    packed = {"int4": 3.0, "nf4": 3.0, "int8": 1.8}
+    for precision, least in packed.items():
+        assert (table9.filter(pl.col("precision") == precision)["quantized_layers_compression"] >= least).all()
+    cast = table9.filter(~pl.col("precision").is_in(list(packed)))
     assert cast["quantized_layers_bytes"].null_count() == cast.height
 
 

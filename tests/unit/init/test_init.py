@@ -263,7 +263,7 @@ def test_what_a_repository_lacks_is_said_now(
         (["--model", "{model}", "--benchmarks", "MMLU-Pro"], ["it is called 'mmlu-pro'"]),
         (["--model", "{model}", "--benchmarks", "leaderboard_bbh"], ["it is called 'bbh'"]),
         (["--model", "{model}", "--benchmarks", "bbh,,ifeval"], ["empty name"]),
-        (["--model", "{model}", "--precisions", "int5"], ["'int5'", "did you mean 'int4'?"]),
+        (["--model", "{model}", "--precisions", "int4x"], ["'int4x'", "did you mean 'int4'?"]),
         (["--model", "{model}", "--precisions", "int4,int4"], ["'int4' is given twice"]),
         (["--model", "{model}", "--device", "RTX"], ["nobody knows a 'RTX'", "leave it out"]),
         (["--model", "{model}", "--model", "{model}"], ["is given twice"]),

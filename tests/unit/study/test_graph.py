@@ -79,8 +79,7 @@ def test_a_chat_template_changes_what_is_asked_in_words_alone(tiny: dict[str, An
         tiny["benchmarks"][form] = source
     after = copy.deepcopy(tiny)
     after["models"]["theirs"]["chat"] = {}
-    precisions = ("bfloat16", "float16", "int4")
-    asked = {f"evaluate/theirs.{precision}.{id}" for precision in precisions for id in ("mmlu", "instruction")}
+    asked = {f"evaluate/theirs.{precision}.{id}" for precision in tiny["precisions"] for id in ("mmlu", "instruction")}
     assert _changed(tiny, after) == asked
     after["models"]["llama-1m"]["chat"] = {}
     with pytest.raises(UserError, match=r"models\.llama-1m\.chat: the tokenizer 'python-docs-2k' is trained by this"):
@@ -91,7 +90,7 @@ def test_only_texts_in_other_precisions_are_compared_token_by_token(tiny: dict[s
     after = copy.deepcopy(tiny)
     del after["evaluation"]["divergence_from"]
     models = ("llama-1m", "qwen2-1m", "phi3-1m", "llama-1m.dora")
-    compared = {f"evaluate/{model}.{p}.perplexity" for model in models for p in ("float16", "int4")}
+    compared = {f"evaluate/{model}.{p}.perplexity" for model in models for p in tiny["precisions"] if p != "bfloat16"}
     assert _changed(tiny, after) == compared
     graph = Graph(parse_study(tiny, "test"))
     reference = graph.parents("evaluate", "llama-1m.int4.perplexity")["reference"]
