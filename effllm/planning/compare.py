@@ -1,6 +1,6 @@
 """After a run: what was planned beside what it took, by what was known before the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class StageComparison:
-    """The nodes of a stage. ok: built; failed: failed cells; to_do: not run, or of another configuration.
+    """The nodes of a stage. ok: built; failed: failed cells; to_do: not run, or of another configuration; untimed: of
+    ok, those without a record of their time.
 
     planned_s, took_s: sums over those that were built and planned; ratio: took_s over planned_s. by_basis: of
     planned_s. unplanned: built ones of which the plan knew nothing, and unplanned_s: what they took.
@@ -40,6 +41,7 @@ class StageComparison:
     ok: int
     failed: int
     to_do: int
+    untimed: int
     planned_s: float
     took_s: float
     ratio: float | None
@@ -93,7 +95,7 @@ def comparison_of(
     }
     failed = {name: _reason(state) for name, state in built.items() if not _is_ok(state)}
     by_stage = {
-        stage: _summary([n for n in nodes if nodes[n].node.stage == stage], pairs, failed)
+        stage: _summary([n for n in nodes if nodes[n].node.stage == stage], pairs, failed, built)
         for stage in STAGES
         if any(state.node.stage == stage for state in nodes.values())
     }
@@ -103,7 +105,7 @@ def comparison_of(
         device=name,
         known_before=first,
         stages=by_stage,
-        total=_summary(list(nodes), pairs, failed),
+        total=_summary(list(nodes), pairs, failed, built),
         failed=failed,
         nodes=sorted(pairs.values(), key=_deviation, reverse=True),
     )
@@ -137,7 +139,9 @@ def _pair(state: State, estimator: Estimator, took_s: float) -> Pair:
     return Pair(state.node.name, planned.value, took_s, ratio, planned.basis, planned.source)
 
 
-def _summary(names: Sequence[str], pairs: Mapping[str, Pair], failed: Mapping[str, str]) -> StageComparison:
+def _summary(
+    names: Sequence[str], pairs: Mapping[str, Pair], failed: Mapping[str, str], built: Collection[str]
+) -> StageComparison:
     found = [pairs[name] for name in names if name in pairs]
     planned = [pair for pair in found if pair.planned_s is not None]
     by_basis: dict[str, float] = {}
@@ -146,11 +150,13 @@ def _summary(names: Sequence[str], pairs: Mapping[str, Pair], failed: Mapping[st
             by_basis[pair.basis] = by_basis.get(pair.basis, 0.0) + pair.planned_s
     planned_s, took_s = sum(by_basis.values()), sum(pair.took_s for pair in planned)
     wrong = sum(name in failed for name in names)
+    there = sum(name in built for name in names)
     others = [pair for pair in found if pair.planned_s is None]
     return StageComparison(
-        ok=len(found),
+        ok=there - wrong,
         failed=wrong,
-        to_do=len(names) - len(found) - wrong,
+        to_do=len(names) - there,
+        untimed=there - wrong - len(found),
         planned_s=planned_s,
         took_s=took_s,
         ratio=took_s / planned_s if planned_s else None,

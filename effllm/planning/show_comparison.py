@@ -30,6 +30,8 @@ def text_of(compared: "Comparison") -> str:
         ]
         reasons = dict.fromkeys(pair.source for pair in compared.nodes if pair.planned_s is None)
         lines += [f"  {reason}" for reason in reasons]
+    if compared.total.untimed:
+        lines += ["", f"No record of their time: {compared.total.untimed} nodes"]
     if compared.failed:
         lines += ["", f"Failed: {len(compared.failed)} nodes, not compared"]
         lines += [f"  {name} {reason}" for name, reason in compared.failed.items()]

@@ -105,6 +105,14 @@ def test_earlier_builds_were_known_and_later_ones_were_not(study: Study, graph_o
     assert pair.planned_s == pytest.approx(0.2 * 480 + 5) and pair.ratio == pytest.approx(73 / 101)
 
 
+def test_an_artifact_without_its_history_is_built_and_not_compared(study: Study, graph_of: GraphOf) -> None:
+    graph = graph_of(study)
+    artifact = build(graph, "pretrain/llama-1m", training_records(0.1), **NEW)
+    (artifact.directory / "provenance.json").unlink()
+    stage = compare(graph, "pretrain/llama-1m").stages["pretrain"]
+    assert (stage.ok, stage.untimed, stage.to_do, stage.ratio) == (1, 1, 0, None)
+
+
 def test_what_was_built_from_another_study_is_not_compared(study: Study, graph_of: GraphOf) -> None:
     build(graph_of(study), "pretrain/llama-1m", training_records(0.1), wall_s=70, **NEW)
     study["pretraining"]["llama-1m"]["max_steps"] = 960
