@@ -8,6 +8,7 @@ from effllm.report.figures import count_text, listed
 from effllm.report.rows import View, capital, conditions_told, rows_listing
 from effllm.report.scatter import COLOURS
 from effllm.report.sliders import sliders_of
+from effllm.report.workloads import workload_blocks
 from effllm.tables.kinds import TABLES
 
 _MOST_SCOPES = 6
@@ -53,6 +54,7 @@ def table_section(
         blocks.append(absolute_figures(view, scope, f"{name}-{at}", limits, beaten))
     if len(scopes) > _MOST_SCOPES:
         blocks.append(Text(f"{len(scopes) - _MOST_SCOPES} more groups of comparable rows are in the table only."))
+    blocks += workload_blocks(view)
     blocks.append(rows_listing(view, text))
     return Section(name, TITLES.get(name, name), blocks, table=name)
 
