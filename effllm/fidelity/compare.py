@@ -21,7 +21,8 @@ from effllm.results.telemetry import Finding
 from effllm.runtime.stage import Job, main
 from effllm.telemetry.metrics import mean_ci95
 
-_FIGURES = ("frechet_distance", "kernel_distance", "precision", "recall", "label_agreement")
+_SHARES = ("precision", "recall", "label_agreement")
+_FIGURES = ("frechet_distance", "kernel_distance", *_SHARES)
 # Images that a jackknife of pairs needs.
 _LEAST_IMAGES = 3
 
@@ -31,11 +32,25 @@ def build(job: Job) -> None:
     protocol = job.config(FidelityProtocol)
     samples = SampleSummary.read(job.inputs["sample"].directory)
     network = FeaturesSummary.read(job.inputs["features"].directory)
+    _require_fit(job, network, samples)
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    # Convolutions in float32 and not in the GPU's TensorFloat-32, by the same kernels each time.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    try:
+        _compare(job, protocol, samples, network, device)
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"fidelity {job.id}: the memory of {device} ran out with batch_size {protocol.batch_size}: lower it, or "
+            "reference_images."
+        ) from None
+
+
+def _compare(
+    job: Job, protocol: FidelityProtocol, samples: SampleSummary, network: FeaturesSummary, device: str
+) -> None:
     images = job.inputs["images"].directory
     reference = ImageSet(images, protocol.reference)
     other = ImageSet(images, "held_out" if protocol.reference == "train" else "train")
-    _require_fit(job, network, samples)
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     compared = _Compared(job, protocol, device, reference, is_labelled=network.classes == reference.classes)
     by_seed = []
     for seed in samples.seeds:
@@ -118,6 +133,8 @@ def _over_seeds(by_seed: Sequence[SeedDistances]) -> dict[str, Any]:
     for name in _FIGURES:
         values = [value for each in by_seed if (value := getattr(each, name)) is not None]
         mean, low, high = mean_ci95(values) if values else (None, None, None)
+        if low is not None and high is not None and name in _SHARES:
+            low, high = max(0.0, low), min(1.0, high)
         found |= {name: mean, f"{name}_ci95": None if low is None else [low, high]}
         if not values:
             reasons |= dict.fromkeys((name, f"{name}_ci95"), str(by_seed[0].cell(name)[1]))

@@ -41,8 +41,8 @@ def kernel_distance(samples: Tensor, reference: Tensor) -> tuple[float, float]:
     It may be below zero. The error is the jackknife's: what leaving out each image does, of both sets, which are
     independent. At least three images each.
     """
-    own, other = _sums(samples, samples, without_self=True), _sums(reference, reference, without_self=True)
-    across, across_reference = _sums(samples, reference), _sums(reference, samples)
+    own, other = _sums_of_others(samples), _sums_of_others(reference)
+    across, across_reference = _sums_across(samples, reference)
     n, m = len(samples), len(reference)
 
     def estimate(own_sum: Tensor, n: int, other_sum: Tensor, m: int, cross: Tensor) -> Tensor:
@@ -62,15 +62,28 @@ def interval(estimate: float, error: float) -> list[float]:
     return [estimate - Z95 * error, estimate + Z95 * error]
 
 
-def _sums(rows: Tensor, columns: Tensor, without_self: bool = False) -> Tensor:
-    """Sums of the kernel's values over `columns`, for each of `rows`; without an image's value with itself."""
+def _sums_of_others(features: Tensor) -> Tensor:
+    """Of each image, the kernel's values with all others."""
     found = []
-    for start, block in _blocks(rows, len(columns)):
-        values = (block @ columns.T / rows.shape[1] + 1) ** 3
-        if without_self:
-            values.diagonal(start).zero_()
+    for start, block in _blocks(features, len(features)):
+        values = _kernel(block, features)
+        values.diagonal(start).zero_()
         found.append(values.sum(dim=1))
     return torch.cat(found)
+
+
+def _sums_across(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample, the kernel's values with the reference, and the other way round."""
+    found, found_reference = [], torch.zeros_like(reference[:, 0])
+    for _, block in _blocks(samples, len(reference)):
+        values = _kernel(block, reference)
+        found.append(values.sum(dim=1))
+        found_reference += values.sum(dim=0)
+    return torch.cat(found), found_reference
+
+
+def _kernel(rows: Tensor, columns: Tensor) -> Tensor:
+    return (rows @ columns.T / rows.shape[1] + 1) ** 3
 
 
 def precision_and_recall(samples: Tensor, reference: Tensor, neighbours: int) -> tuple[float, float]:
