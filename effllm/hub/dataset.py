@@ -45,8 +45,8 @@ class HubDataset:
         self.repository = Repository("dataset", repo, revision)
         self._files: dict[str, HubFile] = {}
 
-    def batches(self, split: str) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a split (or of several, `a+b`) in the dataset's own order and columns.
+    def batches(self, split: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a split (or of several, `a+b`) in the dataset's own order and columns, `rows` at a time.
 
         `UserError` for what the hub does not give, and for what cannot be read as configured.
         """
@@ -54,7 +54,7 @@ class HubDataset:
         keeps = self.keeps([file for _, file in files])
         for part, file in files:
             self.fetch([file])
-            yield from self.read(part, file)
+            yield from self.read(part, file, rows)
             if not keeps:
                 self.empty(file)
 
@@ -76,13 +76,18 @@ class HubDataset:
         with self._reading(file):
             return pq.read_schema(self._root / file)
 
-    def read(self, split: str, file: str) -> Iterator[pa.RecordBatch]:
+    def class_names(self, column: str) -> list[str]:
+        """The names that the dataset's description has for the numbers in a column; none where it has none."""
+        feature = (self._builder().info.features or {}).get(column)
+        return list(getattr(feature, "names", None) or [])
+
+    def read(self, split: str, file: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a data file that was fetched, in the columns that the dataset says it has."""
         with self._reading(file):
             builder = self._builder()
             self._restrict(builder, split, [file])
             stream = builder.as_streaming_dataset(split).with_format("arrow")
-            for table in stream.iter(batch_size=BATCH_ROWS):
+            for table in stream.iter(batch_size=rows):
                 yield from table.combine_chunks().to_batches()
 
     def empty(self, file: str) -> None:

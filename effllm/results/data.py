@@ -118,6 +118,11 @@ class ImagesSummary(Part, ResultFile):
 
     seen: int = Field(description="Images that the source has.")
     dropped: dict[str, int] = Field(description="Of those, by reason.")
+    odd: dict[str, int] | None = Field(
+        default=None,
+        description="Of those that stayed, by what was done without: turned, animated, transparent, palette, print "
+        "(CMYK), enlarged; left out where there are none.",
+    )
     unusable: list[str] = Field(description="Names of the first that could not be used, with the reason.")
     splits: dict[str, int] = Field(description="Images of `train` and `held_out`.")
     classes: list[str] = Field(description="Names of the labels, in their order.")

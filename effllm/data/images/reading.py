@@ -2,13 +2,18 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+import xxhash
+from PIL import ExifTags, Image, ImageOps
 
-from effllm.data.images.settings import DigitsSource, FilesImageSource
+from effllm.data.images.settings import DigitsSource, FilesImageSource, HubImageSource
+
+Picture: TypeAlias = Path | BytesIO | Image.Image
+"""A file, what is in one, or a picture."""
 
 # Levels of scikit-learn's digits.
 _DIGIT_LEVELS = 16
@@ -20,11 +25,15 @@ class UnusableImageError(Exception):
     """An image that cannot be used; the message is the reason under which it is counted.
 
     unreadable: damaged, cut short or no image. huge: more pixels than Pillow takes for sound. deep: more than 8 bits a
-    channel.
+    channel. unlabelled: a row of a dataset whose label is missing or negative.
     """
 
 
+# Of all sources: unlabelled is counted where it occurs.
 REASONS = ("unreadable", "huge", "deep")
+ODD = ("turned", "animated", "transparent", "palette", "print", "enlarged")
+"""What images are that need more than scaling: of a camera held sideways, of several frames, with transparency, with a
+table of colours, in printer's colours, smaller than asked for."""
 
 
 class ImageSource(Protocol):
@@ -32,10 +41,9 @@ class ImageSource(Protocol):
 
     label: str
     classes: list[str]
+    """Known once all pictures were read."""
 
-    def __len__(self) -> int: ...
-
-    def pictures(self) -> "Iterator[tuple[str, int, Path | Image.Image]]": ...
+    def pictures(self) -> "Iterator[tuple[str, int, Picture]]": ...
 
 
 class Digits:
@@ -50,10 +58,7 @@ class Digits:
 
         self._data = load_digits()
 
-    def __len__(self) -> int:
-        return len(self._data.target)
-
-    def pictures(self) -> Iterator[tuple[str, int, Path | Image.Image]]:
+    def pictures(self) -> Iterator[tuple[str, int, Picture]]:
         """In the package's order."""
         levels = (self._data.images * (255 / _DIGIT_LEVELS)).round().astype(np.uint8)
         for index, (picture, digit) in enumerate(zip(levels, self._data.target, strict=True)):
@@ -68,34 +73,40 @@ class Files:
         self.classes = sorted({path.parent.name for path in self._paths})
         self.label = f"{len(self._paths)} files"
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def pictures(self) -> Iterator[tuple[str, int, Path | Image.Image]]:
+    def pictures(self) -> Iterator[tuple[str, int, Picture]]:
         """In the order of their paths."""
         number = {name: index for index, name in enumerate(self.classes)}
         for path in self._paths:
             yield str(path), number[path.parent.name], path
 
 
-def open_source(source: DigitsSource | FilesImageSource, files: Mapping[str, Path]) -> ImageSource:
-    """What a study names."""
+def open_source(
+    source: DigitsSource | FilesImageSource | HubImageSource, files: Mapping[str, Path], scratch: Path
+) -> ImageSource:
+    """What a study names; downloads go to `scratch`."""
+    if isinstance(source, HubImageSource):
+        # The hub's libraries take seconds to import.
+        from effllm.data.images.hub import HubImages
+
+        return HubImages(source, scratch)
     return Digits() if isinstance(source, DigitsSource) else Files(files)
 
 
-def pixels(picture: Path | Image.Image, size: int, channels: int) -> np.ndarray:
-    """uint8 [channels, size, size]: turned as the camera says, of an animation the first frame, transparency dropped.
+def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> tuple[np.ndarray, list[str]]:
+    """uint8 [channels, size, size], and what of `ODD` the picture is.
 
-    Scaling is that of DiT's recipe: halved by boxes while the shorter side has twice the size, then bicubic. Raises
-    `UnusableImageError`; the operating system's own errors (rights, a vanished file) pass.
+    Turned as the camera says, of an animation the first frame, transparency dropped. Scaling is that of DiT's recipe:
+    halved by boxes while the shorter side has twice the size, then bicubic. Raises `UnusableImageError`, for one of too
+    many pixels before any is decoded; the operating system's own errors (rights, a vanished file) pass.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            if image.mode.startswith(("I", "F")):
+            opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+            if opened.mode.startswith(("I", "F")):
                 raise UnusableImageError("deep")
-            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            odd = _oddities(opened, size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnusableImageError("huge") from None
     except UnusableImageError:
@@ -114,6 +125,23 @@ def pixels(picture: Path | Image.Image, size: int, channels: int) -> np.ndarray:
     scale = size / min(image.size)
     if scale != 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left, top = image.width - size, image.height - size
+    if crop == "random":
+        place = xxhash.xxh3_64_intdigest(np.asarray(image).tobytes())
+        left, top = place % (left + 1), (place >> 32) % (top + 1)
+    else:
+        left, top = left // 2, top // 2
     array = np.asarray(image.crop((left, top, left + size, top + size)))
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return (array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))), odd
+
+
+def _oddities(image: Image.Image, size: int) -> list[str]:
+    found = {
+        "turned": image.getexif().get(ExifTags.Base.Orientation, 1) != 1,
+        "animated": getattr(image, "is_animated", False),
+        "transparent": image.has_transparency_data,
+        "palette": image.mode in ("P", "PA"),
+        "print": image.mode == "CMYK",
+        "enlarged": min(image.size) < size,
+    }
+    return [name for name in ODD if found[name]]

@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from effllm.data import corpus, tokenizer
+from effllm.data.images import prepare as images
 from effllm.data.instructions import prepare
 from effllm.errors import UserError
 from effllm.evaluation import benchmark
@@ -123,6 +124,14 @@ def document(number: int) -> dict:
     }
 
 
+def picture(number: int) -> dict:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 4), (number, 3 * number, 7)).save(buffer, "PNG")
+    return {"image": {"bytes": buffer.getvalue(), "path": f"{number}.png"}, "label": number % 3}
+
+
 def model_files(directory: Path) -> dict[str, bytes]:
     import torch
     from tokenizers import Tokenizer, models
@@ -177,6 +186,14 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Downloading]:
             "owner/chat",
             dataset_files({"train": pairs}),
             sampled("owner/chat", columns={"kind": "prompt_response"}),
+        ),
+        Downloading(
+            "images",
+            images.build,
+            "dataset",
+            "owner/pictures",
+            dataset_files({"train": [picture(number) for number in range(60)]}),
+            lambda revision: sampled("owner/pictures")(revision) | {"size": 4},
         ),
         Downloading("model", import_model.build, "model", "owner/name", model, hub_source("owner/name")),
         Downloading(

@@ -19,7 +19,7 @@ from effllm.results.training import Efficiency, PretrainingQuality
 
 GOLDEN = Path(__file__).parent / "golden"
 # Keys that are left out on purpose: of options, of what scores nothing, of random data and chat templates.
-NOT_ALWAYS = {"near_duplicates", "unscored", "prompt_tokens", "vocab_size", "chat", "divergence", "held_out"}
+NOT_ALWAYS = {"odd", "near_duplicates", "unscored", "prompt_tokens", "vocab_size", "chat", "divergence", "held_out"}
 
 
 def _golden() -> list[tuple[str, type[ResultFile]]]:
