@@ -133,6 +133,20 @@ def placement_of(devices: Sequence[str]) -> Placement:
     return "one device" if len(devices) == 1 else "layers"
 
 
+def keep_hooks_at_parts(model: Any) -> None:
+    """Take away the hooks by which accelerate looks at the input of every layer within a part of a spread model.
+
+    The parts of its device map have hooks of their own, which bring inputs to their device, and inside everything is
+    there. In decoding the others cost more of the host's time than the layers' own dispatch leaves.
+    """
+    from accelerate.hooks import remove_hook_from_module
+
+    for part in getattr(model, "hf_device_map", None) or {}:
+        for inner in model.get_submodule(part).modules() if part else ():
+            if inner is not model.get_submodule(part):
+                remove_hook_from_module(inner)
+
+
 def require_on_devices(model: Any, devices: Sequence[str]) -> None:
     """Raise `CellFailure` (oom) where parts of a model that was spread were left on the host or on disk."""
     places = getattr(model, "hf_device_map", None) or {}

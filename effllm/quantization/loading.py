@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from effllm.models.loading import load_causal_lm
-from effllm.models.placement import device_map, require_on_devices
+from effllm.models.placement import device_map, keep_hooks_at_parts, require_on_devices
 from effllm.quantization import read_precision
 from effllm.quantization.device import require_device
 from effllm.quantization.precision import Precision
@@ -25,4 +25,6 @@ def load_quantized(artifact: Artifact, devices: Sequence[str]) -> "tuple[CausalL
     require_device(precision, devices[0])
     model = load_causal_lm(artifact.directory / "model", **device_map(devices), **precision.load_options())
     require_on_devices(model, devices)
+    if len(devices) > 1:
+        keep_hooks_at_parts(model)
     return model, precision

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 
 from effllm.errors import CellFailure, UserError
-from effllm.models.placement import Need, choose, need_of, place, require_on_devices
+from effllm.models.placement import Need, choose, keep_hooks_at_parts, need_of, place, require_on_devices
 
 GB = 1e9
 # Qwen2.5-72B.
@@ -103,6 +104,25 @@ def test_layers_go_whole_and_evenly_to_two_devices() -> None:
         place = next(of for part, of in places.items() if name == part or name.startswith(f"{part}."))
         shares[place] += weight.nbytes
     assert min(shares) / max(shares) > 0.9 and max(shares) < 80e9
+
+
+def test_a_spread_model_answers_alike_with_hooks_at_its_parts_alone() -> None:
+    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    config = AutoConfig.for_model(**QWEN_72B | small | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    prompt = torch.randint(64, (2, 9))
+    answer = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    plain = model.generate(prompt, attention_mask=torch.ones_like(prompt), **answer)
+    parts = ["model.embed_tokens", *(f"model.layers.{number}" for number in range(3)), "model.norm", "model.rotary_emb"]
+    spread = dispatch_model(model, dict.fromkeys([*parts, "lm_head"], "cpu"), main_device="cpu", force_hooks=True)
+    hooked = {name for name, module in spread.named_modules() if hasattr(module, "_hf_hook")}
+    assert "model.layers.0.mlp.up_proj" in hooked
+    keep_hooks_at_parts(spread)
+    hooked = {name for name, module in spread.named_modules() if hasattr(module, "_hf_hook")}
+    assert {"model.layers.0", "model.layers.2", "lm_head"} <= hooked
+    assert not any(name.startswith("model.layers.0.") for name in hooked)
+    assert torch.equal(spread.generate(prompt, attention_mask=torch.ones_like(prompt), **answer), plain)
 
 
 def test_layers_that_were_left_on_the_host_are_no_model_on_gpus() -> None:
