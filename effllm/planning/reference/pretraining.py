@@ -14,8 +14,8 @@ _PLAIN = ("effllm", "gqa", "rope", "swiglu")
 # From the start of the stage to the first steady step: weights, the device, kernels; and where a model is compiled.
 START_S = 5.0
 COMPILED_START_S = 85.0
-# What recomputed activations cost: a second forward pass beside one forward and two passes of gradients.
-_RECOMPUTED = 3 / 4
+# Passes over the model: one forward and two of gradients; a second forward where activations are recomputed.
+_PASSES = {False: 3, True: 4}
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def pretraining(config: Mapping[str, Any], parameters: float, flops: float, devi
     if peak is None:
         return None
     rate, beyond = nearest_rate(config, parameters)
-    trend = _trend(rate, parameters)
-    is_slower = config.get("activation_checkpointing") and not rate.recomputes
-    mfu = rate.mfu * trend * (_RECOMPUTED if is_slower else 1.0)
+    trend = _trend(rate, parameters, float(config["sequence_length"]))
+    passes = _PASSES[bool(config.get("activation_checkpointing"))] / _PASSES[rate.recomputes]
+    mfu = rate.mfu * trend / passes
     parallel = config.get("parallel") or {}
     devices = int(parallel.get("devices", 1)) * int(parallel.get("nodes", 1))
     start_s = COMPILED_START_S if config.get("compile") else START_S
@@ -86,16 +86,19 @@ def nearest_rate(config: Mapping[str, Any], parameters: float) -> tuple[Rate, st
     return rate, all_of(doubts)
 
 
-def _trend(rate: Rate, parameters: float) -> float:
-    """What size did to plain grouped-query decoders between that of a rate and another; 1 within the rate's range."""
+def _trend(rate: Rate, parameters: float, context: float) -> float:
+    """What size and context do to plain grouped-query decoders from those of a rate; 1 within the rate's range."""
     if is_near(parameters, rate.parameters):
         return 1.0
 
-    def plain(size: float) -> Rate:
+    def plain(size: float, length: float) -> float:
         found = [other for other in _rates() if other.technique == _PLAIN and not (other.recomputes or other.compiled)]
-        return min(found, key=lambda other: (abs(math.log(size / other.parameters)), other.context))
+        nearest = min(
+            found, key=lambda other: abs(math.log(size / other.parameters)) + abs(math.log(length / other.context))
+        )
+        return nearest.mfu
 
-    return plain(parameters).mfu / plain(rate.parameters).mfu
+    return plain(parameters, context) / plain(rate.parameters, rate.context)
 
 
 @functools.cache
