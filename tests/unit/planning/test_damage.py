@@ -221,13 +221,18 @@ def test_every_job_is_sized_or_waits_for_an_input_from_every_partial_state(
     """A file that is no input would end a dry run: Snakemake leaves a resource open only for its inputs."""
     graph = graph_of(tiny_text)
     stages = [*GPU_STAGES, "tokens"]
-    counts = json.dumps({"splits": {"train": {"samples": 1000, "answers": 1000, "answer_utf8_bytes": 100_000}}})
+    counts = {
+        "instructions": {"splits": {"train": {"samples": 1000, "answers": 1000, "answer_utf8_bytes": 100_000}}},
+        "images": {"seen": 9, "dropped": {}, "unusable": [], "splits": {"train": 6, "held_out": 3}}
+        | {"classes": ["0"], "size": 8, "channels": 1},
+    }
     for stage in stages:
         for id in graph.ids(stage)[:1]:
             build(graph, f"{stage}/{id}")
-    for directory in Path(graph.results, "instructions").iterdir():
-        shutil.rmtree(directory)
-        build(graph, f"instructions/{directory.name}", {"instructions.json": counts})
+    for stage, content in counts.items():
+        for directory in Path(graph.results, stage).iterdir():
+            shutil.rmtree(directory)
+            build(graph, f"{stage}/{directory.name}", {f"{stage}.json": json.dumps(content)})
     built = sorted({path.parts[-3] for path in Path(graph.results).glob(f"[!.]*/*/{MANIFEST}")})
     aside = Path(graph.results, ".aside")
     aside.mkdir()
