@@ -73,7 +73,7 @@ def _is_path(name: str) -> bool:
 
 def _id(name: str, taken: set[str]) -> str:
     last = Path(name.partition("@")[0].rstrip("/")).expanduser().resolve().name.lower()
-    stem = re.sub(r"[^a-z0-9_.-]", "-", last).strip("-_.")[: LONGEST_ID - 3] or "model"
+    stem = re.sub(r"[^a-z0-9_.]+", "-", last).strip("-_.")[: LONGEST_ID - 3] or "model"
     numbered = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(taken) + 2))
     return next(id for id in numbered if id not in taken)
 

@@ -73,8 +73,18 @@ def run(wishes: Wishes) -> int:
     targets = " ".join(f"results/{table}.csv" for table in draft.tables)
     print(f"  effllm plan --study {wishes.output} {' '.join(draft.tables)}")
     print(f"  snakemake --profile {profile} --config study={os.path.normpath(wishes.output.absolute())} -- {targets}")
-    print(f"  effllm recommend results/{draft.tables[0]}.csv")
+    print(f"  effllm recommend results/{draft.tables[0]}.csv{_limits(study, draft.tables[0])}")
     return 0
+
+
+def _limits(study: Study, table: str) -> str:
+    """What the recipes' budgets hold, as options of `effllm recommend`."""
+    budget = study.budgets.get(table)
+    if budget is None:
+        return ""
+    words = [f" --quality-loss {budget.quality_loss:g}"] if budget.quality_loss is not None else []
+    words += [f" --prefer {','.join(budget.prefer)}"] if budget.prefer else []
+    return "".join(words)
 
 
 def _check_options(wishes: Wishes, recipe: Recipe) -> None:
