@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -45,7 +46,9 @@ def merge_products(graph: fx.GraphModule) -> None:
     for node in graph.graph.find_nodes(op="call_function", target=F.linear):
         source, weight = node.args[0], node.args[1]
         shape = source.meta["example_value"].shape
-        if shape.numel() == shape[-1] and weight.meta["example_value"].is_contiguous():
+        stored = weight.meta["example_value"]
+        # A quantized weight is a tensor of another class, with a product of its own.
+        if shape.numel() == shape[-1] and stored.is_contiguous() and not is_traceable_wrapper_subclass(stored):
             by_input[source].append(node)
     for nodes in by_input.values():
         for start in range(0, len(nodes), _TOGETHER):

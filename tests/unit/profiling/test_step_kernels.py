@@ -51,6 +51,18 @@ def test_products_of_one_row_are_merged_by_their_input(shape: tuple[int, ...], m
     torch.testing.assert_close(result, expected)
 
 
+def test_a_quantized_weight_keeps_its_own_product() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    torch.manual_seed(0)
+    layers, x = _Layers(), torch.randn(1, 1, 12)
+    quantize_(layers.of_one[0], Int8WeightOnlyConfig(set_inductor_config=False))
+    expected = layers(x)
+    result, targets = _traced(layers, x)
+    assert targets.count(F.linear) == 1
+    torch.testing.assert_close(result, expected)
+
+
 def test_a_model_attends_as_before_when_its_step_is_done() -> None:
     model = _model()
     with pytest.raises(KeyError), attending_by_one_query(model):

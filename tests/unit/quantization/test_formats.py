@@ -28,6 +28,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 # Of a weight: what rounding to the format may cost, relative to the largest of those that share a scale.
 STEP = {"nf4": 0.16, "nf4-double": 0.17, "llm-int8": 0.51 / 127, "int8": 0.51 / 127, "fp8": 2**-4, "fp8-tensor": 2**-4}
+CALIBRATION = {"corpus": "x", "samples": 1, "sequence_length": 8}
 LAYER = "model.layers.0.mlp.up_proj"
 # The levels of NF4, of Dettmers et al., arXiv 2305.14314, appendix E.
 NF4 = [
@@ -227,6 +228,3 @@ def test_settings_of_another_format_and_groups_that_do_not_divide_are_refused() 
         assert "choose a divisor, such as 32" in str(precision(settings).misfit_of_widths(widths))
     misfit = precision({"kind": "fp8", "scales": "row"}).misfit_of_widths({"feed-forward output": 72})
     assert "16 does not divide the feed-forward output width 72" in str(misfit)
-
-
-CALIBRATION = {"corpus": "x", "samples": 1, "sequence_length": 8}

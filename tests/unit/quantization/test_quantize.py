@@ -402,3 +402,22 @@ def test_quantizing_twice_gives_the_same_bytes(builder: Any, tmp_path: Path) -> 
         assert again.build(stage, id).manifest == builder.build(stage, id).manifest
     assert again.build("quantize", "llama-1m.int4").manifest == first.manifest
     assert sys.modules["gptqmodel"]
+
+
+def test_a_format_goes_through_every_stage_and_a_refusal_is_a_cell(builder: Any) -> None:
+    from tests.unit.conftest import Builder
+
+    study = json.loads(builder.graph.study.model_dump_json())
+    fp8 = {"kind": "fp8", "scales": "row"}
+    study["precisions"] |= {"nf4": {"kind": "bnb", "format": "nf4"}, "fp8": fp8}
+    # Beside what the session has built, which is the same.
+    builder = Builder(study, Path(builder.graph.results).parent)
+    evaluation = builder.build("evaluate", "llama-1m.nf4.perplexity").json("evaluation.json")
+    assert evaluation["divergence"]["reference"] == "bfloat16"
+    assert 0 < evaluation["divergence"]["kl_nats"] < 0.1
+    profile = builder.build("profile", "llama-1m.nf4").json("profile.json")
+    assert profile["kernel"].startswith("bitsandbytes Linear4bit")
+    if not torch.cuda.is_available():
+        for stage in ("quantize", "profile"):
+            manifest = builder.build(stage, "llama-1m.fp8").manifest
+            assert manifest.status == "unsupported" and "compute capability 8.9" in str(manifest.reason)
