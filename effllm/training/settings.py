@@ -129,6 +129,13 @@ class Recipe(Section):
 class Kernels(Section):
     """Which kernel serves a module; auto takes the fused one where it can run, and the artifact says which one did."""
 
+    attention: Literal["auto", "flash_attn_4", "sdpa"] = Field(
+        default="auto",
+        description="attention without a bias: flash_attn_4 is fused for Hopper GPUs, sdpa PyTorch's.",
+    )
+    feed_forward: Literal["auto", "quack", "torch"] = Field(
+        default="auto", description="SwiGLU and its experts: quack is fused for Hopper GPUs, torch plain PyTorch."
+    )
     loss: Literal["auto", "triton_loss", "torch_loss"] = Field(
         default="auto", description="loss of effllm decoders: triton_loss is fused, torch_loss plain PyTorch."
     )

@@ -70,6 +70,25 @@ def test_a_bias_by_a_near_band_and_a_far_part_is_the_biased_softmax(shape, deter
         assert_close(fused, results(attend, states, gradient, torch.float32, bias.table))
 
 
+@pytest.mark.parametrize("shape", [(2, 12, 2, 1000, 128), (1, 4, 4, 129, 128), (3, 4, 1, 517, 128)])
+def test_flash_attention_is_the_softmax_of_float32(shape):
+    pytest.importorskip("flash_attn.cute.interface")
+    *states, gradient = inputs(*shape)
+    sequence = Sequence(0, torch.arange(shape[3], device="cuda")[None])
+
+    def attend(query, key, value):
+        return dense_attention(query, key, value, sequence, None, shape[4] ** -0.5)
+
+    with choosing({"attention": "flash_attn_4"}) as used:
+        fused = results(attend, states, gradient, torch.bfloat16)
+        compiled = results(torch.compile(attend), states, gradient, torch.bfloat16)
+    assert used == {"attention": {"flash_attn_4": None}}
+    with choosing({"attention": "sdpa"}):
+        reference = results(attend, states, gradient, torch.float32)
+    assert_close(fused, reference)
+    assert_close(compiled, reference)
+
+
 @pytest.mark.parametrize("chosen", [3, 7])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_selected_blocks_are_attended_to_as_by_gathering_them(shape, chosen):

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
 from effllm.models.decoder.accumulation import widen
-from effllm.models.decoder.kernels.choice import is_fused, objection_to
+from effllm.models.decoder.kernels.choice import is_fused, is_named, objection_to
+from effllm.models.decoder.kernels.flash import flash_attention, objection_to_flash
 from effllm.models.decoder.kernels.relative import near_far_attention
 from effllm.models.decoder.positions import POSITIONS
 from effllm.models.decoder.positions.layers import RelativeBias, rotate
@@ -93,12 +94,22 @@ def dense_attention(
         if is_fused("relative", _objection_to_near_far(query, key, value, sequence)):
             return near_far_attention(query, key.to(query.dtype), value.to(query.dtype), bias.table, scale)
         return _biased_attention(query, key, value, sequence, bias, scale)
+    is_causal = sequence.causal and query.shape[2] > 1 and sequence.mask is None
+    # Where there is nothing to choose from, nothing is recorded.
+    has_choice = (is_causal and query.device.type == "cuda") or is_named("attention")
+    if has_choice and is_fused("attention", _objection_to_flash(query, key, value, is_causal)):
+        return flash_attention(query, key, value, scale)
     fused_groups = sequence.mask is None and query.dtype in (torch.bfloat16, torch.float16)
     if query.device.type != "cpu" and not fused_groups:
         # With a mask or in float32, CUDA's only kernel for grouped heads materialises the scores.
         key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
-    is_causal = sequence.causal and query.shape[2] > 1 and sequence.mask is None
     return _fused_attention(query, key, value, sequence.mask, is_causal, scale)
+
+
+def _objection_to_flash(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> str | None:
+    if not is_causal:
+        return "the attention is under a mask or sees the future"
+    return objection_to_flash(query, key, value)
 
 
 def _objection_to_near_far(query: Tensor, key: Tensor, value: Tensor, sequence: Sequence) -> str | None:

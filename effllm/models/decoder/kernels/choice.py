@@ -30,6 +30,8 @@ class Ways:
 
 
 WAYS = {
+    "attention": Ways("flash_attn_4", "sdpa"),
+    "feed_forward": Ways("quack", "torch"),
     "loss": Ways("triton_loss", "torch_loss"),
     "relative": Ways("near_far", "chunked"),
     "nsa": Ways("blocks", "gather"),
@@ -124,6 +126,12 @@ def has_package(name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+@functools.cache
+def is_hopper() -> bool:
+    """Whether the current GPU is an H100, H200 or another of compute capability 9; not to be asked without CUDA."""
+    return torch.cuda.get_device_capability()[0] == 9
 
 
 def failing_as_a_cell(kernel: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
