@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from effllm.models.decoder.kernels.choice import is_fused, is_named
-from effllm.models.decoder.kernels.swiglu import Held, fused_swiglu, objection_to_fused
+from effllm.models.decoder.kernels.swiglu import Copies, fused_swiglu, objection_to_fused
 
 if TYPE_CHECKING:
     from effllm.models.decoder.config import EffConfig
@@ -26,7 +26,7 @@ class Experts(nn.Module):
         width = config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * width, config.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, width))
-        self._held = Held((self.gate_up_proj,), self.down_proj)
+        self._copies = Copies()
 
     def draw_parameters(self, std: float) -> None:
         """Draw the experts' matrices."""
@@ -39,7 +39,7 @@ class Experts(nn.Module):
         # Where there is nothing to choose from, nothing is recorded.
         has_choice = (x.device.type == "cuda" and torch.is_grad_enabled()) or is_named("feed_forward")
         if has_choice and is_fused("feed_forward", objection_to_fused(x, weights)):
-            return fused_swiglu(x, weights[:1], weights[1], tokens_per_expert.cumsum(0).to(torch.int32))
+            return fused_swiglu(x, weights[:1], weights[1:], self._copies, tokens_per_expert.cumsum(0).to(torch.int32))
         gate, up = _grouped_linear(x, self.gate_up_proj, tokens_per_expert).chunk(2, dim=-1)
         return _grouped_linear(F.silu(gate) * up, self.down_proj, tokens_per_expert)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effllm.models.decoder.kernels.choice import is_fused, is_named
-from effllm.models.decoder.kernels.swiglu import Held, fused_swiglu, objection_to_fused
+from effllm.models.decoder.kernels.swiglu import Copies, fused_swiglu, objection_to_fused
 
 if TYPE_CHECKING:
     from effllm.models.decoder.config import EffConfig
@@ -21,7 +21,7 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self._held = Held((self.gate_proj.weight, self.up_proj.weight), self.down_proj.weight)
+        self._copies = Copies()
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, length, hidden] to the same shape."""
@@ -30,7 +30,7 @@ class SwiGLU(nn.Module):
         has_choice = (x.device.type == "cuda" and torch.is_grad_enabled()) or is_named("feed_forward")
         if has_choice and is_fused("feed_forward", _objection(x, layers)):
             gate, up, down = (layer.weight for layer in layers)
-            return fused_swiglu(x.reshape(-1, x.shape[-1]), (gate, up), down).view(x.shape)
+            return fused_swiglu(x.reshape(-1, x.shape[-1]), (gate, up), (down,), self._copies).view(x.shape)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
