@@ -96,7 +96,8 @@ def dense_attention(
         return _biased_attention(query, key, value, sequence, bias, scale)
     is_causal = sequence.causal and query.shape[2] > 1 and sequence.mask is None
     # Where there is nothing to choose from, nothing is recorded.
-    has_choice = (is_causal and query.device.type == "cuda") or is_named("attention")
+    is_trained_on_cuda = query.device.type == "cuda" and torch.is_grad_enabled()
+    has_choice = (is_causal and is_trained_on_cuda) or is_named("attention")
     if has_choice and is_fused("attention", _objection_to_flash(query, key, value, is_causal)):
         return flash_attention(query, key, value, scale)
     fused_groups = sequence.mask is None and query.dtype in (torch.bfloat16, torch.float16)
