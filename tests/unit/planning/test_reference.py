@@ -145,6 +145,8 @@ def test_shipped_shapes_have_the_published_numbers_of_parameters() -> None:
     published = {
         "Qwen/Qwen2.5-0.5B": 494_032_768,
         "Qwen/Qwen2.5-7B": 7_615_616_512,
+        "Qwen/Qwen2.5-72B": 72_706_203_648,
+        "meta-llama/Meta-Llama-3-70B": 70_553_706_496,
         "Qwen/Qwen2.5-32B": 32_763_876_352,
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
         "meta-llama/Llama-3.2-1B": 1_235_814_400,
@@ -158,6 +160,21 @@ def test_shipped_shapes_have_the_published_numbers_of_parameters() -> None:
         repo: parameter_count(AutoConfig.for_model(**shapes[repo], pad_token_id=None)).total for repo in published
     }
     assert counted == published
+
+
+def test_a_model_larger_than_a_gpu_is_planned_over_as_many_as_hold_it(tmp_path: Path) -> None:
+    graph = Graph(load_study(REPOSITORY / "config" / "precisions.yaml"), str(tmp_path))
+    targets = ["profile/qwen2.5-72b.bfloat16", "profile/qwen2.5-72b.int4"]
+    plan = plan_of(graph, targets, gpus=4, device=H100)
+    whole, packed = (next(node for node in plan.nodes if node.name == name) for name in targets)
+    # 145 GB and the caches of the largest batch, by 0.9 of 80 GB.
+    assert (whole.devices, packed.devices) == (3, 1)
+    assert whole.memory_b is not None and whole.memory_b.value is not None and whole.memory_b.value < 72e9
+    assert whole.device_s is not None and whole.wall_s.value is not None
+    assert whole.device_s.value == 3 * whole.wall_s.value
+    assert not plan.wont_fit
+    (refused,) = plan_of(graph, targets, gpus=1, device=H100).wont_fit.values()
+    assert refused == "needs 3 devices, and there are 1: give --gpus 3 or more"
 
 
 def test_full_fine_tuning_has_the_share_of_the_peak_that_its_row_states() -> None:
