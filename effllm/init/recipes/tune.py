@@ -89,13 +89,17 @@ class TuneRecipe(Recipe):
         if size.documents is not None:
             suite["held_out_samples"] = size.documents
         source = {"kind": "files", "paths": [str(path)], "columns": columns}
+        instructions: dict[str, Any] = {"source": source, "held_out_fraction": _HELD_OUT}
+        if wishes.hours is not None:
+            # All of them; a plan knows no file's number.
+            instructions["maximum_samples"] = samples
         layers = [count for model in models if (count := model.number("num_hidden_layers"))]
         frozen = min([_FROZEN_LAYERS, *(max(1, count // 2) for count in layers)])
-        known = f"{samples:,}" if samples < _LOOKED_AT else f"{_LOOKED_AT:,} or more"
+        known = f"{samples:,}" if samples < _LOOKED_AT or wishes.hours is not None else f"{_LOOKED_AT:,} or more"
         sections = [
             *comment(f"{known} samples; a tenth of the prompts is held out, and says how well a method learns."),
             "instructions:",
-            *entry("mine", {"source": source, "held_out_fraction": _HELD_OUT}),
+            *entry("mine", instructions),
             *models_section(models, {}),
             *comment("Data, steps, schedule and rate are alike for all methods, so that their rows compare."),
             "finetuning:",

@@ -120,6 +120,17 @@ def test_the_plan_of_what_is_written_is_within_the_budget(hours: float, tmp_path
     assert study.pretraining["gqa"].optimizer.learning_rate == pytest.approx(0.768 / words, rel=0.03)
 
 
+def test_every_sample_is_counted_for_a_budget(tmp_path: Path, model: Path) -> None:
+    data = write_lines(
+        tmp_path / "mine.jsonl", [{"prompt": f"Add {n} and 1.", "response": str(n)} for n in range(1100)]
+    )
+    path = tmp_path / "mine.yaml"
+    budget = ("--hours", "1", "--device", H100, "--results", tmp_path)
+    init("--recipe", "tune", "--model", model, "--data", data, *budget, "-o", path)
+    assert check(path).instructions["mine"].maximum_samples == 1100
+    assert "unknown" not in path.read_text(), "the plan knows every node"
+
+
 def test_what_harms_least_is_cut_first_and_the_rest_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def plan(graph: Draft, *_: object, **__: object) -> SimpleNamespace:
         size = Size(**json.loads(graph.sections[0]))
