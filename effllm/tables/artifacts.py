@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from effllm.errors import Status
 from effllm.results.base import ResultFile
 from effllm.results.evaluation import Evaluation
+from effllm.results.fidelity import FidelityResult, SampleSummary, SamplingCost
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
@@ -19,22 +20,27 @@ PAYLOADS: Mapping[str, type[ResultFile]] = {
     "finetune": FinetuningQuality,
     "diffuse": DiffusionQuality,
     "quantize": Quantization,
+    "sample": SampleSummary,
+    "fidelity": FidelityResult,
     "evaluate": Evaluation,
     "overlap": ItemsOverlap,
     "profile": Profile,
 }
 # Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.
-RECORDED = ("pretrain", "finetune", "diffuse")
+RECORDS: Mapping[str, type[ResultFile]] = {
+    **dict.fromkeys(("pretrain", "finetune", "diffuse"), Efficiency),
+    "sample": SamplingCost,
+}
 Content = TypeVar("Content", bound=ResultFile)
 
 
 @dataclass(frozen=True)
 class Result(Generic[Content]):
-    """The figures of one artifact: `content` and, of a training, `record`; None unless `status` is ok."""
+    """The figures of one artifact: `content` and, where the stage has one, `record`; None unless `status` is ok."""
 
     artifact: Artifact
     content: Content | None
-    record: Efficiency | None = None
+    record: Any = None
 
     @property
     def manifest(self) -> Manifest:
@@ -66,8 +72,8 @@ def read_results(stage: str, manifests: Iterable[str]) -> dict[str, Result[Any]]
         if artifact.manifest.status == "ok":
             artifact.verify_file(PAYLOADS[stage].FILE)
             content = PAYLOADS[stage].read(artifact.directory)
-            if stage in RECORDED:
-                artifact.verify_record(Efficiency.FILE)
-                record = Efficiency.read(artifact.directory)
+            if stage in RECORDS:
+                artifact.verify_record(RECORDS[stage].FILE)
+                record = RECORDS[stage].read(artifact.directory)
         results[artifact.manifest.id] = Result(artifact, content, record)
     return results

@@ -1,17 +1,22 @@
 """Tables 10 and 11: diffusion transformers trained from random weights, one row per model and technique."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from effllm.intervals import Z95
 from effllm.models.dit.architecture import DiTArchitecture
-from effllm.tables.artifacts import read_results
+from effllm.results.fidelity import FidelityResult, SampleSummary
+from effllm.results.training import DiffusionQuality
+from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Cell, Row, mean
+from effllm.tables.kinds.diffusion import STAGES
 from effllm.tables.runs import (
     average,
     collect,
     finish,
+    highest,
     interval_over,
     ratio,
     set_conditions,
@@ -23,11 +28,67 @@ from effllm.tables.training import Training
 from effllm.telemetry.metrics import token_throughput
 from effllm.telemetry.validity import Finding, check_throughput
 
+_NO_FIDELITY = "the table names no fidelity"
+# Of fidelity.json, by column: its figure, whose interval over seeds of the noise stands beside it.
+_DISTANCES = {
+    "FID": "frechet_distance",
+    "KID": "kernel_distance",
+    "precision": "precision",
+    "recall": "recall",
+    "label_agreement": "label_agreement",
+}
 _SETTINGS = ("dtype", "compile", "activation_checkpointing", "deterministic")
 
 
 class DiffusionResult(Training):
-    """One run of diffusion."""
+    """One run of diffusion, and what was found of the images that were sampled from it."""
+
+    def __init__(
+        self,
+        result: Result[DiffusionQuality],
+        sample: Result[SampleSummary] | None = None,
+        fidelity: Result[FidelityResult] | None = None,
+    ):
+        super().__init__(result)
+        self.sample, self.fidelity = sample, fidelity
+
+    def distance(self, key: str) -> Cell:
+        """A figure of fidelity.json."""
+        if self.fidelity is None:
+            return None, _NO_FIDELITY
+        content = self.fidelity.content
+        return content.cell(key) if content is not None else (None, self.fidelity.absent)
+
+    def sampling(self, key: str) -> Cell:
+        """A figure of records/sampling.json, where it may be ranked."""
+        if self.sample is None:
+            return None, _NO_FIDELITY
+        cost = self.sample.record
+        if cost is None:
+            return None, self.sample.absent
+        return cost.cell(key) if cost.status == "ok" else (None, f"sampling was {cost.status}: {cost.reason}")
+
+    def sampler(self) -> Cell:
+        """How images were sampled, in a phrase."""
+        if self.sample is None:
+            return None, _NO_FIDELITY
+        made = self.sample.content
+        if made is None:
+            return None, self.sample.absent
+        return f"{made.sampler}, {made.steps} steps, guidance {made.guidance:g}", None
+
+    def features(self) -> Cell:
+        """In the features of which network images were compared, in a phrase."""
+        found = self.fidelity.content if self.fidelity else None
+        if found is None:
+            return self.distance("features")
+        accuracy = "" if found.features_accuracy is None else f", accuracy {found.features_accuracy:.3g}"
+        return f"{found.features} ({found.features_kind}, {found.features_width} features{accuracy})", None
+
+    def floor(self) -> Cell:
+        """The Frechet distance that real images have."""
+        found = self.fidelity.content if self.fidelity else None
+        return self.distance("floor") if found is None else (found.floor.frechet_distance, None)
 
     def images(self) -> Cell:
         """Images of the measured steps, over all ranks."""
@@ -61,7 +122,13 @@ class DiffusionResult(Training):
         tokens_per_s, _ = self.efficiency("tokens_per_s")
         if tokens and tokens_per_s is not None:
             findings += check_throughput(tokens_per_s, tokens, self.seconds()[0])
-        return findings
+        return findings + [replace(finding, severity="warning") for finding in self._of_images()]
+
+    def _of_images(self) -> list[Finding]:
+        """What is to know of the sampled images: it leaves the training valid, and cells of sampling empty."""
+        cost = self.sample.record if self.sample else None
+        compared = self.fidelity.content if self.fidelity else None
+        return [*(cost.findings if cost else ()), *(compared.findings if compared else ())]
 
 
 def diffusion_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -70,8 +137,15 @@ def diffusion_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) ->
     `spec` is its `Graph.table_spec`; `inputs` are paths of manifests by stage. The paper's columns come first, in its
     order; docs/tables.md says what each column is.
     """
-    results = read_results("diffuse", inputs["diffuse"])
-    rows = [(row, [DiffusionResult(results[id]) for id in row["runs"]]) for row in spec["config"]["rows"]]
+    trained, samples, compared = (read_results(stage, inputs.get(stage, ())) for stage in STAGES)
+    sampling, fidelity = spec.get("sampling"), spec["config"]["fidelity"]
+    rows = []
+    for row in spec["config"]["rows"]:
+        of_run = (
+            DiffusionResult(trained[id], samples.get(f"{id}.{sampling}"), compared.get(f"{id}.{fidelity}"))
+            for id in row["runs"]
+        )
+        rows.append((row, list(of_run)))
     has_mixture = any(run.experts[0] for _, runs in rows for run in runs)
     return [_row(row, runs, has_mixture) for row, runs in rows]
 
@@ -82,7 +156,7 @@ def _row(labels: Mapping[str, Any], runs: Sequence[DiffusionResult], has_mixture
     recipe = runs[0].recipe
     row.set("model", labels["model"])
     row.set("method", labels["method"])
-    row.set("FID", None, "no images are sampled from it")
+    row.set("FID", *average(runs, lambda run: run.distance("frechet_distance")))
     row.set("AMU_GB", *time_weighted_mean(runs, lambda run: run.window.memory("avg")))
     row.set("AL_s_per_iter", *ratio(runs, Training.seconds, Training.steps))
     row.set("TT_tokens_per_param_s", *_token_throughput(runs))
@@ -90,6 +164,7 @@ def _row(labels: Mapping[str, Any], runs: Sequence[DiffusionResult], has_mixture
     row.set("tokens_per_image", *shared_value(runs, partial(DiffusionResult.quality, key="tokens_per_image")))
     row.set("tokens_per_s", *ratio(runs, DiffusionResult.tokens, Training.seconds))
     row.set("images_per_s", *ratio(runs, DiffusionResult.images, Training.seconds))
+    _set_fidelity(row, runs)
     _set_quality(row, runs)
     row.set("parameters_total", *shared_value(runs, partial(DiffusionResult.quality, key="parameters")))
     row.set("parameters_active", *shared_value(runs, partial(DiffusionResult.quality, key="parameters_active")))
@@ -118,6 +193,38 @@ def _token_throughput(runs: Sequence[DiffusionResult]) -> Cell:
     if tokens is None or seconds is None or parameters is None:
         return None, why or why_seconds or why_parameters
     return token_throughput(tokens, parameters, seconds), None
+
+
+def _set_fidelity(row: Row, runs: Sequence[DiffusionResult]) -> None:
+    """How close sampled images come to real ones, and what sampling costs."""
+    for column, key in _DISTANCES.items():
+        figure = partial(DiffusionResult.distance, key=key)
+        row.set(column, *average(runs, figure))
+        ends = _interval_of(runs, key)
+        for side, (edge, why) in zip(("low", "high"), ends, strict=True):
+            row.set(f"{column}_{side}", edge, why)
+    row.set("FID_floor", *shared_value(runs, DiffusionResult.floor))
+    row.set("fidelity_images", *shared_value(runs, partial(DiffusionResult.distance, key="images")))
+    row.set("fidelity_seeds", *shared_value(runs, partial(DiffusionResult.distance, key="seeds")))
+    row.set("fidelity_reference", *shared_value(runs, partial(DiffusionResult.distance, key="reference")))
+    row.set("features", *shared_value(runs, DiffusionResult.features))
+    row.set("sampler", *shared_value(runs, DiffusionResult.sampler))
+    row.set("sampling_images_per_s", *average(runs, lambda run: run.sampling("images_per_s")))
+    interval, why = runs[0].sampling("images_per_s_ci95") if len(runs) == 1 else (None, "several runs")
+    low, high = interval or (None, None)
+    row.set("sampling_images_per_s_low", low, why)
+    row.set("sampling_images_per_s_high", high, why)
+    row.set("sampling_J_per_image", *average(runs, lambda run: run.sampling("energy_j_per_image")))
+    row.set("sampling_memory_GB", *highest(runs, lambda run: run.sampling("memory_peak_gb")))
+
+
+def _interval_of(runs: Sequence[DiffusionResult], key: str) -> tuple[Cell, Cell]:
+    """Ends of a distance's 95 % interval: over runs, or of one run over the seeds of its images' noise."""
+    if len(runs) > 1:
+        return interval_over(runs, partial(DiffusionResult.distance, key=key))
+    interval, why = runs[0].distance(f"{key}_ci95")
+    low, high = interval or (None, None)
+    return (low, why), (high, why)
 
 
 def _set_quality(row: Row, runs: Sequence[DiffusionResult]) -> None:

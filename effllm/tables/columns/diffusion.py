@@ -1,23 +1,35 @@
 """The columns of Tables 10 and 11."""
 
-from effllm.tables.columns.shared import ENERGY_CONDITIONS, TRAINING, TRAINING_SCOPE
+from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS, TRAINING, TRAINING_SCOPE
 from effllm.tables.description import Column, Description
 
 # Losses compare where the same draws of the same images were scored.
 _IMAGES = ("objective", "held_out_images")
+
+_FEATURES = ("features", "fidelity_images", "fidelity_reference")
+_DISTANCES = tuple(
+    Column(name, "quality", label=label, better=better, interval=(f"{name}_low", f"{name}_high"), conditions=_FEATURES)
+    for name, label, better in (
+        ("FID", "Frechet distance", "lower"),
+        ("KID", "kernel distance", "lower"),
+        ("precision", "precision", "higher"),
+        ("recall", "recall", "higher"),
+        ("label_agreement", "labels that are found again", "higher"),
+    )
+)
 
 DIFFUSION = Description(
     title="diffusion transformers",
     names=("model", "method"),
     subject="model",
     signature=("FID", "images_per_s"),
-    quality="held_out_loss",
+    quality="FID",
     costs=("AL_s_per_iter", "memory_peak_GB", "energy_J_per_image"),
     scope=("tokens_per_image", "objective", "global_batch", "images_seen", "held_out_images", *TRAINING_SCOPE),
     declared=(
         Column("model", "name"),
         Column("method", "name"),
-        Column("FID", "quality", label="Frechet distance", better="lower"),
+        *_DISTANCES,
         Column(
             "held_out_loss", "quality", label="held-out loss", better="lower",
             interval=("held_out_loss_low", "held_out_loss_high"), conditions=_IMAGES,
@@ -28,6 +40,20 @@ DIFFUSION = Description(
         Column("TT_tokens_per_param_s", "cost", "tokens/(parameter s)", "throughput per parameter", "higher"),
         Column("images_per_s", "cost", "images/s", "images in a second", "higher"),
         Column("energy_J_per_image", "cost", "J", "energy per image", "lower", conditions=ENERGY_CONDITIONS),
+        Column(
+            "sampling_images_per_s", "cost", "images/s", "sampled images in a second", "higher",
+            interval=("sampling_images_per_s_low", "sampling_images_per_s_high"),
+        ),
+        Column(
+            "sampling_J_per_image", "cost", "J", "energy of a sampled image", "lower", conditions=ENERGY_CONDITIONS
+        ),
+        Column("sampling_memory_GB", "cost", "GB", "peak memory of sampling", "lower", conditions=MEMORY_CONDITIONS),
+        Column("FID_floor", "condition", label="Frechet distance of real images"),
+        Column("fidelity_images", "condition"),
+        Column("fidelity_seeds", "condition"),
+        Column("fidelity_reference", "condition"),
+        Column("features", "condition"),
+        Column("sampler", "setting"),
         Column("tokens_per_image", "setting"),
         Column("experts", "setting"),
         Column("parameters_active", "cost", label="active parameters", better="lower"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from effllm.fields import LONGEST_TEXT, Id, Section, Text, repeated, require, suggestion
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, repeated, require, suggestion
 from effllm.tables.columns.diffusion import DIFFUSION
 from effllm.tables.description import Description
 from effllm.tables.kinds.kind import Inputs, Nodes, Spec, Table
@@ -14,6 +14,10 @@ from effllm.tables.kinds.pretraining import check_seeds
 if TYPE_CHECKING:
     from effllm.study.study import Study
     from effllm.tables.members import Member
+
+
+STAGES = ("diffuse", "sample", "fidelity")
+"""The stages that a row reads; the last two where the table names a fidelity."""
 
 
 class DiffusionRow(Section):
@@ -32,6 +36,9 @@ class DiffusionTable(Table):
     columns: ClassVar[Description] = DIFFUSION
 
     rows: Annotated[list[DiffusionRow], Field(min_length=1)] = Field(description="The rows, in order.")
+    fidelity: PlainId | None = Field(
+        default=None, description="Id of the fidelity whose figures stand in the rows; null measures the training alone."
+    )
     baseline: str = Field(
         default="",
         max_length=LONGEST_TEXT,
@@ -64,12 +71,26 @@ class DiffusionTable(Table):
                     f"a step compare at one batch only: give both one diffusion.*.global_batch_size"
                 )
 
+        if self.fidelity is None:
+            return
+        require(f"{where}.fidelity", self.fidelity, study.fidelity)
+        sampled = study.fidelity[self.fidelity].sampling
+        for run in (first, *others):
+            require(f"sampling.{sampled}.runs", run, study.sampling[sampled].runs)
+
     def nodes(self, study: "Study") -> Nodes:
-        return {"diffuse": [run for row in self.rows for run in row.runs]}
+        runs = [run for row in self.rows for run in row.runs]
+        if self.fidelity is None:
+            return {"diffuse": runs}
+        ids = (None, study.fidelity[self.fidelity].sampling, self.fidelity)
+        return {
+            stage: [f"{run}.{id}" if id else run for run in runs] for stage, id in zip(STAGES, ids, strict=True)
+        }
 
     def content(self, study: "Study") -> dict[str, Any]:
         # What a row is compared with changes no row.
-        return {"config": {key: value for key, value in self.plain().items() if key != "baseline"}}
+        config = {key: value for key, value in self.plain().items() if key != "baseline"}
+        return {"config": config, **({"sampling": study.fidelity[self.fidelity].sampling} if self.fidelity else {})}
 
     def baseline_of(self, study: "Study") -> str:
         return self.baseline or self.rows[0].method
