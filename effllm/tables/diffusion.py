@@ -11,7 +11,6 @@ from effllm.results.fidelity import FidelityResult, SampleSummary
 from effllm.results.training import DiffusionQuality
 from effllm.tables.artifacts import Result, read_results
 from effllm.tables.cells import Cell, Row, mean
-from effllm.tables.kinds.diffusion import STAGES
 from effllm.tables.runs import (
     average,
     collect,
@@ -137,7 +136,9 @@ def diffusion_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) ->
     `spec` is its `Graph.table_spec`; `inputs` are paths of manifests by stage. The paper's columns come first, in its
     order; docs/tables.md says what each column is.
     """
-    trained, samples, compared = (read_results(stage, inputs.get(stage, ())) for stage in STAGES)
+    trained, samples, compared = (
+        read_results(stage, inputs.get(stage, ())) for stage in ("diffuse", "sample", "fidelity")
+    )
     sampling, fidelity = spec.get("sampling"), spec["config"]["fidelity"]
     rows = []
     for row in spec["config"]["rows"]:

@@ -15,7 +15,7 @@ import yaml
 
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.state import states_of
-from effllm.results.data import InstructionsSummary, SampleCounts
+from effllm.results.data import ImagesSummary, InstructionsSummary, SampleCounts
 from effllm.results.model import ModelSummary
 from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.stages.graph import Graph
@@ -151,6 +151,11 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
             counts = SampleCounts(samples=1000, answers=1000, answer_utf8_bytes=100_000)
             summary = InstructionsSummary(splits={"train": counts})
             file.with_name(InstructionsSummary.FILE).write_text(summary.to_json())
+        if node.stage == "images":
+            # As that of a comparison does on the number of images.
+            parts = {"train": 1000, "held_out": 100}
+            images = ImagesSummary(seen=1100, dropped={}, unusable=[], splits=parts, classes=["0"], size=8, channels=1)
+            file.with_name(ImagesSummary.FILE).write_text(images.to_json())
         if node.stage == "model":
             # And jobs on a model on the number of its weights.
             file.with_name(ModelSummary.FILE).write_text(model_summary({"bfloat16": 10**9}, 2 * 10**9))

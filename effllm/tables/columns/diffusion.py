@@ -1,22 +1,18 @@
 """The columns of Tables 10 and 11."""
 
 from effllm.tables.columns.shared import ENERGY_CONDITIONS, MEMORY_CONDITIONS, TRAINING, TRAINING_SCOPE
-from effllm.tables.description import Column, Description
+from effllm.tables.description import Better, Column, Description
 
 # Losses compare where the same draws of the same images were scored.
 _IMAGES = ("objective", "held_out_images")
 
 _FEATURES = ("features", "fidelity_images", "fidelity_reference")
-_DISTANCES = tuple(
-    Column(name, "quality", label=label, better=better, interval=(f"{name}_low", f"{name}_high"), conditions=_FEATURES)
-    for name, label, better in (
-        ("FID", "Frechet distance", "lower"),
-        ("KID", "kernel distance", "lower"),
-        ("precision", "precision", "higher"),
-        ("recall", "recall", "higher"),
-        ("label_agreement", "labels that are found again", "higher"),
-    )
-)
+
+
+def _distance(name: str, label: str, better: Better) -> Column:
+    """A figure of fidelity with its interval."""
+    return Column(name, "quality", "", label, better, (f"{name}_low", f"{name}_high"), _FEATURES)
+
 
 DIFFUSION = Description(
     title="diffusion transformers",
@@ -29,7 +25,11 @@ DIFFUSION = Description(
     declared=(
         Column("model", "name"),
         Column("method", "name"),
-        *_DISTANCES,
+        _distance("FID", "Frechet distance", "lower"),
+        _distance("KID", "kernel distance", "lower"),
+        _distance("precision", "precision", "higher"),
+        _distance("recall", "recall", "higher"),
+        _distance("label_agreement", "labels that are found again", "higher"),
         Column(
             "held_out_loss", "quality", label="held-out loss", better="lower",
             interval=("held_out_loss_low", "held_out_loss_high"), conditions=_IMAGES,

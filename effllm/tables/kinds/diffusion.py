@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from effllm.tables.members import Member
 
 
-STAGES = ("diffuse", "sample", "fidelity")
-"""The stages that a row reads; the last two where the table names a fidelity."""
-
-
 class DiffusionRow(Section):
     """One transformer, trained once or under several seeds; what it was trained with is in its runs."""
 
@@ -37,7 +33,8 @@ class DiffusionTable(Table):
 
     rows: Annotated[list[DiffusionRow], Field(min_length=1)] = Field(description="The rows, in order.")
     fidelity: PlainId | None = Field(
-        default=None, description="Id of the fidelity whose figures stand in the rows; null measures the training alone."
+        default=None,
+        description="Id of the fidelity whose figures stand in the rows; null measures the training alone.",
     )
     baseline: str = Field(
         default="",
@@ -82,9 +79,11 @@ class DiffusionTable(Table):
         runs = [run for row in self.rows for run in row.runs]
         if self.fidelity is None:
             return {"diffuse": runs}
-        ids = (None, study.fidelity[self.fidelity].sampling, self.fidelity)
+        sampling = study.fidelity[self.fidelity].sampling
         return {
-            stage: [f"{run}.{id}" if id else run for run in runs] for stage, id in zip(STAGES, ids, strict=True)
+            "diffuse": runs,
+            "sample": [f"{run}.{sampling}" for run in runs],
+            "fidelity": [f"{run}.{self.fidelity}" for run in runs],
         }
 
     def content(self, study: "Study") -> dict[str, Any]:
