@@ -127,4 +127,4 @@ class ImagesSummary(Part, ResultFile):
     splits: dict[str, int] = Field(description="Images of `train` and `held_out`.")
     classes: list[str] = Field(description="Names of the labels, in their order.")
     size: int = Field(description="Height and width in pixels.")
-    channels: int = Field(description="1 for grey, 3 for colours.")
+    channels: int = Field(description="1 for grey, 3 for colours, 4 of noise.")

@@ -80,11 +80,11 @@ class DiffusionQuality(Figures, ResultFile):
 
     FILE: ClassVar[str] = "training.json"
 
-    held_out_loss: float = Field(
+    held_out_loss: float | None = Field(
         description="Mean loss of held-out images, labels given, over draws that all runs share."
     )
     held_out_loss_stderr: float | None = Field(description="Its standard error, images as draws.")
-    held_out_images: int = Field(description="Images that were scored.")
+    held_out_images: int | None = Field(description="Images that were scored.")
     images_seen: int = Field(description="Images of all steps.")
     parameters: int = Field(description="All parameters.")
     parameters_active: int = Field(description="Those that a patch passes through.")

@@ -52,6 +52,8 @@ class DiffuseStage(Stage):
         shape, dtype = run.architecture.shape(), number_type(run.dtype)
         parameters, flops = parameter_count(shape).total, float(_flops(run))
         average_b = _STORED_B_PER_PARAMETER * parameters if run.ema is not None else 0
+        images = node.config_of("images")
+        keeps_model = images is None or images["source"]["kind"] != "noise"
         kept_b = activation_bytes(shape, run.micro_batch_size, dtype, run.activation_checkpointing)
         return Cost(
             run.parallel.world_size,
@@ -59,7 +61,7 @@ class DiffuseStage(Stage):
             work=flops,
             flops=flops,
             memory_b=training_state_b(parameters, 0, run.parallel, run.dtype) + average_b + kept_b,
-            disk_b=float(_STORED_B_PER_PARAMETER * parameters),
+            disk_b=float(_STORED_B_PER_PARAMETER * parameters) if keeps_model else 0.0,
             scratch_b=checkpoints_b(parameters) + 3.0 * average_b,
         )
 

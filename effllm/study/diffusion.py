@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effllm.data.images.settings import DigitsSource
+from effllm.data.images.settings import DigitsSource, NoiseSource
 from effllm.diffusion.settings import check_sampler
 from effllm.fidelity.settings import TrainedFeatures
 from effllm.fields import require
@@ -43,6 +43,8 @@ def _check_sampling(study: Study, id: str) -> None:
     for name in sampling.runs:
         require(f"{where}.runs", name, study.diffusion)
         run = study.diffusion[name]
+        if isinstance(study.images[run.images].source, NoiseSource):
+            raise ValueError(f"{where}.runs: {name!r} is trained on noise and keeps no weights: name another run")
         if misfit := check_sampler(sampling.sampler, run.objective):
             raise ValueError(f"{where}.sampler: {misfit}")
         if sampling.sampler.guidance != 1 and run.draws.label_dropout == 0:

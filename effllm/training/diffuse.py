@@ -5,11 +5,14 @@ out: model/ (config, safetensors; the moving average of the weights), training.j
      seen)
      records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (image, its place
      in the held-out part, and its loss)
+
+A run on noise measures and keeps no model: what it has learned is worth no more than random weights.
 """
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +36,7 @@ from effllm.training.diffusion_settings import DiffusionRun
 from effllm.training.ema import MovingAverage, take_average
 from effllm.training.run import Setup, train
 
+_SCORES = ("held_out_images", "held_out_loss", "held_out_loss_stderr")
 # Draws for held-out images, so that they are the same for every run.
 _HELD_OUT_SEED = 0
 
@@ -43,28 +47,35 @@ def build(job: Job) -> None:
     model, _ = train(job, run, setup, load)
     if run.ema is not None:
         take_average(model, job.scratch)
-    losses = _held_out_losses(model, run, ImageSet(job.inputs["images"].directory, "held_out"))
-    loss = float(losses.mean())
-    if not math.isfinite(loss):
-        raise CellFailure("nan", f"the held-out loss is {loss}")
-    pq.write_table(pa.table({"image": np.arange(len(losses)), "loss": losses}), job.records / "held_out.parquet")
-    model.save_pretrained(job.output / "model")
+    scores: dict[str, Any] = dict.fromkeys(_SCORES) | {"reasons": dict.fromkeys(_SCORES, "trained on noise")}
+    if job.inputs["images"].manifest.spec["config"]["source"]["kind"] != "noise":
+        scores = _scored(job, run, model)
+        model.save_pretrained(job.output / "model")
     count = costs.parameter_count(model.config)
-    several = len(losses) > 1
     job.write(
         DiffusionQuality(
-            held_out_images=len(losses),
-            held_out_loss=loss,
-            held_out_loss_stderr=float(losses.std(ddof=1)) / math.sqrt(len(losses)) if several else None,
+            **scores,
             images_seen=run.max_steps * run.global_batch_size,
             parameters=count.total,
             parameters_active=count.active,
-            reasons={} if several else {"held_out_loss_stderr": "one held-out image"},
             seed=run.seed,
             tokens_per_image=side(model.config) ** 2,
             train_images=len(_train_images(job)),
         )
     )
+
+
+def _scored(job: Job, run: DiffusionRun, model: DiT) -> dict[str, Any]:
+    """The loss of the held-out images, all of which are recorded."""
+    losses = _held_out_losses(model, run, ImageSet(job.inputs["images"].directory, "held_out"))
+    loss = float(losses.mean())
+    if not math.isfinite(loss):
+        raise CellFailure("nan", f"the held-out loss is {loss}")
+    pq.write_table(pa.table({"image": np.arange(len(losses)), "loss": losses}), job.records / "held_out.parquet")
+    several = len(losses) > 1
+    error = float(losses.std(ddof=1)) / math.sqrt(len(losses)) if several else None
+    reasons = {} if several else {"held_out_loss_stderr": "one held-out image"}
+    return {**dict(zip(_SCORES, (len(losses), loss, error), strict=True)), "reasons": reasons}
 
 
 def setup(job: Job) -> Setup[DiT]:

@@ -25,7 +25,7 @@ _NAMED = 20
 def build(job: Job) -> None:
     """Prepare the images that `job.spec` describes; `UserError` if either split ends up empty."""
     config = job.config(Images)
-    source = open_source(config.source, job.files, job.scratch / "hub")
+    source = open_source(config, job.files, job.scratch / "hub")
     dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
     odd: Counter[str] = Counter()
     names: list[str] = []

@@ -10,10 +10,10 @@ import numpy as np
 import xxhash
 from PIL import ExifTags, Image, ImageOps
 
-from effllm.data.images.settings import DigitsSource, FilesImageSource, HubImageSource
+from effllm.data.images.settings import DigitsSource, FilesImageSource, HubImageSource, Images, NoiseSource
 
-Picture: TypeAlias = Path | BytesIO | Image.Image
-"""A file, what is in one, or a picture."""
+Picture: TypeAlias = Path | BytesIO | Image.Image | np.ndarray
+"""A file, what is in one, a picture, or its pixels as they are kept."""
 
 # Levels of scikit-learn's digits.
 _DIGIT_LEVELS = 16
@@ -80,10 +80,27 @@ class Files:
             yield str(path), number[path.parent.name], path
 
 
-def open_source(
-    source: DigitsSource | FilesImageSource | HubImageSource, files: Mapping[str, Path], scratch: Path
-) -> ImageSource:
+class Noise:
+    """Uniform levels, the same for one number of channels and size."""
+
+    label = "noise"
+
+    def __init__(self, source: NoiseSource, channels: int, size: int):
+        self.classes = [str(number) for number in range(source.classes)]
+        self._count, self._shape = source.images, (channels, size, size)
+
+    def pictures(self) -> Iterator[tuple[str, int, Picture]]:
+        """As drawn."""
+        drawn = np.random.default_rng(0)
+        for index in range(self._count):
+            yield f"noise {index}", index % len(self.classes), drawn.integers(0, 256, self._shape, np.uint8)
+
+
+def open_source(images: Images, files: Mapping[str, Path], scratch: Path) -> ImageSource:
     """What a study names; downloads go to `scratch`."""
+    source = images.source
+    if isinstance(source, NoiseSource):
+        return Noise(source, images.channels, images.size)
     if isinstance(source, HubImageSource):
         # The hub's libraries take seconds to import.
         from effllm.data.images.hub import HubImages
@@ -99,6 +116,8 @@ def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> 
     halved by boxes while the shorter side has twice the size, then bicubic. Raises `UnusableImageError`, for one of too
     many pixels before any is decoded; the operating system's own errors (rights, a vanished file) pass.
     """
+    if isinstance(picture, np.ndarray):
+        return picture, []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.fields import Dimension, Fraction, Repository, Revision, Section, Text, ending_in
 
@@ -44,10 +44,18 @@ class HubImageSource(Section):
     columns: ImageColumns = Field(default_factory=ImageColumns, description="Which columns hold what.")
 
 
+class NoiseSource(Section):
+    """Random levels in place of images, or of an autoencoder's latents: to measure with, as nothing is learned."""
+
+    kind: Literal["noise"]
+    images: Dimension = Field(description="How many.")
+    classes: Dimension = Field(description="Labels, which they have in turn.")
+
+
 class Images(Section):
     """Images of one size, without duplicates, split by their content."""
 
-    source: Annotated[DigitsSource | FilesImageSource | HubImageSource, Field(discriminator="kind")] = Field(
+    source: Annotated[DigitsSource | FilesImageSource | HubImageSource | NoiseSource, Field(discriminator="kind")] = Field(
         description="Where the images come from, by its kind."
     )
     size: Dimension = Field(
@@ -56,10 +64,18 @@ class Images(Section):
     crop: Literal["centre", "random"] = Field(
         default="centre", description="What is cropped: the middle, or a place that the hash of the pixels draws."
     )
-    channels: Literal[1, 3] = Field(default=3, description="1 for grey, 3 for red, green and blue.")
+    channels: Literal[1, 3, 4] = Field(
+        default=3, description="1 for grey, 3 for red, green and blue; 4, as latents have, for noise alone."
+    )
     held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
         description="Share of the images that no model is trained on."
     )
+
+    @model_validator(mode="after")
+    def _images_have_colours(self) -> "Images":
+        if self.channels == 4 and not isinstance(self.source, NoiseSource):
+            raise ValueError(f"channels: images of kind {self.source.kind} have 1 or 3, not 4")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_the_default_crop(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

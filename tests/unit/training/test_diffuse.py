@@ -59,7 +59,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study_of(tiny: dict[str, Any], **changes: Any) -> Graph:
-    own = {"images": {"digits": DIGITS}, "diffusion": {"dit": RUN | changes}, "tables": {}}
+    others = dict.fromkeys(("tables", "sampling", "features", "fidelity"), {})
+    own = {"images": {"digits": DIGITS}, "diffusion": {"dit": RUN | changes}, **others}
     return Graph(parse_study(tiny | own, "test"))
 
 
