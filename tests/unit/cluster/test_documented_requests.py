@@ -81,6 +81,7 @@ def _sampled(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     """Samples of `_diffuse`'s run, and their fidelity."""
     study = _diffuse(tiny).study
     keys = study.model_dump(mode="json")["diffusion"]
+    tiny["tables"] = {}
     tiny["diffusion"] = keys
     tiny["sampling"] = {
         "many": {

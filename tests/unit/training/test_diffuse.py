@@ -53,13 +53,17 @@ DIGITS = {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_frac
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of the digits."""
-    spec = {"stage": "images", "version": STAGES["images"].version, "config": DIGITS}
-    output = tmp_path_factory.mktemp("images") / "results" / "images" / "digits"
+    return _images(tmp_path_factory.mktemp("images"), DIGITS)
+
+
+def _images(root: Path, config: dict[str, Any]) -> Path:
+    spec = {"stage": "images", "version": STAGES["images"].version, "config": config}
+    output = root / "results" / "images" / "digits"
     return run(STAGES["images"], prepare.build, spec=spec, inputs={}, output=output).directory / "manifest.json"
 
 
 def study_of(tiny: dict[str, Any], **changes: Any) -> Graph:
-    others = dict.fromkeys(("tables", "sampling", "features", "fidelity"), {})
+    others: dict[str, Any] = {"tables": {}, "sampling": {}, "features": {}, "fidelity": {}}
     own = {"images": {"digits": DIGITS}, "diffusion": {"dit": RUN | changes}, **others}
     return Graph(parse_study(tiny | own, "test"))
 
@@ -164,11 +168,27 @@ def test_a_batch_of_more_images_than_there_are_ends_in_a_sentence(tiny, digits, 
         train(tiny, digits, tmp_path, "large", global_batch_size=2000, micro_batch_size=2000)
 
 
+def test_a_run_on_noise_measures_and_keeps_nothing(tiny, tmp_path):
+    noise = {"source": {"kind": "noise", "images": 64, "classes": 10}, "size": 8, "channels": 4}
+    manifest = _images(tmp_path, noise | {"held_out_fraction": 0.2})
+    shape = RUN["architecture"] | {"channels": 4}
+    spec = {"stage": "diffuse", "version": STAGES["diffuse"].version, "config": RUN | {"architecture": shape}}
+    output = tmp_path / "results" / "diffuse" / "noise"
+    built = run(STAGES["diffuse"], build, spec=spec, inputs={"images": [manifest]}, output=output)
+    quality = built.json("training.json")
+    assert quality["held_out_loss"] is None and quality["reasons"]["held_out_loss"] == "trained on noise"
+    assert quality["images_seen"] == 48 and not (built.directory / "model").exists()
+    assert built.json("records/efficiency.json")["tokens_per_s"] > 0
+    with pytest.raises(UserError, match="channels: images of kind digits have 1 or 3, not 4"):
+        parse_study(tiny | {"images": {"digits": DIGITS | {"channels": 4}}}, "test")
+
+
 def test_its_cost_is_planned_from_the_shape(tiny):
     graph = study_of(tiny)
     shape = graph.study.diffusion["dit"].architecture.shape()
     assert list(nodes_behind(graph, ["diffuse/dit"])) == ["images/digits", "diffuse/dit"]
-    context = SimpleNamespace(config=json.loads(json.dumps(graph.spec("diffuse", "dit")["config"])))
+    config = json.loads(json.dumps(graph.spec("diffuse", "dit")["config"]))
+    context = SimpleNamespace(config=config, config_of=lambda _: graph.spec("images", "digits")["config"])
     cost = STAGES["diffuse"].cost(context)
     assert cost.flops == 6 * 8 * costs.training_flops(shape)
     # Weights, gradients, two moments and the average.
