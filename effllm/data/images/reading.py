@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from PIL import ExifTags, Image, ImageOps
 
-from effllm.data.images.settings import DigitsSource, FilesImageSource, HubImageSource, Images, NoiseSource
+from effllm.data.images.settings import DigitsSource, HubImageSource, Images, NoiseSource
 
 Picture: TypeAlias = Path | BytesIO | Image.Image | np.ndarray
 """A file, what is in one, a picture, or its pixels as they are kept."""

@@ -55,8 +55,8 @@ class NoiseSource(Section):
 class Images(Section):
     """Images of one size, without duplicates, split by their content."""
 
-    source: Annotated[DigitsSource | FilesImageSource | HubImageSource | NoiseSource, Field(discriminator="kind")] = Field(
-        description="Where the images come from, by its kind."
+    source: Annotated[DigitsSource | FilesImageSource | HubImageSource | NoiseSource, Field(discriminator="kind")] = (
+        Field(description="Where the images come from, by its kind.")
     )
     size: Dimension = Field(
         description="Height and width in pixels: images are scaled until the shorter side has them, and cropped."
