@@ -43,20 +43,25 @@ def study_schema() -> dict[str, Any]:
     """The JSON schema of study files, for editors: that of `Study`, with `extends` and entries that are `like` others.
 
     What an inherited part may hold is not required of the file at hand, so nothing at the top is required, and of an
-    entry only where it names no other.
+    entry only where it names no other and the file extends none.
     """
     schema: dict[str, Any] = Study.model_json_schema()
     names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     extends = {"description": "Studies whose mappings these are merged over; lists and values replace.", **names}
     like = {"type": "string", "description": "Id of the entry that these keys are merged over."}
     inherits = {"type": "object", "properties": {LIKE: like}, "required": [LIKE]}
-    for section in schema["properties"].values():
+    changes = {"type": "object", "properties": {LIKE: like}}
+    alone: dict[str, Any] = {}
+    for name, section in schema["properties"].items():
         for key in ("additionalProperties", "patternProperties"):
             entries = section.get(key)
             if key == "patternProperties" and entries:
-                section[key] = {pattern: {"anyOf": [entry, inherits]} for pattern, entry in entries.items()}
+                section[key] = {pattern: {"anyOf": [entry, changes]} for pattern, entry in entries.items()}
+                alone[name] = {key: {pattern: {"anyOf": [entry, inherits]} for pattern, entry in entries.items()}}
             elif isinstance(entries, dict):
-                section[key] = {"anyOf": [entries, inherits]}
+                section[key] = {"anyOf": [entries, changes]}
+                alone[name] = {key: {"anyOf": [entries, inherits]}}
+    schema |= {"if": {"not": {"required": [EXTENDS]}}, "then": {"properties": alone}}
     tables = schema["$defs"]["Tables"]["properties"]
     for table in tables.values():
         table["anyOf"] = [*table["anyOf"], inherits]
