@@ -109,7 +109,7 @@ class TuneRecipe(Recipe):
         if (rank := min([_RANK, *(_largest_rank(model) for model in models)])) < _RANK:
             methods |= {method: {"rank": rank, "alpha": 2 * rank} for method in ("lora", "rslora", "dora")}
         if methods:
-            sections += [*comment("For so small a model:"), "methods:"]
+            sections.append("methods:  # of so small a model")
             sections += [line for id, content in methods.items() for line in entry(id, content)]
         return Draft([protocol(wishes), "presets/recipes/tune.yaml"], sections, ["table7"])
 
