@@ -54,13 +54,14 @@ class DiffuseStage(Stage):
         average_b = _STORED_B_PER_PARAMETER * parameters if run.ema is not None else 0
         images = node.config_of("images")
         keeps_model = images is None or images["source"]["kind"] != "noise"
+        shards = run.parallel.world_size if run.parallel.strategy == "fsdp2" else 1
         kept_b = activation_bytes(shape, run.micro_batch_size, dtype, run.activation_checkpointing)
         return Cost(
             run.parallel.world_size,
             f"{run.dtype} diffusion",
             work=flops,
             flops=flops,
-            memory_b=training_state_b(parameters, 0, run.parallel, run.dtype) + average_b + kept_b,
+            memory_b=training_state_b(parameters, 0, run.parallel, run.dtype) + average_b / shards + kept_b,
             disk_b=float(_STORED_B_PER_PARAMETER * parameters) if keeps_model else 0.0,
             scratch_b=checkpoints_b(parameters) + 3.0 * average_b,
         )

@@ -88,6 +88,7 @@ def setup(job: Job) -> Setup[DiT]:
     classes, per_step = run.architecture.classes, run.global_batch_size
     order = sample_order(len(images), per_step, run.max_steps, run.seed)
     tokens, flops = per_step * side(model.config) ** 2, per_step * costs.training_flops(model.config)
+    is_sharded = run.parallel.strategy == "fsdp2"
     return Setup(
         recipe=run,
         model=model,
@@ -97,7 +98,7 @@ def setup(job: Job) -> Setup[DiT]:
         shuffle=False,
         tokens_of_step=lambda _: tokens,
         flops_of_step=lambda _: flops,
-        callbacks=[MovingAverage(model, run.ema, job.scratch)] if run.ema is not None else (),
+        callbacks=[MovingAverage(model, run.ema, job.scratch, is_sharded)] if run.ema is not None else (),
     )
 
 

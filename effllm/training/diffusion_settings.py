@@ -33,9 +33,11 @@ class DiffusionRun(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _weights_are_whole(self) -> "DiffusionRun":
-        if self.parallel.strategy not in ("single", "ddp"):
+    def _weights_can_be_averaged(self) -> "DiffusionRun":
+        # DeepSpeed's model holds 16-bit copies or parts of the weights, and its optimizer the weights themselves.
+        if self.parallel.strategy.startswith("zero") and self.ema is not None:
             raise ValueError(
-                f"parallel.strategy {self.parallel.strategy} shards what the moving average is of: choose single or ddp"
+                f"parallel.strategy {self.parallel.strategy} hides the weights that ema averages: choose ddp or fsdp2, "
+                "or write ema: null"
             )
         return self

@@ -151,7 +151,7 @@ def test_the_average_follows_the_weights_and_comes_back_from_a_checkpoint(tmp_pa
     ("changes", "said"),
     [
         ({"objective": {"kind": "flow"}}, "learned_sigma: an objective of kind flow has no sigma: write false"),
-        ({"parallel": {"strategy": "fsdp2", "devices": 2}, "micro_batch_size": 4}, "parallel.strategy fsdp2 shards"),
+        ({"parallel": {"strategy": "zero2", "devices": 2}, "micro_batch_size": 4}, "zero2 hides the weights that ema"),
         ({"architecture": RUN["architecture"] | {"image_size": 16}}, "image_size: 16 is not the 8 of 'digits'"),
         ({"architecture": RUN["architecture"] | {"channels": 3}}, "channels: 3 is not the 1 of 'digits'"),
         ({"architecture": RUN["architecture"] | {"classes": 9}}, "classes: 9 is not the 10 of digits: write 10"),
@@ -161,6 +161,15 @@ def test_the_average_follows_the_weights_and_comes_back_from_a_checkpoint(tmp_pa
 def test_runs_that_do_not_fit_are_refused_before_anything_runs(tiny, changes, said):
     with pytest.raises(UserError, match=said):
         study_of(tiny, **changes)
+
+
+def test_two_ranks_train_what_one_trains_and_publish_its_average(tiny, digits, whole, tmp_path):
+    ranks = train(tiny, digits, tmp_path, "ranks", parallel={"strategy": "ddp", "devices": 2}, micro_batch_size=4)
+    assert ranks.json("records/efficiency.json")["world_size"] == 2
+    losses = [[point["loss"] for point in each.json("records/loss_curve.json")["curve"]] for each in (ranks, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
+    ours, theirs = (AutoModel.from_pretrained(each.directory / "model").state_dict() for each in (ranks, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_of_more_images_than_there_are_ends_in_a_sentence(tiny, digits, tmp_path):

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import TrainerControl
 
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.training.arguments import mixed_precision_policy
+from effllm.training.ema import AVERAGE, MovingAverage
 
 
 @pytest.fixture
@@ -47,6 +52,36 @@ def test_a_sharded_step_has_the_loss_and_gradients_of_a_whole_one(one_gloo_rank:
         # Weights are rounded before the norms and the sum of residuals, where autocast keeps them in float32.
         error = torch.linalg.vector_norm(gradient - weight.grad) / torch.linalg.vector_norm(weight.grad)
         assert error < 0.05, name
+
+
+def test_the_moving_average_of_shards_is_that_of_whole_weights_and_goes_on_from_its_file(
+    one_gloo_rank: None, tmp_path: Path
+) -> None:
+    arguments, control = SimpleNamespace(output_dir=str(tmp_path)), TrainerControl()
+    averages, models = [], (decoder(), decoder())
+    for name, model in zip(("whole", "sharded"), models, strict=True):
+        is_sharded = name == "sharded"
+        average = MovingAverage(model, 0.9, tmp_path / name, is_sharded)
+        if is_sharded:
+            for module in (*model.model.layers, model):
+                fully_shard(module)
+        average.on_train_begin(arguments, SimpleNamespace(global_step=0, is_world_process_zero=True), control)
+        for step in (1, 2, 3):
+            state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+            for weight in model.parameters():
+                weight.data.mul_(1 + step)
+            average.on_step_end(arguments, state, control)
+            if step == 2:
+                (tmp_path / "checkpoint-2").mkdir(exist_ok=True)
+                average.on_save(arguments, state, control)
+                average = MovingAverage(model, 0.9, tmp_path / name, is_sharded)
+                average.on_train_begin(arguments, state, control)
+        (tmp_path / name).mkdir()
+        average.on_train_end(arguments, state, control)
+        averages.append(load_file(tmp_path / name / AVERAGE))
+    assert isinstance(next(models[1].parameters()), DTensor)
+    torch.testing.assert_close(*averages, rtol=0, atol=0)
+    assert not torch.equal(next(iter(averages[0].values())), next(models[0].parameters()).detach())
 
 
 def test_the_number_of_labels_that_a_loss_is_divided_by_is_not_rounded(one_gloo_rank: None) -> None:
