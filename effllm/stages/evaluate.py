@@ -66,7 +66,9 @@ class EvaluateStage(Stage):
         protocol = EvaluationProtocol.model_validate(node.config["protocol"])
         precision = (node.config_of("model") or {}).get("precision")
         name = read_precision(precision).label if precision else "a model"
-        limits = f"batch {protocol.batch_size}, {protocol.max_length} tokens"
+        benchmark = (node.config_of("benchmark") or {}).get("benchmark", {})
+        documents = benchmark.get("limit") or benchmark.get("items") or "all"
+        limits = f"{documents} documents, batch {protocol.batch_size}, {protocol.max_length} tokens"
         asked = node.config.get("devices")
         base = Cost(
             asked or 1,

@@ -80,6 +80,17 @@ def test_weights_of_16_bits_are_two_bytes_each(small_model: torch.nn.Module) -> 
     assert precision_b(small_model.config, {"kind": "cast", "dtype": "bfloat16"}) == held_b
 
 
+def test_scores_of_other_numbers_of_documents_are_no_measure_of_each_other(small_model: torch.nn.Module) -> None:
+    def kind(**benchmark: int | None) -> str:
+        configs = {"model": {"precision": {"kind": "cast", "dtype": "bfloat16"}}, "benchmark": {"benchmark": benchmark}}
+        config = {"protocol": {"batch_size": 8}}
+        node = NodeContext("m.bf.b", config, lambda: small_model.config, configs.get, lambda _: "b")
+        return str(STAGES["evaluate"].cost(node).kind)
+
+    assert len({kind(limit=10), kind(limit=100), kind(limit=None), kind(items=20)}) == 4
+    assert kind(limit=10).startswith("b in cast bfloat16, 10 documents, ")
+
+
 def test_a_profile_holds_the_largest_cache_of_its_workloads(small_model: torch.nn.Module) -> None:
     def memory_b(**workloads: dict[str, Any]) -> float:
         config = {**protocol, "workloads": workloads}
