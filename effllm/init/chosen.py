@@ -146,6 +146,8 @@ def _facts_of_hub(repo: str, revision: str, name: str) -> Facts | None:
         files = needed_files(repository, directory, f"--model {name}")
         if not (directory / TOKENIZER_CONFIG).is_file():
             raise UserError(f"--model {name}: the repository has no {TOKENIZER_CONFIG}: take one with a tokenizer.")
+        # Where a plan finds the model's shape.
+        repository.fetch_into_cache(next(file for file in files if file.path == CONFIG))
         weights_b = sum(file.size for file in files if file.path.endswith(".safetensors"))
         return _facts(directory, {}, f"{weights_b / 1e9:,.3g} GB of weights")
 

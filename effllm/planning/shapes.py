@@ -105,7 +105,8 @@ class Shapes:
             return shipped
         if path is None:
             raise Unknown(
-                f"the shape of {source.repo} is not known here: build it (snakemake {node.path}), or give --fetch"
+                f"the shape of {source.repo} is not known here: build it (snakemake {node.path}), or effllm plan "
+                "--fetch asks the hub"
             )
         return read_config(path.parent)
 

@@ -234,6 +234,8 @@ def test_the_commit_of_the_hub_is_pinned(tmp_path: Path, hub: Hub, model: Path) 
     assert study.models["small"].source.plain() == {"kind": "hub", "repo": "me/Small", "revision": commit}
     assert study.precision_of("small", "int4").plain()["group_size"] == 32 and "GB of weights" in path.read_text()
     assert not hub.asked(r"GET cdn"), "no weights are fetched"
+    plan = plan_of(Graph(study, str(tmp_path)), ["table9"], device=H100)
+    assert "the shape of me/Small is not known" not in str(plan)
 
 
 @pytest.mark.parametrize(
