@@ -21,10 +21,10 @@ from effllm.tables.runs import (
     set_conditions,
     set_efficiency,
     shared_value,
+    throughput_of,
     time_weighted_mean,
 )
 from effllm.tables.training import Training
-from effllm.telemetry.metrics import token_throughput
 from effllm.telemetry.validity import Finding, check_throughput
 
 _NO_FIDELITY = "the table names no fidelity"
@@ -160,7 +160,7 @@ def _row(labels: Mapping[str, Any], runs: Sequence[DiffusionResult], has_mixture
     row.set("FID", *average(runs, lambda run: run.distance("frechet_distance")))
     row.set("AMU_GB", *time_weighted_mean(runs, lambda run: run.window.memory("avg")))
     row.set("AL_s_per_iter", *ratio(runs, Training.seconds, Training.steps))
-    row.set("TT_tokens_per_param_s", *_token_throughput(runs))
+    row.set("TT_tokens_per_param_s", *throughput_of(runs, DiffusionResult.tokens))
     row.set("AEC_W", *time_weighted_mean(runs, lambda run: run.window.figure("power_avg_w")))
     row.set("tokens_per_image", *shared_value(runs, partial(DiffusionResult.quality, key="tokens_per_image")))
     row.set("tokens_per_s", *ratio(runs, DiffusionResult.tokens, Training.seconds))
@@ -184,16 +184,6 @@ def _row(labels: Mapping[str, Any], runs: Sequence[DiffusionResult], has_mixture
     row.set("kernel", *shared_value(runs, Training.kernels))
     set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
-
-
-def _token_throughput(runs: Sequence[DiffusionResult]) -> Cell:
-    """TT over the measured steps of all runs, in patches per parameter and s; every parameter counts, active or not."""
-    tokens, why = collect(runs, DiffusionResult.tokens)
-    seconds, why_seconds = collect(runs, Training.seconds)
-    parameters, why_parameters = shared_value(runs, lambda run: run.quality("parameters"))
-    if tokens is None or seconds is None or parameters is None:
-        return None, why or why_seconds or why_parameters
-    return token_throughput(tokens, parameters, seconds), None
 
 
 def _set_fidelity(row: Row, runs: Sequence[DiffusionResult]) -> None:

@@ -18,10 +18,10 @@ from effllm.tables.runs import (
     set_conditions,
     set_efficiency,
     shared_value,
+    throughput_of,
     time_weighted_mean,
 )
 from effllm.tables.training import Training
-from effllm.telemetry.metrics import token_throughput
 from effllm.telemetry.validity import Finding, check_throughput
 
 _SETTINGS = ("dtype", "compile", "activation_checkpointing", "deterministic")
@@ -107,7 +107,7 @@ def _row(
     row.set("PPL", math.exp(mean(losses)) if losses else None, why_no_loss)
     row.set("AMU_GB", *time_weighted_mean(runs, lambda run: run.window.memory("avg")))
     row.set("AL_s_per_iter", *ratio(runs, Training.seconds, Training.steps))
-    row.set("TT_tokens_per_param_s", *_token_throughput(runs))
+    row.set("TT_tokens_per_param_s", *throughput_of(runs, PretrainingResult.tokens))
     row.set("AEC_W", *time_weighted_mean(runs, lambda run: run.window.figure("power_avg_w")))
     row.set("GPU_hours", *average(runs, Training.gpu_hours))
     _set_quality(row, runs)
@@ -125,16 +125,6 @@ def _row(
     row.set("kernel", *shared_value(runs, Training.kernels))
     set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
-
-
-def _token_throughput(runs: Sequence[PretrainingResult]) -> Cell:
-    """TT over the measured steps of all runs, in tokens per parameter and s; every parameter counts, active or not."""
-    tokens, why = collect(runs, PretrainingResult.tokens)
-    seconds, why_seconds = collect(runs, Training.seconds)
-    parameters, why_parameters = shared_value(runs, lambda run: run.quality("parameters"))
-    if tokens is None or seconds is None or parameters is None:
-        return None, why or why_seconds or why_parameters
-    return token_throughput(tokens, parameters, seconds), None
 
 
 def _set_quality(row: Row, runs: Sequence[PretrainingResult]) -> None:

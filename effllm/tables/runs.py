@@ -10,7 +10,7 @@ from typing import Any
 
 from effllm.tables.cells import Cell, Row, mean
 from effllm.tables.training import Training
-from effllm.telemetry.metrics import mean_ci95
+from effllm.telemetry.metrics import mean_ci95, token_throughput
 from effllm.telemetry.validity import DISTURBED, Finding, status_of
 
 Runs = Sequence[Training]
@@ -139,3 +139,13 @@ def finish(row: Row, runs: Runs) -> dict[str, Any]:
         return row.finish(failed.result.status, message(failed, failed.result.reason))
     named = [Finding(finding.rule, finding.severity, message(run, finding.message)) for run, finding in findings]
     return row.finish(*status_of(named))
+
+
+def throughput_of(runs: Runs, tokens: Figure) -> Cell:
+    """TT over the measured steps of all runs, in tokens per parameter and s; every parameter counts, active or not."""
+    counted, why = collect(runs, tokens)
+    seconds, why_seconds = collect(runs, lambda run: run.seconds())
+    parameters, why_parameters = shared_value(runs, lambda run: run.quality("parameters"))
+    if counted is None or seconds is None or parameters is None:
+        return None, why or why_seconds or why_parameters
+    return token_throughput(counted, parameters, seconds), None
