@@ -28,6 +28,10 @@ class CellFailure(Exception):
         self.reason = reason
 
 
+class EngineError(Exception):
+    """An engine that serves a model cannot go on. The message is one sentence."""
+
+
 class Interrupted(Exception):
     """The process was told to stop and has saved what it needs to go on later.
 

@@ -25,6 +25,7 @@ ORDER = [
     "diffusion",
     "data",
     "quantization",
+    "serving",
     "tables",
     "decision",
     "training",

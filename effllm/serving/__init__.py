@@ -1,0 +1,1 @@
+"""Models under load: traces of requests, engines that serve them, and the protocol of the measurement."""
