@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effllm import __version__
+from effllm.command_line import Parser, one_of
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.runtime.faults import fault_of_machine, require_address_space
 
@@ -35,7 +36,7 @@ _MODULES = {
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command; exits 2 with a sentence on a user's error."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="effllm", description=__doc__)
+    parser = Parser(prog="effllm", description=__doc__)
     parser.add_argument("--version", action="version", version=f"effllm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (register, text) in _COMMANDS.items():
@@ -45,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         # Only the command that was called is imported: a study's types alone take most of a second.
         if name in argv:
             importlib.import_module(module).register(command)
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         code = arguments.run(arguments)
         # What is still buffered is written here, where a reader that has gone is expected.
         sys.stdout.flush()
@@ -87,7 +88,14 @@ def _register_check(command: argparse.ArgumentParser) -> None:
 
 
 def _register_schema(command: argparse.ArgumentParser) -> None:
-    command.add_argument("what", choices=_SCHEMAS, nargs="?", default="study", help="which schema (default: study)")
+    command.add_argument(
+        "what",
+        type=one_of("effllm schema:", _SCHEMAS),
+        metavar=f"{{{','.join(_SCHEMAS)}}}",
+        nargs="?",
+        default="study",
+        help="which schema (default: study)",
+    )
     command.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     command.set_defaults(run=lambda arguments: schema(arguments.what, arguments.output))
 

@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+from effllm.command_line import number
 from effllm.decision.budget import Kind
 from effllm.decision.query import MARGIN, Query, check_workload, explained, parse_limits, resolve
 from effllm.decision.recommend import recommend
@@ -36,7 +37,7 @@ def register(command: argparse.ArgumentParser) -> None:
         )
     command.add_argument(
         "--quality-loss",
-        type=float,
+        type=number("--quality-loss", "0.5"),
         default=0.0,
         metavar="L",
         help="what a row may surely lose against the best: points of a score, per cent of a loss or perplexity",
@@ -46,7 +47,7 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prefer", metavar="COLUMN[,...]", help="columns that decide among what is left, in order")
     command.add_argument(
         "--margin",
-        type=float,
+        type=number("--margin", "0.05"),
         default=MARGIN,
         help="share by which costs must differ to count as different (default: %(default)s)",
     )

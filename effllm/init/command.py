@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from effllm.command_line import number, one_of, whole_number
 from effllm.errors import UserError
 from effllm.fields import LONGEST_TEXT
 from effllm.init.budget import fit
@@ -27,7 +28,12 @@ def register(command: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs."""
     command.add_argument("-o", "--output", type=Path, required=True, help="the study to write, such as mine.yaml")
     command.add_argument("--force", action="store_true", help="write over a file that exists")
-    command.add_argument("--recipe", choices=RECIPES, help="the question to answer; without it, a comparison of models")
+    command.add_argument(
+        "--recipe",
+        type=one_of("--recipe", RECIPES),
+        metavar=f"{{{','.join(RECIPES)}}}",
+        help="the question to answer; without it, a comparison of models",
+    )
     command.add_argument(
         "--model", action="append", default=[], metavar="MODEL", help="owner/name[@COMMIT] or a directory; repeatable"
     )
@@ -36,11 +42,22 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, metavar="FILE", help="conversations to fine-tune on, such as mine.jsonl")
     command.add_argument("--device", metavar="NAME", help="the GPU's name as NVML reports it, or cpu: sizes of minutes")
     command.add_argument(
-        "--hours", type=float, metavar="H", help="cut the study until its plan fits into so many hours"
+        "--hours",
+        type=number("--hours", "24"),
+        metavar="H",
+        help="cut the study until its plan fits into so many hours",
     )
-    command.add_argument("--gpus", type=int, metavar="N", help="GPUs that work at once in those hours (default: 1)")
     command.add_argument(
-        "--assume-mfu", type=float, metavar="M", help="as in effllm plan: share of the peak in training"
+        "--gpus",
+        type=whole_number("--gpus", "1"),
+        metavar="N",
+        help="GPUs that work at once in those hours (default: 1)",
+    )
+    command.add_argument(
+        "--assume-mfu",
+        type=number("--assume-mfu", "0.4"),
+        metavar="M",
+        help="as in effllm plan: share of the peak in training",
     )
     command.add_argument(
         "--results", type=Path, default=Path("results"), help="earlier builds to plan by (default: %(default)s)"

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from effllm.command_line import number, whole_number
 from effllm.errors import UserError, reason_of
 from effllm.planning.compare import comparison_of
 from effllm.planning.devices import device_of
@@ -78,12 +80,30 @@ def register(command: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs."""
     command.add_argument("targets", nargs="*", metavar="TARGET", help="results/table9.csv, table9, quantize/ID, ...")
     add_study(command)
-    command.add_argument("--gpus", type=int, default=1, help="devices to run on (default: %(default)s)")
+    command.add_argument(
+        "--gpus", type=whole_number("--gpus", "1"), default=1, help="devices to run on (default: %(default)s)"
+    )
     command.add_argument("--device", help="name of the device as NVML reports it; that of earlier runs if left out")
-    command.add_argument("--device-memory-gb", type=float, help="its memory, for a device that is in no table")
-    command.add_argument("--assume-mfu", type=float, help="share of the peak that training reaches, such as 0.4")
-    command.add_argument("--assume-power-w", type=float, help="power of one device at work")
-    command.add_argument("--assume-vocab-size", type=int, help="size of tokenizers that are not built yet")
+    command.add_argument(
+        "--device-memory-gb",
+        type=number("--device-memory-gb", "80"),
+        help="its memory, for a device that is in no table",
+    )
+    command.add_argument(
+        "--assume-mfu",
+        type=number("--assume-mfu", "0.4"),
+        help="share of the peak that training reaches, such as 0.4",
+    )
+    command.add_argument(
+        "--assume-power-w",
+        type=number("--assume-power-w", "600"),
+        help="power of one device at work",
+    )
+    command.add_argument(
+        "--assume-vocab-size",
+        type=whole_number("--assume-vocab-size", "32000"),
+        help="size of tokenizers that are not built yet",
+    )
     command.add_argument("--fetch", action="store_true", help="ask the hub for small files and the sizes of all")
     command.add_argument(
         "--compare", action="store_true", help="after a run: what was planned beside what it took, by stage"
@@ -162,8 +182,9 @@ def plan_of(
 def _check(arguments: argparse.Namespace) -> None:
     for key, most in (("gpus", None), ("device_memory_gb", None), ("assume_mfu", 1), ("assume_power_w", None)):
         value = getattr(arguments, key)
-        if value is not None and (value <= 0 or (most is not None and value > most)):
-            limit = f"above 0 and at most {most}" if most else "above 0"
+        # NaN is in no range.
+        if value is not None and not (0 < value <= (most or sys.float_info.max)):
+            limit = f"above 0 and at most {most}" if most else "above 0 and finite"
             raise UserError(f"--{key.replace('_', '-')} {value}: the value must be {limit}.")
 
 

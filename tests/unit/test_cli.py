@@ -40,3 +40,30 @@ def test_a_socket_that_breaks_ends_no_process(capsys: pytest.CaptureFixture[str]
         main(["schema", "results"])
     assert signal.getsignal(signal.SIGPIPE) is before is signal.SIG_IGN
     assert capsys.readouterr().out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["init", "-o", "x.yaml", "--hours", "abc"], ["--hours 'abc'", "no number", "such as --hours 24"]),
+        (["init", "-o", "x.yaml", "--gpus", "1.5"], ["--gpus '1.5'", "no whole number", "such as --gpus 1"]),
+        (["init", "-o", "x.yaml", "--recipe", "int8"], ["--recipe 'int8'", "did you mean 'int4'?"]),
+        (["init", "-o", "x.yaml", "--hours"], ["--hours: expected one argument", "effllm init --help"]),
+        (["init", "--model", "x"], ["-o/--output", "effllm init --help"]),
+        (["init", "-o", "x.yaml", "--hour\nly"], ["--hour ly", "effllm --help"]),
+        (["plan", "--assume-power-w", "6OO"], ["--assume-power-w '6OO'", "such as --assume-power-w 600"]),
+        (["plan", "--assume-mfu", "nan"], ["--assume-mfu nan", "above 0 and at most 1"]),
+        (["plan", "--device-memory-gb", "inf"], ["--device-memory-gb inf", "above 0 and finite"]),
+        (["recommend", "x.csv", "--margin", "5%"], ["--margin '5%'", "such as --margin 0.05"]),
+        (["schema", "studies"], ["effllm schema: 'studies'", "did you mean 'study'?"]),
+        (["plam"], ["invalid choice: 'plam'", "effllm --help"]),
+    ],
+)
+def test_options_of_no_meaning_are_answered_in_one_sentence(
+    words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert all(part in said for part in named), said

@@ -15,6 +15,7 @@ from tests.conftest import REPOSITORY
 ORDER = [
     "errors",
     "fields",
+    "command_line",
     "intervals",
     "scaling",
     "results",
