@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,31 @@ def test_the_plan_of_a_profile_takes_what_it_took(tmp_path: Path, name: str, sec
     cells = {f"{row['run']}": float(row["seconds"]) for row in rows("quantize")}
     quantized = node_of(plan, f"quantize/qwen2.5-{name}").wall_s.value
     assert quantized == pytest.approx(cells[f"qwen2.5-{name}"], rel=0.02)
+
+
+def test_a_profile_pays_for_each_length_of_a_growing_cache_once(tmp_path: Path) -> None:
+    def planned_s(**workloads: object) -> tuple[float, float]:
+        study = STUDY.plain()
+        # Windows of one generation: what is left grows with the workloads alone.
+        study["inference"] |= {"workloads": workloads, "minimum_window_s": 0.001, "repeats": 2, "cooldown_s": 0}
+        study["tables"] = {"table9": study["tables"]["table9"] | {"workload": "a"}}
+        plan = plan_of(Graph(parse_study(study, "test"), str(tmp_path)), ["profile/qwen2.5-1.5b.bfloat16"], device=H100)
+        figure = node_of(plan, "profile/qwen2.5-1.5b.bfloat16").wall_s
+        said = re.search(r"up to ([\d,]+) s more", figure.source)
+        assert figure.value is not None and said is not None, figure
+        return figure.value, float(said[1])
+
+    short, long = ({"prompt_tokens": 512, "new_tokens": tokens} for tokens in (128, 256))
+    one, noisy = planned_s(a=short)
+    # Two windows and three warm-ups of 128 steps of 18.63 ms each and of a prompt, 127 new lengths; three more at most.
+    generations_s = 5 * (127 * 0.0186301 + 2 * 0.0186301)
+    assert one == pytest.approx(3 + 2.06 + 3 + generations_s + 127 * 0.068, abs=0.2)
+    assert noisy == pytest.approx(3 / 5 * generations_s, abs=1)
+    other = planned_s(a=short, b=short)[0] - one
+    assert other == pytest.approx(generations_s, abs=0.1)
+    assert planned_s(a=short, b=long)[0] - one - other == pytest.approx(128 * (5 * 0.0186301 + 0.068), abs=0.1)
+    assert planned_s(a=short, b=short | {"batch_size": 2})[0] - one - other == pytest.approx(127 * 0.068, abs=0.1)
+    assert planned_s(a=short, b=short | {"cuda_graph": True})[0] - one < 5 * 0.7
 
 
 def test_beyond_its_range_a_rate_follows_what_size_did_to_plain_decoders() -> None:
