@@ -30,6 +30,7 @@ localrules:
     tokenizer,
     instructions,
     images,
+    captions,
     features,
     model,
     benchmark,

@@ -1,7 +1,7 @@
-"""Corpora, tokenizers, token streams, orders of their windows, instruction data, and images.
+"""Corpora, tokenizers, token streams, orders of their windows, instruction data, images, with captions too.
 
 in:  nothing, or the study's local files; a trained model for an order by its loss
-out: results/{corpus,tokenizer,tokens,order,instructions,images}/<id>/manifest.json
+out: results/{corpus,tokenizer,tokens,order,instructions,images,captions}/<id>/manifest.json
 """
 
 
@@ -125,5 +125,25 @@ rule images:
         spec=spec("images"),
     message:
         "Preparing the images {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule captions:
+    input:
+        unpack(parents("captions")),
+    output:
+        manifest=f"{RESULTS}/captions/{{id}}/manifest.json",
+    log:
+        "logs/captions/{id}.log",
+    wildcard_constraints:
+        id=only("captions"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("captions"),
+    message:
+        "Preparing the captioned images {wildcards.id}"
     script:
         STAGE_SCRIPT

@@ -128,3 +128,16 @@ class ImagesSummary(Part, ResultFile):
     classes: list[str] = Field(description="Names of the labels, in their order.")
     size: int = Field(description="Height and width in pixels.")
     channels: int = Field(description="1 for grey, 3 for colours, 4 of noise.")
+
+
+class CaptionsSummary(Part, ResultFile):
+    """What images or clips with captions hold."""
+
+    FILE: ClassVar[str] = "captions.json"
+
+    seen: int = Field(description="Images, clips, and files that are neither.")
+    dropped: dict[str, int] = Field(description="Of those, by reason.")
+    unusable: list[str] = Field(description="Names of the first that could not be used, with the reason.")
+    splits: dict[str, int] = Field(description="Samples of `train` and `held_out`.")
+    shapes: dict[str, int] = Field(description="Samples by their width x height in pixels.")
+    frames: int = Field(description="Of each sample; 1 is an image.")

@@ -7,7 +7,14 @@ from pydantic.json_schema import models_json_schema
 
 from effllm.results.base import ResultFile
 from effllm.results.benchmark import Benchmark
-from effllm.results.data import CorpusSummary, ImagesSummary, InstructionsSummary, OrderSummary, TokensIndex
+from effllm.results.data import (
+    CaptionsSummary,
+    CorpusSummary,
+    ImagesSummary,
+    InstructionsSummary,
+    OrderSummary,
+    TokensIndex,
+)
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.fidelity import FeaturesSummary, FidelityResult, SampleSummary, SamplingCost
 from effllm.results.model import ModelSummary
@@ -24,6 +31,7 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "order": (OrderSummary,),
     "instructions": (InstructionsSummary,),
     "images": (ImagesSummary,),
+    "captions": (CaptionsSummary,),
     "features": (FeaturesSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
     "diffuse": (DiffusionQuality, Efficiency, LossCurve, WindowsRecord),

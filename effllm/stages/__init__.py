@@ -5,6 +5,7 @@ every parse of the workflow reads this table.
 """
 
 from effllm.stages.benchmark import BenchmarkStage
+from effllm.stages.captions import CaptionsStage
 from effllm.stages.corpus import CorpusStage
 from effllm.stages.diffuse import DiffuseStage
 from effllm.stages.evaluate import EvaluateStage
@@ -32,6 +33,7 @@ STAGES: dict[str, Stage] = {
     "order": OrderStage(),
     "instructions": InstructionsStage(),
     "images": ImagesStage(),
+    "captions": CaptionsStage(),
     "features": FeaturesStage(),
     "pretrain": PretrainStage(),
     "diffuse": DiffuseStage(),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from effllm.data.captions.settings import Captions
 from effllm.data.images.settings import Images
 from effllm.data.instructions.settings import Instructions
 from effllm.data.order.settings import Order
@@ -56,6 +57,9 @@ class Study(Section):
         default_factory=dict, description="Instruction data for fine-tuning by id."
     )
     images: dict[Id, Images] = Field(default_factory=dict, description="Images for diffusion by id.")
+    captions: dict[Id, Captions] = Field(
+        default_factory=dict, description="Images and clips with captions, for fine-tuning, by id."
+    )
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     diffusion: dict[Id, DiffusionRun] = Field(default_factory=dict, description="Runs of diffusion by id.")
     sampling: dict[PlainId, Sampling] = Field(default_factory=dict, description="Images sampled from runs, by id.")

@@ -109,23 +109,19 @@ def open_source(images: Images, files: Mapping[str, Path], scratch: Path) -> Ima
     return Digits() if isinstance(source, DigitsSource) else Files(files)
 
 
-def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> tuple[np.ndarray, list[str]]:
-    """uint8 [channels, size, size], and what of `ODD` the picture is.
+def opened(picture: Path | BytesIO | Image.Image, channels: int) -> tuple[Image.Image, Image.Image]:
+    """The image turned as the camera says, grey or in colours, and as it was opened; of an animation the first frame.
 
-    Turned as the camera says, of an animation the first frame, transparency dropped. Scaling is that of DiT's recipe:
-    halved by boxes while the shorter side has twice the size, then bicubic. Raises `UnusableImageError`, for one of too
-    many pixels before any is decoded; the operating system's own errors (rights, a vanished file) pass.
+    Raises `UnusableImageError`, for one of too many pixels before any is decoded; the operating system's own errors
+    (rights, a vanished file) pass.
     """
-    if isinstance(picture, np.ndarray):
-        return picture, []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            if opened.mode.startswith(("I", "F")):
+            source = picture if isinstance(picture, Image.Image) else Image.open(picture)
+            if source.mode.startswith(("I", "F")):
                 raise UnusableImageError("deep")
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-            odd = _oddities(opened, size)
+            return ImageOps.exif_transpose(source).convert("L" if channels == 1 else "RGB"), source
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnusableImageError("huge") from None
     except UnusableImageError:
@@ -135,15 +131,35 @@ def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> 
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         raise UnusableImageError("unreadable") from None
-    while min(image.size) >= 2 * size:
+
+
+def scaled(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image scaled until it covers the shape, as in DiT's recipe: halved by boxes while it has twice both sides,
+    then bicubic.
+    """
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     # Of a narrow strip the middle: all of it, scaled to that height, may not fit into memory.
     wide, high = (min(side, _NARROW * min(image.size)) for side in image.size)
     left, top = (image.width - wide) // 2, (image.height - high) // 2
     image = image.crop((left, top, left + wide, top + high))
-    scale = size / min(image.size)
-    if scale != 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    scale = max(width / image.width, height / image.height)
+    if scale == 1:
+        return image
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> tuple[np.ndarray, list[str]]:
+    """uint8 [channels, size, size], and what of `ODD` the picture is; transparency is dropped.
+
+    Raises `UnusableImageError`, as `opened` does.
+    """
+    if isinstance(picture, np.ndarray):
+        return picture, []
+    image, source = opened(picture, channels)
+    odd = _oddities(source, size)
+    image = scaled(image, size, size)
     left, top = image.width - size, image.height - size
     if crop == "random":
         place = xxhash.xxh3_64_intdigest(np.asarray(image).tobytes())

@@ -1,0 +1,1 @@
+"""Images and clips with captions, for models that draw what a text says."""

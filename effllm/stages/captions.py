@@ -1,0 +1,31 @@
+"""Stage `captions`: images or clips with captions, in a few shapes and split."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from effllm.data.captions.settings import Captions, FilesWithCaptions
+from effllm.stages.files import expand_paths
+from effllm.stages.stage import Parents, Stage
+from effllm.study import Study
+
+if TYPE_CHECKING:
+    from effllm.stages.graph import Graph
+
+
+class CaptionsStage(Stage):
+    """Nodes are the study's captioned images and clips."""
+
+    name: ClassVar[str] = "captions"
+    module: ClassVar[str] = "effllm.data.captions.prepare"
+    version: ClassVar[int] = 1
+    # With the other data, on the host that sees them.
+    network: ClassVar[bool] = True
+
+    def ids(self, study: Study) -> list[str]:
+        return list(study.captions)
+
+    def config(self, study: Study, id: str) -> Captions:
+        return study.captions[id]
+
+    def parents(self, graph: "Graph", id: str) -> Parents:
+        source = graph.study.captions[id].source
+        return {"files": expand_paths(f"captions.{id}", source.paths)} if isinstance(source, FilesWithCaptions) else {}
