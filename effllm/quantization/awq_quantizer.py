@@ -1,22 +1,19 @@
 """AWQ by gptqmodel: quantizing, and whether this machine's kernel runs the result."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AwqConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AwqConfig, PreTrainedModel
 from transformers.utils.quantization_config import AwqBackend
 
 from effllm.errors import CellFailure, UserError
 from effllm.quantization.awq_tensors import packed_widths
+from effllm.quantization.by_gptqmodel import config_of, quantize_by_gptqmodel
 from effllm.quantization.by_loading import linear_layers
-from effllm.quantization.calibration import calibration_sequences
 from effllm.quantization.device import run_device
-from effllm.quantization.gptq_fuse import fuse_layers
 from effllm.quantization.gptq_kernels import choose_kernel, run_or_refuse, unsupported_kernel
-from effllm.quantization.gptq_quantizer import check_group_size, check_losses, prepare_gptqmodel
 from effllm.quantization.weights import tensor_headers
 
 if TYPE_CHECKING:
@@ -36,14 +33,7 @@ def quantize_awq(source: Path, target: Path, settings: "AwqPrecision", data: Pat
     (unsupported) for an architecture that gptqmodel does not know, a group size that does not divide a layer, or where
     no kernel of this machine runs it, `UserError` for a named kernel that does not run here.
     """
-    prepare_gptqmodel()
-    from gptqmodel import GPTQModel, QuantizeConfig
-    from gptqmodel.models.auto import SUPPORTED_MODELS
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in SUPPORTED_MODELS:
-        raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
-    check_group_size(config, settings.group_size)
+    config = config_of(source, settings.group_size)
     with torch.device("meta"):
         require_channels(AutoModelForCausalLM.from_config(config))
     if settings.kernel != "auto":
@@ -54,37 +44,20 @@ def quantize_awq(source: Path, target: Path, settings: "AwqPrecision", data: Pat
                 f"kernel: {settings.kernel!r} does not run on this machine ({str(error).rstrip('.')}); name another "
                 "one in the precision, or auto, or quantize where it runs."
             ) from None
-    calibration = calibration_sequences(data, source, settings.calibration)
-    torch.manual_seed(settings.calibration.seed)
-    model = GPTQModel.load(
-        str(source),
-        QuantizeConfig(
-            bits=settings.bits,
-            group_size=settings.group_size,
-            method="awq",
-            format="gemm",
-            sym=False,
-            # Without a fallback a layer that saw too little text is an error, not silently rounded to nearest.
-            fallback=None,
-            offload_to_disk=False,
-        ),
-        dtype=torch.float16,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=False,
+    quantize_by_gptqmodel(
+        source,
+        target,
+        settings,
+        config.model_type,
+        data,
+        records / "awq.csv",
+        torch.float16,
+        {"method": "awq", "format": "gemm", "sym": False},
+        # Packing is the same by every kernel, and by the plain one needs no GPU.
+        backend=_PLAIN,
     )
-    # Packing is the same by every kernel, and by the plain one needs no GPU.
-    model.quantize(calibration, batch_size=8, backend=_PLAIN)
-    if not (source / "tokenizer_config.json").exists():
-        # Random weights have none, and Transformers makes gptqmodel an empty one.
-        model.tokenizer = None
-    model.save(str(target))
-    fuse_layers(target, config.model_type)
     if settings.kernel != "auto":
         choose_kernel(target, _PLAIN_IN_TRANSFORMERS.value if settings.kernel == "torch" else settings.kernel)
-    # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
-    log = target / "quant_log.csv"
-    check_losses(log)
-    shutil.move(log, records / "awq.csv")
     _check_runs(target)
 
 

@@ -1,18 +1,11 @@
 """Integer weights by GPTQ (Frantar et al., arXiv 2210.17323), computed by gptqmodel."""
 
-import csv
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from effllm.errors import CellFailure
-from effllm.quantization.by_loading import linear_layers
-from effllm.quantization.calibration import calibration_sequences
-from effllm.quantization.gptq_fuse import fuse_layers
+from effllm.quantization.by_gptqmodel import config_of, quantize_by_gptqmodel
 from effllm.quantization.gptq_kernels import check_runs, choose_kernel, require_kernel
 
 if TYPE_CHECKING:
@@ -26,78 +19,23 @@ def quantize_gptq(source: Path, target: Path, settings: "GptqPrecision", data: P
     (unsupported) for an architecture that gptqmodel does not know or a group size that does not divide a layer, and
     (nan) where the Hessian of a layer cannot be inverted, `UserError` for a named kernel that does not run here.
     """
-    prepare_gptqmodel()
-    # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
-    from gptqmodel import GPTQModel, QuantizeConfig
-    from gptqmodel.models.auto import SUPPORTED_MODELS
-
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in SUPPORTED_MODELS:
-        raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
-    check_group_size(config, settings.group_size)
+    config = config_of(source, settings.group_size)
     require_kernel(settings)
-    calibration = calibration_sequences(data, source, settings.calibration)
-    torch.manual_seed(settings.calibration.seed)
-    model = GPTQModel.load(
-        str(source),
-        QuantizeConfig(
-            bits=settings.bits,
-            group_size=settings.group_size,
-            desc_act=settings.act_order,
-            act_group_aware=False,
-            sym=settings.symmetric,
-            damp_percent=settings.damping,
-            # Without a fallback a layer that saw too little text is an error, not silently rounded to nearest.
-            fallback=None,
-            # With offloading, gptqmodel loses the output head of some families when it saves.
-            offload_to_disk=False,
-        ),
-        dtype=getattr(torch, settings.compute_dtype),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=False,
+    quantize_by_gptqmodel(
+        source,
+        target,
+        settings,
+        config.model_type,
+        data,
+        records / "gptq.csv",
+        getattr(torch, settings.compute_dtype),
+        {
+            "desc_act": settings.act_order,
+            "act_group_aware": False,
+            "sym": settings.symmetric,
+            "damp_percent": settings.damping,
+        },
     )
-    model.quantize(calibration, batch_size=8)
-    if not (source / "tokenizer_config.json").exists():
-        # Random weights have none, and Transformers makes gptqmodel an empty one.
-        model.tokenizer = None
-    model.save(str(target))
-    fuse_layers(target, config.model_type)
     if settings.kernel != "auto":
         choose_kernel(target, f"gptq_{settings.kernel}")
-    # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
-    log = target / "quant_log.csv"
-    check_losses(log)
-    shutil.move(log, records / "gptq.csv")
     check_runs(target)
-
-
-def prepare_gptqmodel() -> None:
-    """What must be set before gptqmodel is imported."""
-    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
-
-
-def check_group_size(config: object, group_size: int) -> None:
-    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules.
-
-    Of a composite model gptqmodel quantizes the text decoder; a vision tower stays as it is.
-    """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    for name, module in linear_layers(model):
-        if group_size > 0 and module.in_features % group_size:
-            raise CellFailure(
-                "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
-            )
-
-
-def check_losses(log: Path) -> None:
-    """Raise `CellFailure` (nan) if any layer's quantization error is not a number."""
-    with open(log) as stream:
-        for row in csv.DictReader(stream):
-            try:
-                finite = torch.isfinite(torch.tensor(float(row["loss"]))).item()
-            except ValueError:
-                finite = False
-            if not finite:
-                raise CellFailure("nan", f"GPTQ's error in layer {row['layer']} {row['module']} is {row['loss']}")

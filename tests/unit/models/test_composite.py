@@ -13,7 +13,7 @@ from effllm.evaluation.metered import MeteredLM
 from effllm.models.loading import load_causal_lm, load_tokenizer
 from effllm.models.text import context_length, is_composite, text_config
 from effllm.profiling.decoding import TimedDecoding
-from effllm.quantization.gptq_quantizer import check_group_size
+from effllm.quantization.by_gptqmodel import check_group_size
 from tests.unit.conftest import Builder
 from tests.unit.models.foreign import ROWS, write_composite
 

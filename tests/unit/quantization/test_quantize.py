@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_causal_lm
+from effllm.quantization.by_gptqmodel import check_group_size, check_losses
 from effllm.quantization.calibration import calibration_sequences, text_sequences
 from effllm.quantization.cast import CastPrecision, cast
 from effllm.quantization.gptq import GptqPrecision
 from effllm.quantization.gptq_kernels import packed_shapes
-from effllm.quantization.gptq_quantizer import check_group_size, check_losses
 from effllm.quantization.precision import Calibration
 from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import WeightBytes

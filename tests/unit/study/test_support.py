@@ -1,6 +1,6 @@
 """What the configuration believes of libraries is what they do."""
 
-from effllm.quantization.gptq import GPTQ_MODEL_TYPES
+from effllm.quantization.calibrated import GPTQ_MODEL_TYPES
 
 
 def test_quantizer_knows_the_architectures_that_the_configuration_admits() -> None:

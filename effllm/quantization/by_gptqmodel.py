@@ -1,0 +1,116 @@
+"""What GPTQ and AWQ have in common: gptqmodel calibrates, quantizes a layer at a time, and saves."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from effllm.errors import CellFailure
+from effllm.quantization.by_loading import linear_layers
+from effllm.quantization.calibration import calibration_sequences
+from effllm.quantization.gptq_fuse import fuse_layers
+
+if TYPE_CHECKING:
+    from effllm.quantization.calibrated import CalibratedPrecision
+
+
+def prepare_gptqmodel() -> None:
+    """What must be set before gptqmodel is imported."""
+    # It splits its CPU pool between loading and quantizing and needs two workers, even on one core.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(torch.get_num_threads(), 2)))
+
+
+def config_of(source: Path, group_size: int) -> PreTrainedConfig:
+    """The configuration of the model in `source`; `CellFailure` (unsupported) where gptqmodel does not take it.
+
+    That is an architecture that it does not know, or a group size that does not divide a layer.
+    """
+    prepare_gptqmodel()
+    # gptqmodel takes seconds to import and changes the process's environment: nothing else should pay for it.
+    from gptqmodel.models.auto import SUPPORTED_MODELS
+
+    config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in SUPPORTED_MODELS:
+        raise CellFailure("unsupported", f"gptqmodel does not know model_type {config.model_type!r}")
+    check_group_size(config, group_size)
+    return config
+
+
+def quantize_by_gptqmodel(
+    source: Path,
+    target: Path,
+    settings: "CalibratedPrecision",
+    model_type: str,
+    data: Path,
+    log: Path,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    **quantizing: Any,
+) -> None:
+    """Quantize the model in `source` into `target`, what is left unquantized in `dtype`; losses by layer go to `log`.
+
+    `model_type` is the architecture's; `data` is the artifact of the corpus or of the token stream that the calibration
+    names; `options` are the method's own of gptqmodel's `QuantizeConfig`, and `quantizing` of its `quantize`. Raises
+    `CellFailure` (nan) where the error of a layer is not a number.
+    """
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    calibration = calibration_sequences(data, source, settings.calibration)
+    torch.manual_seed(settings.calibration.seed)
+    model = GPTQModel.load(
+        str(source),
+        QuantizeConfig(
+            bits=settings.bits,
+            group_size=settings.group_size,
+            # Without a fallback a layer that saw too little text is an error, not silently rounded to nearest.
+            fallback=None,
+            # With offloading, gptqmodel loses the output head of some families when it saves.
+            offload_to_disk=False,
+            **options,
+        ),
+        dtype=dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        trust_remote_code=False,
+    )
+    model.quantize(calibration, batch_size=8, **quantizing)
+    if not (source / "tokenizer_config.json").exists():
+        # Random weights have none, and Transformers makes gptqmodel an empty one.
+        model.tokenizer = None
+    model.save(str(target))
+    fuse_layers(target, model_type)
+    # The log holds seconds, which differ between runs: an observation, not part of the checkpoint.
+    written = target / "quant_log.csv"
+    check_losses(written)
+    shutil.move(written, log)
+
+
+def check_group_size(config: object, group_size: int) -> None:
+    """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules.
+
+    Of a composite model gptqmodel quantizes the text decoder; a vision tower stays as it is.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for name, module in linear_layers(model):
+        if group_size > 0 and module.in_features % group_size:
+            raise CellFailure(
+                "unsupported", f"group_size {group_size} does not divide the input width {module.in_features} of {name}"
+            )
+
+
+def check_losses(log: Path) -> None:
+    """Raise `CellFailure` (nan) if any layer's quantization error is not a number."""
+    with open(log) as stream:
+        for row in csv.DictReader(stream):
+            try:
+                finite = torch.isfinite(torch.tensor(float(row["loss"]))).item()
+            except ValueError:
+                finite = False
+            if not finite:
+                raise CellFailure(
+                    "nan", f"the quantizer's error in layer {row['layer']} {row['module']} is {row['loss']}"
+                )
