@@ -13,6 +13,7 @@ from effllm.quantization.cast import CastPrecision
 from effllm.quantization.fp8 import Fp8Precision
 from effllm.quantization.gptq import GptqPrecision
 from effllm.quantization.int8 import Int8Precision
+from effllm.quantization.names import misnamed
 from effllm.quantization.precision import Precision
 
 PRECISIONS: dict[str, type[Precision]] = {
@@ -31,6 +32,12 @@ AnyPrecision = Annotated[Precision, FormOf(PRECISIONS)]
 def setting_columns() -> list[str]:
     """The settings of all precisions that Table 9 prints, in its order."""
     return list(dict.fromkeys(column for precision in PRECISIONS.values() for column in precision.columns))
+
+
+def check_name(where: str, id: str, precision: Precision) -> None:
+    """Raise ValueError with the key `where` for a precision that is not what its id says, which tables print."""
+    if reason := misnamed(id, precision, PRECISIONS):
+        raise ValueError(f"{where}: {reason}")
 
 
 def read_precision(settings: Mapping[str, Any]) -> Precision:

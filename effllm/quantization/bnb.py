@@ -79,6 +79,10 @@ class BnbPrecision(LoadedPrecision):
         return self.bits
 
     @property
+    def number(self) -> str:
+        return self.format
+
+    @property
     def label(self) -> str:
         return f"bnb {self.format}{' double' if self.double_quantization else ''}"
 

@@ -25,6 +25,10 @@ class CastPrecision(Precision):
         return 16
 
     @property
+    def number(self) -> str:
+        return self.dtype
+
+    @property
     def label(self) -> str:
         return f"cast {self.dtype}"
 

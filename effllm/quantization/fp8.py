@@ -47,6 +47,10 @@ class Fp8Precision(LoadedPrecision):
         return self.bits
 
     @property
+    def number(self) -> str:
+        return self.kind
+
+    @property
     def label(self) -> str:
         return f"fp8 {self.scales} {self.activations}"
 

@@ -36,6 +36,10 @@ class Int8Precision(LoadedPrecision):
         return self.bits
 
     @property
+    def number(self) -> str:
+        return self.kind
+
+    @property
     def label(self) -> str:
         return "int8"
 

@@ -85,6 +85,11 @@ class Precision(Section):
         """Bits per quantized weight, the overhead of scales left out."""
 
     @property
+    def number(self) -> str | None:
+        """What kind of number a weight is stored as, such as `int4`; None for one of no common name."""
+        return None
+
+    @property
     @abstractmethod
     def label(self) -> str:
         """What tells precisions apart whose evaluation takes another time."""

@@ -13,7 +13,7 @@ from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
 from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
-from effllm.quantization import AnyPrecision, Precision
+from effllm.quantization import AnyPrecision, Precision, check_name
 from effllm.quantization.precision import Calibration
 from effllm.study.agreement import check_chats, check_curves, check_lengths, check_names, check_vocabularies
 from effllm.study.budgets import Budget, check_budgets
@@ -103,15 +103,17 @@ class Study(Section):
                 near = harness_suggestions(benchmark.task)
                 remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "list them with: lm-eval ls tasks"
                 raise ValueError(f"benchmarks.{id}.task: lm-eval has no task {benchmark.task!r}; {remedy}")
+        for id, precision in self.precisions.items():
+            check_name(f"precisions.{id}", id, precision)
         if self.evaluation.divergence_from is not None:
             require("evaluation.divergence_from", self.evaluation.divergence_from, self.precisions)
         for id, model in self.models.items():
             if isinstance(model.source, PretrainedSource):
                 require(f"models.{id}.source.run", model.source.run, self.pretraining)
                 self._check_kept(f"models.{id}.source.run", model.source.run)
-            for precision in model.precisions:
-                require(f"models.{id}.precisions", precision, self.precisions)
-                self._check_settings(id, precision)
+            for name in model.precisions:
+                require(f"models.{id}.precisions", name, self.precisions)
+                self._check_settings(id, name)
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
         for id, model in self.models.items():
@@ -202,13 +204,14 @@ class Study(Section):
     def _check_settings(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
         try:
-            self.precision_of(model, precision)
+            settings = self.precision_of(model, precision)
         except ValidationError as error:
             details = "; ".join(
                 f"{'.'.join(str(part) for part in item['loc'][2:])}: {item['msg']} (got {shortened(item['input'])})"
                 for item in error.errors()
             )
             raise ValueError(f"{where}: {details}") from None
+        check_name(where, precision, settings)
 
     def check_precision(self, model: str, precision: str) -> None:
         """Raise ValueError if a model cannot be had in a precision: its shape, or what it is calibrated with."""

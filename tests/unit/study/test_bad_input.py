@@ -40,6 +40,22 @@ CASES = {
     "missing corpus": ("tokenizers/python-docs-2k/corpus", "python", ["tokenizers.python-docs-2k.corpus", "python"]),
     "id with a slash": ("models/a\\b", {"source": {"kind": "pretrained", "run": "llama-1m"}}, ["a/b", "'/'"]),
     "precision id with a dot": ("precisions/int4.1", {"kind": "cast", "dtype": "float16"}, ["int4.1", "an id holds"]),
+    "a precision called after another number": (
+        "precisions/bfloat16",
+        {"kind": "bnb", "format": "nf4"},
+        ["precisions.bfloat16", "the name says bfloat16", "kind 'bnb'", "stores nf4", "call it"],
+    ),
+    "a precision called after other bits": ("precisions/int4/bits", 8, ["precisions.int4", "says int4", "stores int8"]),
+    "a precision called after other bits, of one model": (
+        "models/llama-1m/precisions",
+        {"int4": {"bits": 8}},
+        ["models.llama-1m.precisions.int4", "says int4", "stores int8"],
+    ),
+    "a precision called after another method": (
+        "precisions/awq-4bit",
+        {"kind": "bnb", "format": "nf4"},
+        ["precisions.awq-4bit", "the name says awq", "kind is 'bnb'"],
+    ),
     "group size": ("precisions/int4/group_size", 64, None),
     "group size that does not divide": (
         "pretraining/llama-1m/architecture/intermediate_size",
