@@ -13,18 +13,18 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from peft.import_utils import is_gptqmodel_available
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from effllm.runtime.artifact import write_text
 
 _GPTQMODEL = "gptqmodel"
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def save_adapter(
@@ -42,7 +42,7 @@ def save_adapter(
     path = directory / CONFIG_NAME
     config = json.loads(path.read_text())
     # Sets come in any order, and the path of the base is this machine's.
-    config |= {key: sorted(value) for key, value in config.items() if key.endswith("_modules") and value}
+    config |= {key: sorted(value) for key, value in config.items() if key.endswith("_modules") and type(value) is list}
     config |= {"base_model_name_or_path": base, "revision": revision}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -53,13 +53,13 @@ def write_start(tensors: dict[str, Tensor], directory: Path) -> None:
     save_file(tensors, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+def load_adapter(base: nn.Module, adapter: Path) -> PeftModel:
     """`base` with the adapter in `adapter` beside it."""
     with without_gptqmodel():
         return PeftModel.from_pretrained(base, str(adapter))
 
 
-def merge_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def merge_adapter(base: _Model, adapter: Path) -> _Model:
     """`base` with the adapter in `adapter` added to its weights, in float32, and then rounded once to their own types.
 
     Raises ValueError if a merged weight is not finite.

@@ -164,6 +164,7 @@ class Finetuning:
             # Methods that decompose the weights take minutes on a CPU.
             moved(model, "cuda")
         prepared = run.method.apply(model, f"methods.{self.method}")
+        assert isinstance(prepared.model, PreTrainedModel | PeftModel)
         for parameter in prepared.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))

@@ -1,12 +1,12 @@
 """DoRA."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from effllm.training.methods.low_rank import LowRankMethod, linear_layers
+from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.methods.method import PreparedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
 class DoraMethod(LowRankMethod):
@@ -14,12 +14,9 @@ class DoraMethod(LowRankMethod):
 
     kind: Literal["dora"]
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         return PreparedModel(self.with_adapter(model, where, use_dora=True))
 
-    def trained_parameters(self, shape: Any) -> int | None:
+    def layer_parameters(self, inputs: int, outputs: int, has_bias: bool) -> int:
         """LoRA's, and a magnitude for each output."""
-        updates = super().trained_parameters(shape)
-        if updates is None:
-            return None
-        return updates + shape.num_hidden_layers * sum(outputs for _, outputs in linear_layers(shape) or [])
+        return super().layer_parameters(inputs, outputs, has_bias) + outputs

@@ -7,7 +7,7 @@ from pydantic import Field
 from effllm.errors import UserError
 from effllm.fields import Layers
 from effllm.models import costs
-from effllm.training.methods.method import Method, PreparedModel
+from effllm.training.methods.method import Method, PreparedModel, kind_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,7 +33,7 @@ class FreezeMethod(Method):
             f"layers of {model} to train: lower it"
         )
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         """Fix all embeddings and the first layers, so that the backward pass ends at the first trained layer.
 
         An output head that shares its weight with the input embedding is fixed with it.
@@ -45,7 +45,7 @@ class FreezeMethod(Method):
             count = "no list of layers" if layers is None else f"{len(layers)} layers"
             raise UserError(
                 f"{where}.frozen_layers: {self.frozen_layers} leaves no layer to train, because the model "
-                f"({model.config.model_type}) has {count}: fix fewer, or leave the model out of the suite."
+                f"({kind_of(model)}) has {count}: fix fewer, or leave the model out of the suite."
             )
         model.requires_grad_(True)
         embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -62,10 +62,13 @@ class FreezeMethod(Method):
         return count.total - count.embedding - self.frozen_layers * costs.describe(shape).layer.parameters
 
 
-def decoder_layers(model: "PreTrainedModel") -> "nn.ModuleList | None":
+def decoder_layers(model: "nn.Module") -> "nn.ModuleList | None":
     """The model's layers from the input upwards, or None if it does not keep them in one list."""
     from torch import nn
+    from transformers import PreTrainedModel
 
+    if not isinstance(model, PreTrainedModel):
+        return None
     count = model.config.get_text_config().num_hidden_layers
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     # Layers may hold lists of the same length, such as experts; modules() gives the outer ones first.

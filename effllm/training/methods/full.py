@@ -7,6 +7,7 @@ from effllm.training.methods.method import Method, PreparedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -17,7 +18,7 @@ class FullMethod(Method):
 
     trains_whole_model: ClassVar[bool] = True
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         model.requires_grad_(True)
         return PreparedModel(model)
 

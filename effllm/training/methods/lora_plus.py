@@ -9,7 +9,7 @@ from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.methods.method import PreparedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
 class LoraPlusMethod(LowRankMethod):
@@ -20,7 +20,7 @@ class LoraPlusMethod(LowRankMethod):
         default=16.0, description="Learning rate of B divided by that of A, which is the suite's."
     )
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         """The rate of B is `learning_rate_ratio` times that of A (section 4)."""
         ratio = self.learning_rate_ratio
         adapted = self.with_adapter(model, where)

@@ -26,7 +26,7 @@ class PreparedModel:
     `learning_rate_ratio` is what a parameter's name multiplies the learning rate by.
     """
 
-    model: "PreTrainedModel | PeftModel"
+    model: "nn.Module"
     initial_adapter: "dict[str, Tensor] | None" = None
     learning_rate_ratio: Callable[[str], float] = lambda name: 1.0
 
@@ -60,8 +60,8 @@ class Method(Section):
         return None
 
     @abstractmethod
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
-        """Make a model ready for training; `where` is the method's key in the study, which errors name.
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
+        """Make a model of any library ready for training; `where` is the method's key in the study, for errors.
 
         Adapters are drawn from torch's global generator. Weights are loaded, and methods applied, before anything is
         sharded over devices. Raises `UserError`, before anything is changed, where the method does not fit the model.
@@ -71,10 +71,22 @@ class Method(Section):
         """Whether a parameter of the prepared model is the method's own, and not one of the base model."""
         return False
 
+    def added_products(self, model: "nn.Module") -> dict[str, int]:
+        """Multiply-adds that the method adds for each row of a layer's input, by the layer's name in the base model.
+
+        What sees other rows in other layers, such as images and text, has its FLOPs from these: 6 for each.
+        """
+        return {}
+
     @abstractmethod
     def sequence_flops(self, model: "PreTrainedModel | PeftModel", length: int) -> int:
-        """Model FLOPs of training on one sequence of `length` tokens of a prepared model."""
+        """Model FLOPs of training on one sequence of `length` tokens of a prepared causal language model."""
 
     @abstractmethod
     def trained_parameters(self, shape: Any) -> int | None:
         """Parameters that it trains of a model of this configuration; None where no formula counts them."""
+
+
+def kind_of(model: "nn.Module") -> str:
+    """What a model is called in a message: its `model_type`, or its class where its library has none."""
+    return getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__

@@ -6,7 +6,7 @@ from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.methods.method import PreparedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
 class PissaMethod(LowRankMethod):
@@ -14,7 +14,7 @@ class PissaMethod(LowRankMethod):
 
     kind: Literal["pissa"]
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         """s B A starts as the first `rank` singular parts of W, and the layer keeps the rest (eq. 2-4).
 
         By the exact decomposition: a randomised one (`pissa_niter_*`) is another at every load.

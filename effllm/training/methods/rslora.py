@@ -6,7 +6,7 @@ from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.methods.method import PreparedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 
 class RsLoraMethod(LowRankMethod):
@@ -14,5 +14,5 @@ class RsLoraMethod(LowRankMethod):
 
     kind: Literal["rslora"]
 
-    def apply(self, model: "PreTrainedModel", where: str) -> PreparedModel:
+    def apply(self, model: "nn.Module", where: str) -> PreparedModel:
         return PreparedModel(self.with_adapter(model, where, use_rslora=True))

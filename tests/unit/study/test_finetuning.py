@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import UserError
 from effllm.stages.graph import Graph
 from effllm.study import load_study, parse_study
-from effllm.training.methods.low_rank import PARTLY_ADAPTED_MODEL_TYPES
+from effllm.training.methods.targets import PARTLY_ADAPTED_MODEL_TYPES
 from effllm.training.suites import FinetuningRun, FinetuningSuite
 
 SUITE = "finetuning/describe"
