@@ -8,15 +8,17 @@ RWKV-4's is flash-linear-attention's (fla-core), in place of Transformers' loop 
 import inspect
 import sys
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from effllm.models.decoder.kernels.choice import failing_as_a_cell, has_package, is_fused
+from effllm.models.decoder.kernels.choice import absence_of, failing_as_a_cell, is_fused
 
 _CONVOLUTION = ("causal_conv1d_fn", "causal_conv1d_update")
+# Modules, and the packages that they are in.
+_OF_CONVOLUTION = {"causal_conv1d": "causal-conv1d"}
 _MAMBA_FUNCTIONS = {
     "mamba": (*_CONVOLUTION, "mamba_inner_fn", "mamba_selective_scan", "mamba_selective_state_update"),
     "mamba2": (
@@ -40,29 +42,29 @@ def recurrent_kernels(model: nn.Module) -> Iterator[None]:
             module = sys.modules[type(model).__module__]
             for name in _MAMBA_FUNCTIONS[family]:
                 patches.enter_context(unittest.mock.patch.object(module, name, inspect.unwrap(getattr(module, name))))
-        if family == "rwkv" and is_fused("rwkv", _objection("fla.ops.rwkv4", is_repeatable=True)):
+        if family == "rwkv" and is_fused("rwkv", _objection({"fla.ops.rwkv4": "fla-core"}, is_repeatable=True)):
             patches.enter_context(unittest.mock.patch(f"{_RWKV}.rwkv_linear_attention", _linear_attention))
         yield
 
 
 def _objection_to_mamba(family: str, model: nn.Module) -> str | None:
     if family == "mamba":
-        return _objection("mamba_ssm", "causal_conv1d", is_repeatable=False)
+        return _objection({"mamba_ssm": "mamba-ssm"} | _OF_CONVOLUTION, is_repeatable=False)
     # These kernels, and the convolution's, add up in one order when torch is told to be deterministic.
-    objection = _objection("mamba_ssm.ops.triton.ssd_combined", "causal_conv1d", is_repeatable=True)
+    objection = _objection({"mamba_ssm.ops.triton.ssd_combined": "mamba-ssm"} | _OF_CONVOLUTION, is_repeatable=True)
     width = next(layer.out_features for name, layer in model.named_modules() if name.endswith("in_proj"))
     if objection is None and width % _ROW_MULTIPLE:
         return f"it takes input projections whose width is a multiple of {_ROW_MULTIPLE}, not {width}"
     return objection
 
 
-def _objection(*packages: str, is_repeatable: bool) -> str | None:
+def _objection(packages: Mapping[str, str], is_repeatable: bool) -> str | None:
     if not torch.cuda.is_available():
         return "it needs CUDA"
     if not is_repeatable and torch.are_deterministic_algorithms_enabled():
         return "its backward pass adds up in another order each time, and the run is deterministic"
-    missing = [name for name in packages if not has_package(name)]
-    return f"{missing[0]} cannot be imported" if missing else None
+    absences = [absence_of(module, package) for module, package in packages.items()]
+    return next(filter(None, absences), None)
 
 
 @failing_as_a_cell("of RWKV")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from effllm.models.decoder.kernels.choice import has_triton, is_fused, is_named
+from effllm.models.decoder.kernels.choice import absence_of_triton, is_fused, is_named
 from effllm.models.decoder.kernels.loss import fused_cross_entropy
 
 IGNORED = -100
@@ -77,4 +77,4 @@ def _objection_to_kernel(logits: Tensor, overwrite: bool) -> str | None:
         return f"it is for bfloat16, not {str(logits.dtype).removeprefix('torch.')}"
     if not overwrite:
         return "somebody else reads the logits"
-    return None if has_triton() else "triton cannot be imported"
+    return absence_of_triton()

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import CellFailure
 from effllm.models.decoder.attention.core import Sequence, dense_attention
 from effllm.models.decoder.kernels import loss, relative, selection, strided
-from effllm.models.decoder.kernels.choice import WAYS, choosing, failing_as_a_cell, has_package, is_fused
+from effllm.models.decoder.kernels.choice import WAYS, absence_of, choosing, failing_as_a_cell, is_fused
 from effllm.models.decoder.loss import next_token_loss
 from effllm.models.decoder.positions.layers import RelativeBias
 from effllm.models.recurrent_kernels import recurrent_kernels
@@ -164,16 +164,38 @@ def test_a_recurrent_family_keeps_to_plain_torch_on_a_cpu_and_fails_if_its_kerne
         recurrent_kernels(model).__enter__()
 
 
-def test_a_package_that_breaks_at_its_import_is_no_package(tmp_path, monkeypatch):
-    (tmp_path / "kernels_of_another_driver.py").write_text("raise RuntimeError('0 active drivers')")
+def test_a_package_that_breaks_at_its_import_is_absent_for_the_reason_that_it_gives(tmp_path, monkeypatch):
+    for name, text in {
+        "kernels_of_another_driver": "raise RuntimeError('0 active drivers ([]). There should be one.')",
+        "kernels_of_another_torch": "from torch import a_function_of_another_release",
+        "kernels_without_their_compiler": "import compiler_that_nobody_has",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    assert not has_package("kernels_of_another_driver")
-    assert has_package("torch")
+    assert absence_of("kernels_of_another_driver", "fast") == (
+        "fast cannot be imported (RuntimeError: 0 active drivers ([]))"
+    )
+    said = absence_of("kernels_of_another_torch", "fast")
+    assert said.startswith("fast cannot be imported (ImportError: cannot import name 'a_function_of_another_release'")
+    said = absence_of("kernels_without_their_compiler", "fast")
+    assert said == "fast cannot be imported (ModuleNotFoundError: No module named 'compiler_that_nobody_has')"
+    assert absence_of("kernels_that_nobody_has.of_attention", "fast") == "fast is not installed"
+    assert absence_of("torch", "torch") is None
+
+
+def test_a_run_on_a_gpu_records_why_its_package_failed(tmp_path, monkeypatch):
+    (tmp_path / "mamba_ssm.py").write_text("raise OSError('libcudart.so.12: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", num_hidden_layers=1, vocab_size=30))
+    with choosing({}) as used, pytest.warns(RuntimeWarning, match="libcudart"), recurrent_kernels(model):
+        pass
+    assert used == {"mamba": {"mambapy": "mamba-ssm cannot be imported (OSError: libcudart.so.12: no such file)"}}
 
 
 def test_mamba2_says_which_shape_its_kernels_do_not_take(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("effllm.models.recurrent_kernels.has_package", lambda name: True)
+    monkeypatch.setattr("effllm.models.recurrent_kernels.absence_of", lambda *names: None)
     shape = {"hidden_size": 24, "num_heads": 3, "head_dim": 16, "n_groups": 1, "state_size": 8}
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("mamba2", num_hidden_layers=1, vocab_size=30, **shape)

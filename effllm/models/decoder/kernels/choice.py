@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effllm.errors import CellFailure
+from effllm.errors import CellFailure, reason_of
 
 AUTO = "auto"
 
@@ -107,25 +107,33 @@ def objection_to(query: Tensor, needs: int) -> str | None:
         return f"it is for 16-bit numbers, not {str(query.dtype).removeprefix('torch.')}"
     if query.shape[-1] % needs or query.shape[-1] > 256:
         return f"it takes head dimensions that are multiples of {needs} up to 256, not {query.shape[-1]}"
-    return None if has_triton() else "triton cannot be imported"
+    return absence_of_triton()
 
 
 @torch.compiler.assume_constant_result
-def has_triton() -> bool:
-    """Whether triton can be imported, as a constant of a compiled graph."""
-    return has_package("triton")
+def absence_of_triton() -> str | None:
+    """Why triton cannot be imported, as a constant of a compiled graph; None where it can."""
+    return absence_of("triton", "triton")
 
 
 @functools.cache
-def has_package(name: str) -> bool:
-    """Whether a package of kernels can be imported; not to be asked on a machine without CUDA."""
+def absence_of(module: str, package: str) -> str | None:
+    """Why a module of a package of kernels cannot be imported, None where it can; not to be asked without CUDA."""
     try:
-        importlib.import_module(name)
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module.partition(".")[0]:
+            return f"{package} is not installed"
+        return _broken(package, error)
     # A package that does not fit torch, Triton or the driver fails at its import in any way; Transformers takes its own
     # functions then.
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return _broken(package, error)
+    return None
+
+
+def _broken(package: str, error: Exception) -> str:
+    return f"{package} cannot be imported ({type(error).__name__}: {reason_of(error)})"
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effllm.models.decoder.kernels.choice import failing_as_a_cell, has_package, is_hopper
+from effllm.models.decoder.kernels.choice import absence_of, failing_as_a_cell, is_hopper
 
 # Smaller heads are faster by cuDNN.
 _HEAD_DIM = 128
@@ -32,7 +32,7 @@ def objection_to_flash(query: Tensor, key: Tensor, value: Tensor) -> str | None:
 def _absence() -> str | None:
     if not is_hopper():
         return "it is for Hopper GPUs"
-    return None if has_package("flash_attn.cute.interface") else "flash-attn-4 cannot be imported"
+    return absence_of("flash_attn.cute.interface", "flash-attn-4")
 
 
 @torch.library.custom_op("effllm::flash_attention", mutates_args=(), device_types="cuda")
