@@ -15,6 +15,7 @@ PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "diffusers",
     "gptqmodel",
     "lm-eval",
     "numpy",
