@@ -31,6 +31,7 @@ localrules:
     instructions,
     images,
     captions,
+    autoencoder,
     features,
     model,
     benchmark,

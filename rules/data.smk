@@ -147,3 +147,45 @@ rule captions:
         "Preparing the captioned images {wildcards.id}"
     script:
         STAGE_SCRIPT
+
+
+rule autoencoder:
+    input:
+        unpack(parents("autoencoder")),
+    output:
+        manifest=f"{RESULTS}/autoencoder/{{id}}/manifest.json",
+    log:
+        "logs/autoencoder/{id}.log",
+    wildcard_constraints:
+        id=only("autoencoder"),
+    conda:
+        "../environment.yml"
+    threads: 1
+    params:
+        spec=spec("autoencoder"),
+    message:
+        "Fetching the autoencoder {wildcards.id}"
+    script:
+        STAGE_SCRIPT
+
+
+rule latents:
+    input:
+        unpack(parents("latents")),
+    output:
+        manifest=f"{RESULTS}/latents/{{id}}/manifest.json",
+    log:
+        "logs/latents/{id}.log",
+    wildcard_constraints:
+        id=only("latents"),
+    conda:
+        "../environment.yml"
+    threads: device_cores("latents")
+    resources:
+        **requests("latents"),
+    params:
+        spec=spec("latents"),
+    message:
+        "Encoding the latents {wildcards.id}"
+    script:
+        STAGE_SCRIPT

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from effllm.diffusion.settings import Ddpm, Draws, Flow
 
-_NOISE, _TIME, _LABEL, _FLIP, _SAMPLING = range(5)
+_NOISE, _TIME, _LABEL, _FLIP, _SAMPLING, _POSTERIOR = range(6)
 
 
 class Images(Protocol):
@@ -22,6 +22,10 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
+
+    def mirrored(self, index: int, /) -> np.ndarray:
+        """The same from left to right."""
+        ...
 
 
 def generator(seed: int, purpose: int, step: int, sample: int) -> np.random.Generator:
@@ -32,7 +36,16 @@ def generator(seed: int, purpose: int, step: int, sample: int) -> np.random.Gene
 
 def sampling_noise(seed: int, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal numbers for a step of sampling, [samples, *shape]."""
-    drawn = [generator(seed, _SAMPLING, step, sample).standard_normal(shape, np.float32) for sample in samples]
+    return _normals(seed, _SAMPLING, step, samples, shape)
+
+
+def posterior_noise(seed: int, view: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers for latents of a view of images, [samples, *shape]."""
+    return _normals(seed, _POSTERIOR, view, samples, shape)
+
+
+def _normals(seed: int, purpose: int, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+    drawn = [generator(seed, purpose, step, sample).standard_normal(shape, np.float32) for sample in samples]
     return torch.from_numpy(np.stack(drawn))
 
 
@@ -72,7 +85,7 @@ class TrainingDraws(Dataset[dict[str, Any]]):
         step, sample = index // self.per_step, int(self.order[index])
         image, label = self.images[sample]
         if self.draws.flip and generator(self.seed, _FLIP, step, sample).random() < 0.5:
-            image = image[..., ::-1].copy()
+            image = self.images.mirrored(sample)
         if generator(self.seed, _LABEL, step, sample).random() < self.draws.label_dropout:
             label = self.classes
         return {

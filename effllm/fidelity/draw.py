@@ -1,6 +1,6 @@
 """Stage `sample`: images sampled from a trained model of diffusion, and what sampling costs.
 
-in:  run (of stage diffuse)
+in:  run (of stage diffuse), and the autoencoder of its latents if it draws these
 out: seed<seed>.images.bin, seed<seed>.labels.npy, sample.json
      records/sampling.json (images per s, J an image, memory), records/grid.png, records/telemetry/
 
@@ -23,6 +23,7 @@ from effllm.errors import CellFailure
 from effllm.fidelity.cost import IDLE, WORK, Work, sampling_cost
 from effllm.fidelity.grid import write_grid
 from effllm.fidelity.settings import SamplingProtocol
+from effllm.models.autoencoder import Autoencoder, load_autoencoder
 from effllm.models.dit import DiT
 from effllm.models.dit.loading import load_dit
 from effllm.results.fidelity import SampleSummary
@@ -65,10 +66,15 @@ def build(job: Job) -> None:
     to_do = [batch for batch in batches if not batch.path(job.scratch).is_file()]
     try:
         model = load_dit(job.inputs["run"].directory / "model", device)
-        work, telemetry = _sample_all(job, Sampled(model, run, protocol), batches, to_do, device)
+        autoencoder = None
+        if "autoencoder" in job.inputs:
+            autoencoder = load_autoencoder(job.inputs["autoencoder"].directory / "model", device)
+        sampled = Sampled(model, run, protocol, autoencoder)
+        work, telemetry = _sample_all(job, sampled, batches, to_do, device)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
     shape = model.config
+    channels, size = arrays.load(batches[0].path(job.scratch)).shape[1:3]
     for seed in protocol.seeds:
         with ImageWriter(job.output, f"seed{seed}") as writer:
             for batch in batches:
@@ -80,8 +86,8 @@ def build(job: Job) -> None:
             images=protocol.images,
             seeds=protocol.seeds,
             classes=shape.classes,
-            size=shape.image_size,
-            channels=shape.channels,
+            size=size,
+            channels=channels,
             sampler=protocol.sampler.kind,
             steps=protocol.sampler.steps,
             guidance=protocol.sampler.guidance,
@@ -96,8 +102,10 @@ def build(job: Job) -> None:
 class Sampled:
     """Images of a model by their seed and number, the same in any batch up to rounding."""
 
-    def __init__(self, model: DiT, run: DiffusionRun, protocol: SamplingProtocol):
-        self._model, self._run, self._protocol = model, run, protocol
+    def __init__(
+        self, model: DiT, run: DiffusionRun, protocol: SamplingProtocol, autoencoder: Autoencoder | None = None
+    ):
+        self._model, self._run, self._protocol, self._autoencoder = model, run, protocol, autoencoder
 
     def __call__(self, seed: int, numbers: Sequence[int], steps: int | None = None) -> np.ndarray:
         """uint8 [numbers, channels, size, size]; `steps` in place of the sampler's. `CellFailure` for no numbers."""
@@ -110,6 +118,8 @@ class Sampled:
         if not images.isfinite().all():
             broken = int((~images.isfinite().flatten(1).all(dim=1)).sum())
             raise CellFailure("nan", f"{broken} of {len(images)} sampled images hold values that are not finite")
+        if self._autoencoder is not None:
+            return self._autoencoder.decode(images).cpu().numpy()
         return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
     def _denoise(self, noised: Tensor, times: Tensor, labels: Tensor) -> Tensor:

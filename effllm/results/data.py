@@ -1,6 +1,6 @@
-"""corpus.json, tokens.json, order.json and instructions.json: what data holds, and what was left out."""
+"""corpus.json, tokens.json, images.json, latents.json and others of data: what they hold, and what was left out."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -141,3 +141,38 @@ class CaptionsSummary(Part, ResultFile):
     splits: dict[str, int] = Field(description="Samples of `train` and `held_out`.")
     shapes: dict[str, int] = Field(description="Samples by their width x height in pixels.")
     frames: int = Field(description="Of each sample; 1 is an image.")
+
+
+class AutoencoderSummary(Part, ResultFile):
+    """What an autoencoder of images is."""
+
+    FILE: ClassVar[str] = "autoencoder.json"
+
+    channels: int = Field(description="Of images: 1 or 3.")
+    latent_channels: int = Field(description="Of latents.")
+    downscale: int = Field(description="Pixels of an image's side to one of its latents' side.")
+    scaling_factor: float = Field(description="Of latents, once they are shifted.")
+    shift_factor: float = Field(description="Taken from latents.")
+    source: dict[str, Any] = Field(description="As the study states it.")
+
+
+class LatentsSummary(Part, ResultFile):
+    """Latents of images, and how well images come back from them."""
+
+    FILE: ClassVar[str] = "latents.json"
+
+    splits: dict[str, int] = Field(description="Images of `train` and `held_out`.")
+    classes: list[str] = Field(description="Names of the labels, in their order.")
+    views: int = Field(description="1, or 2 with the mirrored image.")
+    channels: int = Field(description="Of a latent image.")
+    size: int = Field(description="Its height and width.")
+    image_channels: int = Field(description="Of the images behind: 1 or 3.")
+    image_size: int = Field(description="Height and width of these in pixels.")
+    posterior: str = Field(description="sample, or mean.")
+    mean: float = Field(description="Of the latents of training, all channels together.")
+    standard_deviation: float = Field(description="Of the same; near 1 where the scaling factor fits the images.")
+    decoded_images: int = Field(description="Held-out images that were decoded again.")
+    decoded_psnr_db: float | None = Field(
+        description="Peak signal-to-noise ratio of these in dB; null where they are equal."
+    )
+    autoencoder_parameters: int = Field(description="Parameters of the autoencoder.")

@@ -8,10 +8,12 @@ from pydantic.json_schema import models_json_schema
 from effllm.results.base import ResultFile
 from effllm.results.benchmark import Benchmark
 from effllm.results.data import (
+    AutoencoderSummary,
     CaptionsSummary,
     CorpusSummary,
     ImagesSummary,
     InstructionsSummary,
+    LatentsSummary,
     OrderSummary,
     TokensIndex,
 )
@@ -32,6 +34,8 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "instructions": (InstructionsSummary,),
     "images": (ImagesSummary,),
     "captions": (CaptionsSummary,),
+    "autoencoder": (AutoencoderSummary,),
+    "latents": (LatentsSummary,),
     "features": (FeaturesSummary,),
     "pretrain": (PretrainingQuality, Efficiency, LossCurve, WindowsRecord),
     "diffuse": (DiffusionQuality, Efficiency, LossCurve, WindowsRecord),

@@ -4,6 +4,7 @@ To add one: a file with a subclass of `Stage`, like `merge.py`, and a line here.
 every parse of the workflow reads this table.
 """
 
+from effllm.stages.autoencoder import AutoencoderStage
 from effllm.stages.benchmark import BenchmarkStage
 from effllm.stages.captions import CaptionsStage
 from effllm.stages.corpus import CorpusStage
@@ -14,6 +15,7 @@ from effllm.stages.fidelity import FidelityStage
 from effllm.stages.finetune import FinetuneStage
 from effllm.stages.images import ImagesStage
 from effllm.stages.instructions import InstructionsStage
+from effllm.stages.latents import LatentsStage
 from effllm.stages.merge import MergeStage
 from effllm.stages.model import ModelStage
 from effllm.stages.order import OrderStage
@@ -34,6 +36,8 @@ STAGES: dict[str, Stage] = {
     "instructions": InstructionsStage(),
     "images": ImagesStage(),
     "captions": CaptionsStage(),
+    "autoencoder": AutoencoderStage(),
+    "latents": LatentsStage(),
     "features": FeaturesStage(),
     "pretrain": PretrainStage(),
     "diffuse": DiffuseStage(),

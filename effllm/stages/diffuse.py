@@ -35,7 +35,9 @@ class DiffuseStage(Stage):
         return study.diffusion[id]
 
     def parents(self, graph: "Graph", id: str) -> Parents:
-        return {"images": graph.manifest("images", graph.study.diffusion[id].images)}
+        learned = graph.study.diffusion[id].images
+        kind = "latents" if learned in graph.study.latents else "images"
+        return {kind: graph.manifest(kind, learned)}
 
     def is_measured(self, is_in_table: bool) -> bool:
         return is_in_table

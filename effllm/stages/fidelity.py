@@ -37,7 +37,7 @@ class FidelityStage(Stage):
         fidelity = graph.study.fidelity[name]
         return {
             "sample": graph.manifest("sample", f"{run}.{fidelity.sampling}"),
-            "images": graph.manifest("images", graph.study.diffusion[run].images),
+            "images": graph.manifest("images", graph.study.images_behind(run)),
             "features": graph.manifest("features", fidelity.features),
         }
 

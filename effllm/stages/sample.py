@@ -34,7 +34,12 @@ class SampleStage(Stage):
         return study.sampling[id.rpartition(".")[2]].protocol()
 
     def parents(self, graph: "Graph", id: str) -> Parents:
-        return {"run": graph.manifest("diffuse", id.rpartition(".")[0])}
+        run = id.rpartition(".")[0]
+        parents = {"run": graph.manifest("diffuse", run)}
+        latents = graph.study.latents.get(graph.study.diffusion[run].images)
+        if latents is None:
+            return parents
+        return parents | {"autoencoder": graph.manifest("autoencoder", latents.autoencoder)}
 
     def is_measured(self, is_in_table: bool) -> bool:
         return True
@@ -44,7 +49,9 @@ class SampleStage(Stage):
         run, protocol = job.study.diffusion[run_id], job.study.sampling[id]
         parameters = parameter_count(run.architecture.shape()).total
         # The weights twice while they are read, and the images of a seed.
-        memory_mb = PROCESS_MB + (2 * _STORED_B_PER_PARAMETER * parameters + images_b(run, protocol)) / MB
+        images = job.study.images[job.study.images_behind(run_id)]
+        drawn_b = protocol.images * images.channels * images.size**2
+        memory_mb = PROCESS_MB + (2 * _STORED_B_PER_PARAMETER * parameters + drawn_b) / MB
         minutes = 30 + protocol.idle_s / 60 + _flops(run, protocol) / SUSTAINED_FLOPS[protocol.dtype] / 60
         return rounded(minutes, memory_mb, gpus=1, options=(WHOLE_NODES,))
 
@@ -58,7 +65,9 @@ class SampleStage(Stage):
             return Cost(1, kind, reasons=dict.fromkeys(("work", "memory_b", "disk_b", "scratch_b"), why))
         run = DiffusionRun.model_validate(dict(parent))
         flops = float(_flops(run, protocol))
-        stored_b = float(len(protocol.seeds) * images_b(run, protocol))
+        # Of latents, fewer bytes than the images that they become.
+        pixels_b = run.architecture.channels * run.architecture.image_size**2
+        stored_b = float(len(protocol.seeds) * protocol.images * pixels_b)
         return Cost(
             1,
             kind,
@@ -79,11 +88,6 @@ class SampleStage(Stage):
             return MeasuredWork()
         images = cost.images + cost.images_resumed
         return MeasuredWork(cost.telemetry, cost.seconds_per_image * images, share=cost.images / images)
-
-
-def images_b(run: DiffusionRun, protocol: SamplingProtocol) -> int:
-    """Bytes of the images of one seed."""
-    return protocol.images * run.architecture.channels * run.architecture.image_size**2
 
 
 def _flops(run: DiffusionRun, protocol: SamplingProtocol) -> int:

@@ -17,9 +17,14 @@ _DIGITS = 10
 
 def check_diffusion(study: Study) -> None:
     """Images are there, and are what the model generates; samples are what can be had from it and compared."""
+    for id in study.latents:
+        _check_latents(study, id)
     for id, run in study.diffusion.items():
         where, shape = f"diffusion.{id}.architecture", run.architecture
-        require(f"diffusion.{id}.images", run.images, study.images)
+        require(f"diffusion.{id}.images", run.images, {**study.images, **study.latents})
+        if run.images in study.latents:
+            _check_run_on_latents(study, id)
+            continue
         images = study.images[run.images]
         for key, own, theirs in (
             ("image_size", shape.image_size, images.size),
@@ -38,15 +43,45 @@ def check_diffusion(study: Study) -> None:
         _check_fidelity(study, id)
 
 
+def _check_latents(study: Study, id: str) -> None:
+    latents, where = study.latents[id], f"latents.{id}"
+    if id in study.images:
+        raise ValueError(f"{where}: images have this id too, and a run could mean either: rename one of them")
+    require(f"{where}.images", latents.images, study.images)
+    require(f"{where}.autoencoder", latents.autoencoder, study.autoencoders)
+    if isinstance(study.images[latents.images].source, NoiseSource):
+        raise ValueError(f"{where}.images: {latents.images!r} are noise: train on them without an autoencoder")
+
+
+def _check_run_on_latents(study: Study, id: str) -> None:
+    """What can be said before the autoencoder is there; stage diffuse compares shapes."""
+    run = study.diffusion[id]
+    images = study.images[study.images_behind(id)]
+    if images.size % run.architecture.image_size:
+        raise ValueError(
+            f"diffusion.{id}.architecture.image_size: {run.architecture.image_size} divides no side of {images.size} "
+            f"pixels, which the images behind {run.images!r} have: write the side of their latents"
+        )
+    if run.draws.flip and not study.latents[run.images].mirrored:
+        raise ValueError(
+            f"diffusion.{id}.draws.flip: {run.images!r} has no mirrored images, whose latents are not the mirrored "
+            f"latents: write latents.{run.images}.mirrored: true"
+        )
+
+
 def _check_sampling(study: Study, id: str) -> None:
     sampling, where = study.sampling[id], f"sampling.{id}"
     for name in sampling.runs:
         require(f"{where}.runs", name, study.diffusion)
         run = study.diffusion[name]
-        if isinstance(study.images[run.images].source, NoiseSource):
+        if isinstance(study.images[study.images_behind(name)].source, NoiseSource):
             raise ValueError(f"{where}.runs: {name!r} is trained on noise and keeps no weights: name another run")
         if misfit := check_sampler(sampling.sampler, run.objective):
             raise ValueError(f"{where}.sampler: {misfit}")
+        if sampling.sampler.clip and run.images in study.latents:
+            raise ValueError(
+                f"{where}.sampler.clip: {name!r} draws latents, which are not between -1 and 1: write clip: false"
+            )
         if sampling.sampler.guidance != 1 and run.draws.label_dropout == 0:
             raise ValueError(
                 f"{where}.sampler.guidance: {sampling.sampler.guidance:g} needs images without a label, which {name!r} "
@@ -74,7 +109,7 @@ def _check_fidelity(study: Study, id: str) -> None:
         return
     own = study.images[network.images]
     for name in sampling.runs:
-        theirs = study.images[study.diffusion[name].images]
+        theirs = study.images[study.images_behind(name)]
         if (own.size, own.channels) != (theirs.size, theirs.channels):
             raise ValueError(
                 f"{where}.features: {fidelity.features!r} is trained on images of size {own.size} and {own.channels} "

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from effllm.data.captions.settings import Captions
 from effllm.data.images.settings import Images
 from effllm.data.instructions.settings import Instructions
+from effllm.data.latents.settings import AutoencoderSource, Latents
 from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
@@ -60,6 +61,10 @@ class Study(Section):
     captions: dict[Id, Captions] = Field(
         default_factory=dict, description="Images and clips with captions, for fine-tuning, by id."
     )
+    autoencoders: dict[Id, AutoencoderSource] = Field(
+        default_factory=dict, description="Autoencoders of images by id: diffusers' AutoencoderKL, as saved by itself."
+    )
+    latents: dict[Id, Latents] = Field(default_factory=dict, description="Latents of images by id.")
     pretraining: dict[Id, PretrainingRun] = Field(default_factory=dict, description="Pretraining runs by id.")
     diffusion: dict[Id, DiffusionRun] = Field(default_factory=dict, description="Runs of diffusion by id.")
     sampling: dict[PlainId, Sampling] = Field(default_factory=dict, description="Images sampled from runs, by id.")
@@ -158,6 +163,11 @@ class Study(Section):
             return self.corpus_behind(source.model)
         stream = self.tokens[self.pretraining[source.run].tokens] if isinstance(source, PretrainedSource) else None
         return None if stream is None or isinstance(stream, SyntheticStream) else stream.corpus
+
+    def images_behind(self, run: str) -> str:
+        """Id of the images that a run of diffusion learns to draw, by their latents or themselves."""
+        learned = self.diffusion[run].images
+        return self.latents[learned].images if learned in self.latents else learned
 
     def makes_adapter(self, source: FinetunedSource) -> bool:
         """Whether fine-tuning makes an adapter, which is merged before it is used, and not a whole model."""

@@ -1,6 +1,6 @@
 """Stage `diffuse`: a diffusion transformer trained from random weights on images.
 
-in:  images
+in:  images, or latents of them
 out: model/ (config, safetensors; the moving average of the weights), training.json (held-out loss, parameters, images
      seen)
      records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (image, its place
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from effllm.data.images.store import ImageSet
+from effllm.data.latents.store import LatentSet
 from effllm.diffusion.chain import DdpmObjective
 from effllm.diffusion.draws import TrainingDraws, collate
 from effllm.diffusion.flow import FlowObjective
@@ -48,7 +49,7 @@ def build(job: Job) -> None:
     if run.ema is not None:
         take_average(model, job.scratch)
     scores: dict[str, Any] = dict.fromkeys(_SCORES) | {"reasons": dict.fromkeys(_SCORES, "trained on noise")}
-    if job.inputs["images"].manifest.spec["config"]["source"]["kind"] != "noise":
+    if not _is_noise(job):
         scores = _scored(job, run, model)
         model.save_pretrained(job.output / "model")
     count = costs.parameter_count(model.config)
@@ -60,14 +61,14 @@ def build(job: Job) -> None:
             parameters_active=count.active,
             seed=run.seed,
             tokens_per_image=side(model.config) ** 2,
-            train_images=len(_train_images(job)),
+            train_images=len(_images(job, "train")),
         )
     )
 
 
 def _scored(job: Job, run: DiffusionRun, model: DiT) -> dict[str, Any]:
     """The loss of the held-out images, all of which are recorded."""
-    losses = _held_out_losses(model, run, ImageSet(job.inputs["images"].directory, "held_out"))
+    losses = _held_out_losses(model, run, _images(job, "held_out"))
     loss = float(losses.mean())
     if not math.isfinite(loss):
         raise CellFailure("nan", f"the held-out loss is {loss}")
@@ -81,7 +82,7 @@ def _scored(job: Job, run: DiffusionRun, model: DiT) -> dict[str, Any]:
 def setup(job: Job) -> Setup[DiT]:
     """The model at its random weights, and the images of training in their order, each with what is drawn for it."""
     run = job.config(DiffusionRun)
-    images = _train_images(job)
+    images = _images(job, "train")
     _require(job, run, images)
     torch.manual_seed(run.seed)
     model = DiT(DiTConfig(**run.architecture.settings()))
@@ -113,12 +114,25 @@ def _objective(run: DiffusionRun) -> DdpmObjective | FlowObjective:
     return FlowObjective()
 
 
-def _train_images(job: Job) -> ImageSet:
-    return ImageSet(job.inputs["images"].directory, "train")
+def _is_noise(job: Job) -> bool:
+    images = job.inputs.get("images")
+    return images is not None and images.manifest.spec["config"]["source"]["kind"] == "noise"
 
 
-def _require(job: Job, run: DiffusionRun, images: ImageSet) -> None:
-    known, wanted = len(images.classes), run.architecture.classes
+def _images(job: Job, split: str) -> ImageSet | LatentSet:
+    if "latents" in job.inputs:
+        return LatentSet(job.inputs["latents"].directory, split)
+    return ImageSet(job.inputs["images"].directory, split)
+
+
+def _require(job: Job, run: DiffusionRun, images: ImageSet | LatentSet) -> None:
+    shape = run.architecture
+    if isinstance(images, LatentSet) and (shape.channels, shape.image_size) != (images.channels, images.size):
+        raise UserError(
+            f"diffusion.{job.id}.architecture: image_size {shape.image_size} and channels {shape.channels} are not "
+            f"those of the latents {run.images!r}: write image_size {images.size} and channels {images.channels}."
+        )
+    known, wanted = len(images.classes), shape.classes
     if known != wanted:
         raise UserError(
             f"diffusion.{job.id}.architecture.classes: {wanted} is not the {known} of {run.images!r}: write {known}."
@@ -131,7 +145,7 @@ def _require(job: Job, run: DiffusionRun, images: ImageSet) -> None:
 
 
 @torch.inference_mode()
-def _held_out_losses(model: DiT, run: DiffusionRun, images: ImageSet) -> np.ndarray:
+def _held_out_losses(model: DiT, run: DiffusionRun, images: ImageSet | LatentSet) -> np.ndarray:
     """The mean loss of each held-out image over its draws, labels given, float64 (images,)."""
     model.eval()
     objective, count = _objective(run), len(images)

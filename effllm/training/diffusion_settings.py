@@ -13,7 +13,7 @@ from effllm.training.settings import Recipe
 class DiffusionRun(Recipe):
     """Training of one diffusion transformer on images."""
 
-    images: Id = Field(description="Id of the images.")
+    images: Id = Field(description="Id of the images, or of their latents.")
     architecture: DiTArchitecture = Field(description="Shape of the model.")
     objective: AnyObjective = Field(description="What the model is trained towards, by its kind.")
     draws: Draws = Field(default_factory=Draws, description="How images and labels vary from step to step.")

@@ -56,6 +56,10 @@ class ImageSet:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.pixels[index].astype(np.float32) / 127.5 - 1, int(self.labels[index])
 
+    def mirrored(self, index: int) -> np.ndarray:
+        """The image from left to right."""
+        return self[index][0][..., ::-1].copy()
+
 
 def open_split(directory: Path, split: str, channels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """What `ImageWriter` has written: pixels, uint8 [images, channels, size, size], mapped and not read, and labels."""

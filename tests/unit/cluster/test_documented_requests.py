@@ -107,6 +107,18 @@ def _sampled(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     return sampled, Case(study, "dit.near", {"images": images}, {"features": features, "seeds": 2})
 
 
+def _latents(tiny: dict[str, Any], root: Path) -> Case:
+    tiny["autoencoders"] = {"vae": {"kind": "local", "path": "vae"}}
+    tiny["latents"] = {"half": {"images": "digits", "autoencoder": "vae", "mirrored": True}}
+    images = manifest(root / "pictures", "images", {}, {})
+    summary = {"seen": 9, "dropped": {}, "unusable": [], "classes": [], "size": 256, "channels": 3}
+    (root / "pictures" / "images.json").write_text(
+        json.dumps(summary | {"splits": {"train": 1_200_000, "held_out": 9}})
+    )
+    encoding = 2 * 1_200_009 * 256**2 * 4.2e6 / 60e12 / 60
+    return Case(parse_study(tiny, "test"), "half", {"images": images}, {"encoding": encoding})
+
+
 def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     """By a measure of texts, and by the loss of a run."""
     tiny["orders"]["loss"] = tiny["orders"]["compression"] | {"by": {"kind": "loss", "run": "gqa-0.3m"}}
@@ -155,6 +167,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "order, loss": by_loss,
         "pretrain": _pretrain(json.loads(json.dumps(tiny)), offload=False),
         "pretrain, offloaded": _pretrain(tiny, offload=True),
+        "latents": _latents(json.loads(json.dumps(tiny)), tmp_path),
         "diffuse": _diffuse(json.loads(json.dumps(tiny))),
         "sample": sampled,
         "fidelity": compared,

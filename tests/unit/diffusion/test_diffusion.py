@@ -149,6 +149,9 @@ class _Pictures:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return np.arange(16, dtype=np.float32).reshape(1, 4, 4) + index, index % 3
 
+    def mirrored(self, index: int) -> np.ndarray:
+        return self[index][0][..., ::-1].copy()
+
 
 def test_what_is_drawn_depends_on_seed_step_and_sample_alone():
     order = np.array([3, 1, 4, 1, 5, 9, 3, 1])

@@ -15,12 +15,13 @@ from effllm.data.instructions import prepare
 from effllm.errors import UserError
 from effllm.evaluation import benchmark
 from effllm.hub import patience
-from effllm.models import import_model
+from effllm.models import import_autoencoder, import_model
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
 from effllm.stages.stage import Stage
 from tests.hub.server import Corrupt, Fault, Hang, Hub, Reset, Status, Truncate
+from tests.unit.data.autoencoders import save_autoencoder
 
 LONGEST_WAIT_S = 63
 """What `effllm.hub` says of its patience, without a Retry-After: a minute in all."""
@@ -156,6 +157,9 @@ def dataset_files(splits: dict[str, list[dict]]) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Downloading]:
     model = model_files(tmp_path_factory.mktemp("model"))
+    saved = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(saved)
+    autoencoder = {path.name: path.read_bytes() for path in saved.iterdir()}
     documents = dataset_files({"train": [document(number) for number in range(400)]})
     pairs = [{"prompt": f"What is {n}?", "response": f"It is {n * 31} of {n}."} for n in range(400)]
     case = {"narrative": "A case.", "question": "Who?", "choices": "['Ann', 'Bob']", "answer_choice": "Ann"}
@@ -194,6 +198,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Downloading]:
             "owner/pictures",
             dataset_files({"train": [picture(number) for number in range(60)]}),
             lambda revision: sampled("owner/pictures")(revision) | {"size": 4},
+        ),
+        Downloading(
+            "autoencoder", import_autoencoder.build, "model", "owner/vae", autoencoder, hub_source("owner/vae")
         ),
         Downloading("model", import_model.build, "model", "owner/name", model, hub_source("owner/name")),
         Downloading(
