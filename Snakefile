@@ -19,6 +19,7 @@ include: "rules/finetune.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate.smk"
 include: "rules/profile.smk"
+include: "rules/serve.smk"
 include: "rules/tables.smk"
 include: "rules/report.smk"
 

@@ -173,10 +173,11 @@ def _sample(artifact: Artifact, history: "Provenance") -> Sample:
 def _device(directory: Path, history: "Provenance") -> Device | None:
     """The device of a build: as its figures say, as its telemetry's instrument says, or the processor."""
     from effllm.results.profile import Profile
+    from effllm.results.serving import Serving
     from effllm.results.telemetry import WindowsRecord
     from effllm.results.training import Efficiency
 
-    told = readable(Efficiency, directory) or readable(Profile, directory)
+    told = readable(Efficiency, directory) or readable(Profile, directory) or readable(Serving, directory)
     if told and told.device.name is not None:
         memory_gb = told.device.memory_total_gb
         return Device(told.device.name, memory_gb * GB / told.device.count if memory_gb else None)

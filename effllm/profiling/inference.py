@@ -52,6 +52,7 @@ from effllm.telemetry.validity import (
     check_generation_settings,
     check_mbu,
     check_mfu,
+    check_short_windows,
     check_summary,
     status_of,
 )
@@ -60,9 +61,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from effllm.models.loading import CausalLM
-
-# Sensors of power average over up to a second and update about ten times in one.
-POWER_WINDOW_S = 30.0
 
 
 def build(job: Job) -> None:
@@ -250,12 +248,7 @@ def check_protocol(id: str, figures: Latency, protocol: InferenceProtocol, measu
         if workload == id and not warmup.settled:
             message = f"the warm-up of {window_name(workload, phase)} had not settled after {len(warmup.seconds)} runs"
             findings.append(Finding("warmup", "warning", message))
-    if protocol.minimum_window_s < POWER_WINDOW_S:
-        message = (
-            f"windows of {protocol.minimum_window_s:g} s, short for power figures, which want {POWER_WINDOW_S:g} s"
-        )
-        findings.append(Finding("short_windows", "warning", message))
-    return findings
+    return findings + check_short_windows(protocol.minimum_window_s)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from effllm.results.data import (
 )
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.fidelity import FeaturesSummary, FidelityResult, SampleSummary, SamplingCost
+from effllm.results.latency import ServedRequests
 from effllm.results.model import ModelSummary
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Generations, Profile
 from effllm.results.provenance import Provenance
 from effllm.results.quantization import Quantization
+from effllm.results.serving import CompletedRequests, Serving
 from effllm.results.telemetry import WindowsRecord
 from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, LossCurve, PretrainingQuality
 
@@ -48,6 +50,7 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "evaluate": (Evaluation, Clusters, WindowsRecord),
     "overlap": (ItemsOverlap,),
     "profile": (Profile, Generations, WindowsRecord),
+    "serve": (Serving, ServedRequests, CompletedRequests),
     "every stage": (Provenance,),
 }
 _PAGE = """# Results

@@ -1,6 +1,7 @@
 """Plays a trace to an engine: sends requests at their times, and notes when each of their tokens came."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,11 +50,13 @@ class UsageSample:
 class Played:
     """A trace that was played: its completions in the order of its requests.
 
-    `duration_s` reaches to the last token, and `client_cpu_s` is processor time that sending and receiving took.
+    `start_s` is the trace's start by the clock that it was played by. `duration_s` reaches to the last token, and
+    `client_cpu_s` is processor time that sending and receiving took.
     """
 
     completions: list[Completion]
     usage: list[UsageSample]
+    start_s: float
     duration_s: float
     client_cpu_s: float
 
@@ -106,10 +109,17 @@ class _UnderWay:
         )
 
 
-def play(engine: Engine, trace: Trace, clock: Clock | None = None, patience_s: float = 60.0) -> Played:
+def play(
+    engine: Engine,
+    trace: Trace,
+    clock: Clock | None = None,
+    patience_s: float = 60.0,
+    sent: Callable[[TracedRequest], None] | None = None,
+) -> Played:
     """Play a trace to an engine that has started, until every request has ended.
 
-    `EngineError` where the engine is no more, or gives no sign of life for `patience_s` while requests are under way.
+    `sent` is called after each request that was sent, in the thread that sends. `EngineError` where the engine is no
+    more, or gives no sign of life for `patience_s` while requests are under way.
     """
     clock = clock or WallClock()
     cpu_clock = time.thread_time if engine.description.in_process else time.process_time
@@ -128,6 +138,8 @@ def play(engine: Engine, trace: Trace, clock: Clock | None = None, patience_s: f
                 sign_of_life = start + now
             engine.submit(request)
             under_way[request.index] = _UnderWay(request, now)
+            if sent:
+                sent(request)
         if not usage or now >= usage[-1].time_s + _USAGE_PERIOD_S:
             usage.append(UsageSample(now, engine.usage()))
         until = usage[-1].time_s + _USAGE_PERIOD_S
@@ -143,7 +155,9 @@ def play(engine: Engine, trace: Trace, clock: Clock | None = None, patience_s: f
                 completions[event.index] = under_way.pop(event.index).completion(event.error)
         if under_way and clock.now() - sign_of_life > patience_s:
             raise EngineError(f"the engine has given no token for {patience_s:g} s with {len(under_way)} requests")
-    return Played([completions[r.index] for r in trace.requests], usage, ended, cpu_clock() - cpu)
+    usage.append(UsageSample(clock.now() - start, engine.usage()))
+    ordered = [completions[request.index] for request in trace.requests]
+    return Played(ordered, usage, start, ended, cpu_clock() - cpu)
 
 
 def _is_due(trace: Trace, request: TracedRequest, now_s: float, under_way: int) -> bool:

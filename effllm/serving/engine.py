@@ -11,12 +11,14 @@ from effllm.serving.trace import TracedRequest
 class EngineDescription:
     """What an engine is: its kind in the study, its version, its device, and the settings that it runs with.
 
-    One that is `in_process` computes in this process; another has this process as its client alone.
+    dtype: the type that it computes in, where it says so. One that is `in_process` computes in this process; another
+    has this process as its client alone.
     """
 
     kind: str
     version: str
     device: str
+    dtype: str | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     in_process: bool = False
 
@@ -64,6 +66,12 @@ class Engine(Protocol):
     @property
     def description(self) -> EngineDescription:
         """What the engine is. Known once it has started."""
+
+    def alone(self, request: TracedRequest) -> tuple[int, ...] | None:
+        """What the model says to a prompt alone, by another way than the engine's; None where there is none.
+
+        Asked before the engine is started.
+        """
 
     def start(self) -> None:
         """Make the engine ready for requests.

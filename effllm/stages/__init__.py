@@ -24,6 +24,7 @@ from effllm.stages.pretrain import PretrainStage
 from effllm.stages.profile import ProfileStage
 from effllm.stages.quantize import QuantizeStage
 from effllm.stages.sample import SampleStage
+from effllm.stages.serve import ServeStage
 from effllm.stages.stage import Stage
 from effllm.stages.tokenizer import TokenizerStage
 from effllm.stages.tokens import TokensStage
@@ -51,4 +52,5 @@ STAGES: dict[str, Stage] = {
     "evaluate": EvaluateStage(),
     "overlap": OverlapStage(),
     "profile": ProfileStage(),
+    "serve": ServeStage(),
 }

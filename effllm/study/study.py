@@ -16,6 +16,7 @@ from effllm.models.architectures import Architecture
 from effllm.models.sources import RandomSource
 from effllm.quantization import AnyPrecision, Precision, check_name
 from effllm.quantization.precision import Calibration
+from effllm.serving.settings import Serving
 from effllm.study.agreement import check_chats, check_curves, check_lengths, check_names, check_vocabularies
 from effllm.study.budgets import Budget, check_budgets
 from effllm.study.diffusion import check_diffusion
@@ -81,6 +82,7 @@ class Study(Section):
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
     inference: InferenceProtocol = Field(description="The fixed inference workload.")
+    serving: dict[PlainId, Serving] = Field(default_factory=dict, description="Models under load, by id.")
     tables: Tables = Field(description="The tables, by the paper's numbers.")
     budgets: dict[PlainId, Budget] = Field(
         default_factory=dict, description="What a recommendation must respect, by table. They run nothing again."

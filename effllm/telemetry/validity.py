@@ -30,6 +30,7 @@ MAX_OTHER_CPU = 0.05
 _ENOUGH_IDLE = 0.5
 _MAX_THROTTLED = 0.05
 _SHOWN_SHARE = 0.0005
+_POWER_WINDOW_S = 30.0
 # Sensors are late at both edges of a window, by up to half a second together.
 _SENSOR_LAG_S = 0.5
 
@@ -154,6 +155,14 @@ def _check_fraction(name: str, value: float | None, high: float, low: float = 0.
     if value is None or low <= value <= high:
         return []
     return [Finding(name, "error", f"{name} is {value:.4g}, outside [{low:g}, {high:g}]")]
+
+
+def check_short_windows(window_s: float) -> list[Finding]:
+    """Sensors of power average over up to a second and update about ten times in one."""
+    if window_s >= _POWER_WINDOW_S:
+        return []
+    message = f"windows of {window_s:.3g} s, short for power figures, which want {_POWER_WINDOW_S:g} s"
+    return [Finding("short_windows", "warning", message)]
 
 
 def check_mfu(mfu: float | None) -> list[Finding]:

@@ -148,6 +148,19 @@ def _finetune(root: Path) -> Case:
     return Case(PAPER, id, inputs, terms | {"training": training})
 
 
+def _served(tiny: dict[str, Any], inputs: dict[str, str], terms: dict[str, float]) -> Case:
+    fixed = {"kind": "fixed", "tokens": 8}
+    tiny["serving"] = {
+        "short": {
+            "engine": {"kind": "transformers", "num_blocks": 8, "max_batch_tokens": 64},
+            "load": {"arrivals": {"kind": "poisson"}, "prompt_tokens": fixed, "output_tokens": fixed},
+            "saturation": {"concurrency": 2, "maximum_concurrency": 4},
+            "fractions": [0.5, 0.75, 0.9],
+        }
+    }
+    return Case(parse_study(tiny, "test"), "llama-1m.int4.short", inputs, terms | {"loads": 4})
+
+
 @pytest.fixture
 def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
     """A case for each row."""
@@ -178,6 +191,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "evaluate": Case(PAPER, "qwen2.5-7b.int4.bbh", packed, terms),
         "overlap": Case(PAPER, "musr.text", {"corpus": text}, {"compared": 10**12 / 1e7 / 60}),
         "profile": Case(PAPER, "qwen2.5-7b.int4", packed, terms | {"protocol": seconds / 60}),
+        "serve": _served(json.loads(json.dumps(tiny)), packed, terms),
     }
 
 

@@ -28,6 +28,9 @@ class ScriptedEngine:
         self.most_active = 0
         self.silent = False
 
+    def alone(self, request: TracedRequest) -> tuple[int, ...] | None:
+        return None
+
     def start(self) -> None:
         pass
 

@@ -1,5 +1,6 @@
 """Traces as files, and how they are played."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda lines: ["half a line"], "not a whole trace"),
     ],
 )
-def test_a_damaged_trace_is_refused(tmp_path: Path, broken, said: str) -> None:
+def test_a_damaged_trace_is_refused(tmp_path: Path, broken: Callable[[list[str]], list[str]], said: str) -> None:
     path = tmp_path / "trace.jsonl"
     _open(0.5, 1.5).write(path)
     path.write_text("\n".join(broken(path.read_text().splitlines())))
