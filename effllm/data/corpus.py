@@ -15,9 +15,8 @@ Payload: `train-00000.parquet`, ... and `held_out-00000.parquet`, ... in FineWeb
 """
 
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from effllm.data.near_duplicates import HeldOutGrams
 from effllm.data.sampling import Decision, dropping_decisions
 from effllm.data.settings import Corpus
 from effllm.data.sources import Source, open_source
-from effllm.data.workers import Workers, job_threads
+from effllm.data.workers import Workers, in_order, job_threads
 from effllm.errors import UserError
 from effllm.results.data import CorpusSummary, DocumentCounts, Overlap
 from effllm.runtime.progress import Progress, progress
@@ -136,17 +135,7 @@ def _fetched_ahead(drawings: Iterable[Drawing], processes: int) -> Iterator[Draw
         return drawing
 
     with ThreadPoolExecutor(_PARALLEL_FETCHES) as pool:
-        pending: deque[Future[Drawing]] = deque()
-        try:
-            for drawing in drawings:
-                pending.append(pool.submit(fetched, drawing))
-                if len(pending) > processes + _PARALLEL_FETCHES:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from in_order(pool, fetched, drawings, processes + _PARALLEL_FETCHES)
 
 
 def _decide(found: Duplicates, cut: Cut | None, tally: "_Tally", scratch: Path) -> Iterator[Part]:

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from types import TracebackType
 from typing import TypeVar
@@ -18,6 +18,23 @@ def job_threads() -> int:
     """Cores that the workflow gave to this stage (`OMP_NUM_THREADS`); 1 for one that was started without."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(value)) if value.isdecimal() else 1
+
+
+def in_order(
+    pool: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
+    """Yield `function(item)` in the order of the items, of which so many are taken ahead."""
+    pending: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 class Workers:
@@ -35,17 +52,7 @@ class Workers:
         if self._pool is None:
             yield from map(function, items)
             return
-        pending: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                pending.append(self._pool.submit(function, item))
-                if len(pending) > 2 * self.count:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from in_order(self._pool, function, items, 2 * self.count)
 
     def __enter__(self) -> "Workers":
         if self.count > 1:

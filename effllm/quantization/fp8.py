@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from effllm.quantization.loaded import LoadedPrecision
-from effllm.quantization.precision import PackedLayer
-from effllm.quantization.torchao_tensors import kernel_of, packed_layers, quantize_with_torchao
+from effllm.quantization.loaded import TorchaoPrecision
+from effllm.quantization.torchao_tensors import kernel_of, quantize_with_torchao
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from effllm.models.checkpoint.headers import TensorHeader
 
 # The first NVIDIA GPUs whose tensor cores multiply FP8: Ada and Hopper.
 _CAPABILITY = (8, 9)
@@ -21,7 +18,7 @@ _CAPABILITY = (8, 9)
 _MULTIPLE = 16
 
 
-class Fp8Precision(LoadedPrecision):
+class Fp8Precision(TorchaoPrecision):
     """Weights of the decoder's linear layers in FP8 (E4M3) by torchao; what is left unquantized is in bfloat16."""
 
     kind: Literal["fp8"]
@@ -35,20 +32,11 @@ class Fp8Precision(LoadedPrecision):
     )
 
     columns: ClassVar[tuple[str, ...]] = ("bits", "scheme")
-    bits: ClassVar[int] = 8
 
     @property
     def scheme(self) -> str:
         what = "weights and activations" if self.activations == "dynamic" else "weights"
         return f"FP8 {what}, a scale per {self.scales}"
-
-    @property
-    def nominal_bits(self) -> int:
-        return self.bits
-
-    @property
-    def number(self) -> str:
-        return self.kind
 
     @property
     def label(self) -> str:
@@ -91,9 +79,6 @@ class Fp8Precision(LoadedPrecision):
         # Settings of torch.compile for the whole process are none of a precision's.
         settings = made_of(granularity=granularity, set_inductor_config=False)
         quantize_with_torchao(source, target, "bfloat16", settings)
-
-    def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
-        return packed_layers(tensors)
 
     def running_kernel(self, model: "PreTrainedModel") -> str | None:
         dynamic = self.activations == "dynamic"

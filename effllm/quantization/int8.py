@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from effllm.quantization.loaded import LoadedPrecision
-from effllm.quantization.precision import PackedLayer, misfit_of_groups
-from effllm.quantization.torchao_tensors import kernel_of, packed_layers, quantize_with_torchao
+from effllm.quantization.loaded import TorchaoPrecision
+from effllm.quantization.precision import misfit_of_groups
+from effllm.quantization.torchao_tensors import kernel_of, quantize_with_torchao
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from effllm.models.checkpoint.headers import TensorHeader
 
-
-class Int8Precision(LoadedPrecision):
+class Int8Precision(TorchaoPrecision):
     """Weights of the decoder's linear layers in eight-bit integers by torchao; activations stay in 16 bits."""
 
     kind: Literal["int8"]
@@ -28,16 +26,7 @@ class Int8Precision(LoadedPrecision):
     )
 
     columns: ClassVar[tuple[str, ...]] = ("bits", "group_size", "scheme")
-    bits: ClassVar[int] = 8
     scheme: ClassVar[str] = "int8 weights"
-
-    @property
-    def nominal_bits(self) -> int:
-        return self.bits
-
-    @property
-    def number(self) -> str:
-        return self.kind
 
     @property
     def label(self) -> str:
@@ -58,9 +47,6 @@ class Int8Precision(LoadedPrecision):
         # Settings of torch.compile for the whole process are none of a precision's.
         settings = Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False)
         quantize_with_torchao(source, target, self.compute_dtype, settings)
-
-    def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
-        return packed_layers(tensors)
 
     def running_kernel(self, model: "PreTrainedModel") -> str | None:
         return kernel_of(model, "weights cast, 16-bit product")
