@@ -94,6 +94,15 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A line through marks of one colour: hidden with the first of them."""
+
+    row: str
+    series: int
+    path: str
+
+
+@dataclass(frozen=True)
 class Scatter:
     """A chart in pixels, as the template writes it.
 
@@ -120,10 +129,20 @@ class Scatter:
     top: float = _TOP
     bottom: float = HEIGHT - _BOTTOM
     off_axis: list[str] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
 
 
-def scatter(marks: Sequence[Mark], x: Axis, y: Axis, frontier: Sequence[Mark] = ()) -> Scatter:
-    """Place the marks, one at least; `frontier` are those of them that a dashed line joins."""
+def scatter(
+    marks: Sequence[Mark],
+    x: Axis,
+    y: Axis,
+    frontier: Sequence[Mark] = (),
+    joined: Sequence[Sequence[Mark]] = (),
+) -> Scatter:
+    """Place the marks, one at least.
+
+    frontier: those of them that a dashed line joins. joined: groups of them, each joined by a line in its order.
+    """
     left, right, top, bottom = _LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM
     x_scale = _scale(x, [mark.x for mark in marks], left, right)
     y_scale = _scale(y, [mark.y for mark in marks], bottom, top)
@@ -169,6 +188,7 @@ def scatter(marks: Sequence[Mark], x: Axis, y: Axis, frontier: Sequence[Mark] = 
         is_log=x_scale.is_log,
         moved=sum(1 for item in placed if abs(item.x - item.home) > 0.5),
         off_axis=off_axis,
+        joined=[_joined(group, x_scale, y_scale) for group in joined if len(group) > 1],
     )
 
 
@@ -205,6 +225,11 @@ def _off_axis(axis: Axis, scale: Scale) -> str:
     side = "beyond every row" if axis.limit > scale.high else "below every row"
     limit = f"{figure_text(axis.limit)} {axis.unit}".strip()
     return f"The limit of {limit} on {axis.quantity.lower()} lies {side} and is not drawn."
+
+
+def _joined(marks: Sequence[Mark], x_scale: Scale, y_scale: Scale) -> Joined:
+    places = [f"{x_scale.place(mark.x.value):.1f} {y_scale.place(mark.y.value):.1f}" for mark in marks]
+    return Joined(marks[0].row, marks[0].series, f"M{'L'.join(places)}")
 
 
 def _steps(frontier: Sequence[Mark], x_scale: Scale, y_scale: Scale, x: Axis, y: Axis) -> str:

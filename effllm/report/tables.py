@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from effllm.report.absolute import absolute_figures, leader
 from effllm.report.blocks import Block, Heading, Legend, Section, Text
 from effllm.report.figures import count_text, listed
+from effllm.report.loads import load_blocks
 from effllm.report.rows import View, capital, conditions_told, rows_listing
 from effllm.report.scatter import COLOURS
 from effllm.report.sliders import sliders_of
@@ -55,6 +56,7 @@ def table_section(
     if len(scopes) > _MOST_SCOPES:
         blocks.append(Text(f"{len(scopes) - _MOST_SCOPES} more groups of comparable rows are in the table only."))
     blocks += workload_blocks(view)
+    blocks += load_blocks(view)
     blocks.append(rows_listing(view, text))
     return Section(name, TITLES.get(name, name), blocks, table=name)
 

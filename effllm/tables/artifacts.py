@@ -11,6 +11,7 @@ from effllm.results.fidelity import FidelityResult, SampleSummary, SamplingCost
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
+from effllm.results.serving import Serving
 from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, PretrainingQuality
 from effllm.runtime.artifact import Artifact, Manifest
 
@@ -25,6 +26,7 @@ PAYLOADS: Mapping[str, type[ResultFile]] = {
     "evaluate": Evaluation,
     "overlap": ItemsOverlap,
     "profile": Profile,
+    "serve": Serving,
 }
 # Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.
 RECORDS: Mapping[str, type[ResultFile]] = {

@@ -54,10 +54,24 @@ _IMAGES = (
     "parameters_total",
     "status",
 )
+_LOADS = (
+    "served",
+    "precision",
+    "average_performance",
+    "max_rate_per_s",
+    "offered_requests_per_s",
+    "output_tokens_per_s",
+    "goodput_requests_per_s",
+    "ttft_ms_p90",
+    "tpot_ms_p50",
+    "energy_J_per_output_token",
+    "status",
+)
 _SHOWN = {
     **dict.fromkeys(("table3", "table4", "table5", "table6", "curriculum"), _ARCHITECTURES),
     **dict.fromkeys(("table7", "table8"), _METHODS),
     **dict.fromkeys(("table10", "table11"), _IMAGES),
+    "serving": _LOADS,
     "scaling": (
         "table",
         "method",

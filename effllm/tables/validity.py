@@ -7,6 +7,7 @@ from typing import Any
 from effllm.results.evaluation import Evaluation
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
+from effllm.results.serving import Serving
 from effllm.results.telemetry import Finding
 from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import Result, read_results
@@ -52,6 +53,7 @@ def validity(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[d
     located = [
         *_failed_cells(results),
         *_profiles(results.get("profile", {})),
+        *_loads(results.get("serve", {})),
         *_evaluations(results.get("evaluate", {})),
         *_overlaps(results.get("overlap", {})),
         *_training(results.get("pretrain", {}), PretrainingResult),
@@ -111,6 +113,13 @@ def _profiles(results: Mapping[str, Result[Profile]]) -> Iterator[_Located]:
                 findings += check_throughput(figures.throughput_tokens_per_s, figures.generated_tokens, duration_s)
             for finding in findings:
                 yield _Located("profile", id, Finding(f"{name}/{finding.rule}", finding.severity, finding.message))
+
+
+def _loads(results: Mapping[str, Result[Serving]]) -> Iterator[_Located]:
+    for id, result in results.items():
+        for name, load in result.content.loads.items() if result.content else ():
+            for finding in load.findings:
+                yield _Located("serve", id, Finding(f"{name}/{finding.rule}", finding.severity, finding.message))
 
 
 def _evaluations(results: Mapping[str, Result[Evaluation]]) -> Iterator[_Located]:

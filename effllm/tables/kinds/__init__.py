@@ -12,6 +12,7 @@ from effllm.tables.kinds.inference import InferenceTable
 from effllm.tables.kinds.kind import Table
 from effllm.tables.kinds.pretraining import PretrainingTable
 from effllm.tables.kinds.scores import QuantizationTable
+from effllm.tables.kinds.serving import ServingTable
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,5 @@ TABLES: dict[str, Entry] = {
     "table10": Entry(DiffusionTable, 1, "Attention in diffusion transformers.", "attention, images"),
     "table11": Entry(DiffusionTable, 1, "Mixture of experts in diffusion transformers.", "mixtures of experts, images"),
     "table16": Entry(QuantizationTable, 4, "Quantization by benchmark.", "quantization by benchmark"),
+    "serving": Entry(ServingTable, 1, "Models under load, in no table of the paper.", "models under load"),
 }
