@@ -144,10 +144,10 @@ def _ends(ordered: Sequence[float], level: float, trials: int) -> tuple[float | 
     # That the value of rank r lies above the percentile is that fewer than r of the values lie below it.
     low = int(binom.ppf(_OUTSIDE, trials, level))
     high = int(binom.ppf(1 - _OUTSIDE, trials, level)) + 1
-    scale = len(ordered) / trials
+    # In whole numbers: a quotient that is rounded up may lead past the last value.
     return (
-        ordered[math.floor((low - 1) * scale)] if low >= 1 else None,
-        ordered[math.ceil(high * scale) - 1] if high <= trials else None,
+        ordered[(low - 1) * len(ordered) // trials] if low >= 1 else None,
+        ordered[-(-high * len(ordered) // trials) - 1] if high <= trials else None,
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # An id that no token has: what is generated has the length that was asked for.
 _NO_END = -1
 _STOP_S = 30.0
-_LIBRARY_LOG = "transformers.generation.continuous_batching"
+_LIBRARY_LOG = "ContinuousBatchingLogger"
 
 
 class ContinuousEngine:
