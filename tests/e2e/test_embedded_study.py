@@ -1,7 +1,7 @@
 """The embedded study, from nothing to its tables; then what a reader relies on.
 
-With one of its three models in two precisions on three benchmarks for `make test`; for `make test-all` as `make table9`
-runs it, but for int8 and NF4, which take minutes and which tests of stage quantize build.
+On three of its benchmarks: one of its models in two precisions for `make test`, two, one of which has fused layers, in
+three precisions for `make test-all`. The others take minutes, and the tests of stage quantize build them.
 """
 
 import copy
@@ -20,10 +20,12 @@ from effllm.study import parse_study
 from tests.workflow.conftest import Workdir
 
 TARGETS = ["results/table9.csv", "results/table16.csv"]
-ONE_MODEL = {
-    "models": ["llama-1m"],
-    "precisions": ["bfloat16", "int4"],
-    "benchmarks": ["word-order", "word-substitution", "perplexity"],
+BENCHMARKS = ["word-order", "word-substitution", "perplexity"]
+ONE_MODEL = {"models": ["llama-1m"], "precisions": ["bfloat16", "int4"], "benchmarks": BENCHMARKS}
+TWO_MODELS = {
+    "models": ["llama-1m", "phi3-1m"],
+    "precisions": ["bfloat16", "float16", "int4"],
+    "benchmarks": BENCHMARKS,
 }
 PAPER_COLUMNS = ["model", "precision", "average_performance", "AL_sum_ms", "IT_tokens_per_s", "AMU_GB", "AEC_W", "MCR"]
 
@@ -47,8 +49,8 @@ class Embedded:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("one-model", marks=pytest.mark.subset),
-        pytest.param("whole", marks=pytest.mark.slow),
+        pytest.param(ONE_MODEL, marks=pytest.mark.subset, id="one-model"),
+        pytest.param(TWO_MODELS, marks=pytest.mark.slow, id="two-models"),
     ],
 )
 def study(
@@ -56,12 +58,8 @@ def study(
 ) -> Embedded:
     """A directory in which the workflow has built the tables of precisions from nothing."""
     study = copy.deepcopy(tiny_text)
-    if request.param == "one-model":
-        for table in ("table9", "table16"):
-            study["tables"][table] |= ONE_MODEL
-    else:
-        table = study["tables"]["table16"]
-        table["precisions"] = [name for name in table["precisions"] if name not in ("int8", "nf4")]
+    for table in ("table9", "table16"):
+        study["tables"][table] |= request.param
     workdir = Workdir(tmp_path_factory.mktemp("embedded"), study)
     workdir.snakemake(*TARGETS)
     return Embedded(workdir)

@@ -13,8 +13,21 @@ import tempfile
 import traceback
 from typing import IO, NoReturn
 
+# What a command line imports while it runs, here so that no fork does it again.
+import smart_open  # noqa: F401
+from snakemake.cli import get_argument_parser
 from snakemake.cli import main as snakemake
 from snakemake.executors.touch import Executor as TouchExecutor
+
+import effllm.assembly.assemble
+import effllm.cluster.requests
+import effllm.runtime.faults
+import effllm.runtime.slurm
+import effllm.tables.paired
+import effllm.planning.nodes
+import effllm.planning.state
+import effllm.stages.graph
+import effllm.study  # noqa: F401
 
 _AT_ONCE = 2
 # A child that takes longer ends, and says in its output where each of its threads was. They take seconds.
@@ -66,4 +79,5 @@ def _become(arguments: list[str], output: IO[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    get_argument_parser()
     json.dump(run_all(json.load(sys.stdin)), sys.stdout)
