@@ -1,6 +1,7 @@
 """What all tests share: the repository, the shipped studies, and a study small enough for a test."""
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -24,6 +25,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # No test rests on the speed of the machine, and every run draws the same examples.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

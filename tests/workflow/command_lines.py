@@ -6,6 +6,7 @@ One thread forks them all: a lock that another thread held would never be releas
 """
 
 import faulthandler
+import gc
 import json
 import os
 import sys
@@ -21,13 +22,11 @@ from snakemake.executors.touch import Executor as TouchExecutor
 
 import effllm.assembly.assemble
 import effllm.cluster.requests
-import effllm.runtime.faults
-import effllm.runtime.slurm
-import effllm.tables.paired
 import effllm.planning.nodes
 import effllm.planning.state
-import effllm.stages.graph
-import effllm.study  # noqa: F401
+import effllm.runtime.faults
+import effllm.runtime.slurm
+import effllm.tables.paired  # noqa: F401
 
 _AT_ONCE = 2
 # A child that takes longer ends, and says in its output where each of its threads was. They take seconds.
@@ -80,4 +79,7 @@ def _become(arguments: list[str], output: IO[str]) -> NoReturn:
 
 if __name__ == "__main__":
     get_argument_parser()
+    # A dry run makes little garbage, and what was imported never is.
+    gc.freeze()
+    gc.disable()
     json.dump(run_all(json.load(sys.stdin)), sys.stdout)

@@ -131,7 +131,7 @@ def test_processes_that_are_killed_at_any_time_leave_nothing_that_shows(files: l
     program.write_text(f"if __name__ == '__main__':\n    {code}")
     rng = random.Random(2)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    for _ in range(20):
+    for _ in range(8):
         process = subprocess.Popen([sys.executable, program, tmp_path / "killed", *files], env=environment)
         time.sleep(rng.uniform(0.5, 6))
         process.send_signal(signal.SIGKILL)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import PROTOCOL, evaluate_model, held_out_benchmark, make_model, r
 from effllm.errors import UserError
 from effllm.results.benchmark import Benchmark
 from tests.conftest import spec_of
+from tests.programs import run_program
 
 STOPS = (".", "!", "?")
 
@@ -232,7 +232,7 @@ def test_the_stage_runs_as_a_program(root, exact, swaps, tmp_path):
     arguments = ["--spec", tmp_path / "spec.json", "--output", tmp_path / "results" / "evaluate" / "x"]
     for name, artifact in (("model", exact[0]), ("benchmark", swaps)):
         arguments += ["--input", f"{name}={artifact.directory / 'manifest.json'}"]
-    subprocess.run([sys.executable, "-m", "effllm.evaluation.evaluate", *map(str, arguments)], check=True)
+    run_program([sys.executable, "-m", "effllm.evaluation.evaluate", *map(str, arguments)])
     evaluation = json.loads((tmp_path / "results" / "evaluate" / "x" / "evaluation.json").read_text())
     assert evaluation["items"] == 150
     assert evaluation["cost"]["model_calls"] == 6

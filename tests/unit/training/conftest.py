@@ -1,7 +1,6 @@
 """Pretraining runs of the cut-down study as a user starts them, each a program of its own; fine-tuning methods."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter
 
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.training.methods import AnyMethod
+from tests.programs import run_program
 from tests.unit.training.small_models import VOCABULARY
 
 
@@ -33,8 +33,7 @@ class PretrainCommand:
 
     def run(self) -> Artifact:
         """Run to the end; the artifact."""
-        result = subprocess.run(self.argv, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+        run_program(self.argv)
         return Artifact.open(self.output / MANIFEST)
 
     def record(self, name: str) -> dict[str, Any]:

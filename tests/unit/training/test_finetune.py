@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from effllm.stages import STAGES
 from effllm.training.adapters import load_adapter
 from effllm.training.consumed import sample_order
 from tests.conftest import cut_down
+from tests.programs import run_program
 from tests.slowdown import Held
 from tests.unit.conftest import Builder
 
@@ -202,12 +202,12 @@ def test_a_killed_run_ends_with_the_same_adapter_bit_for_bit(finetunes: Finetune
     """PiSSA with dropout: the base's residual and the generator's state must be those of the run that was killed."""
     changes = {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}
     whole, whole_output = finetunes.command(tmp_path, "whole", "pissa", **changes)
-    subprocess.run(whole, check=True, capture_output=True)
+    run_program(whole)
     killed, killed_output = finetunes.command(tmp_path, "killed", "pissa", **changes)
     held = Held(tmp_path / "killed" / ".scratch" / "finetune" / _id("pissa"))
     held.kill_at(4, killed)
     assert not (killed_output / MANIFEST).exists()
-    subprocess.run(killed, check=True, capture_output=True)
+    run_program(killed)
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
     assert second.json("records/efficiency.json")["resumed_at_step"] == 4
     assert first.manifest.payload == second.manifest.payload

@@ -28,6 +28,7 @@ from effllm.training.curriculum import training_order
 from effllm.training.held_out import held_out_loss
 from effllm.training.pretrain import setup
 from effllm.training.settings import Curriculum
+from tests.programs import run_program
 from tests.slowdown import Held, environment
 
 
@@ -52,11 +53,11 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(builder: Any, tmp_p
     spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 2}
     spec["config"] |= {"held_out_curve": {"points": 3, "tokens": 600}}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
-    subprocess.run(whole, check=True, capture_output=True)
+    run_program(whole)
     killed, killed_output = _command(builder, spec, tmp_path, "disturbed")
     held.kill_at(4, killed)
     assert not (killed_output / MANIFEST).exists()
-    subprocess.run(killed, check=True, capture_output=True)
+    run_program(killed)
     timing = json.loads((killed_output / "records" / "efficiency.json").read_text())
     assert timing["resumed_at_step"] == 4
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(killed_output / MANIFEST)
@@ -77,7 +78,7 @@ def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights
         spec["config"]["architecture"] = {"model_type": family, **shape}
     spec["config"] |= {"max_steps": 12, "checkpoint_every_steps": 4, "log_every_steps": 1}
     whole, whole_output = _command(builder, spec, tmp_path, "whole")
-    subprocess.run(whole, check=True, capture_output=True)
+    run_program(whole)
     stopped, stopped_output = _command(builder, spec, tmp_path, "disturbed")
     held.hold(4)
     process = subprocess.Popen(stopped, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
@@ -89,7 +90,7 @@ def test_a_run_that_is_told_to_stop_saves_at_once_and_ends_with_the_same_weights
     # No checkpoint is due after step 5.
     assert "error: disturbed was told to stop and has saved step 5 of 12: run again to go on" in output
     assert "Traceback" not in output
-    subprocess.run(stopped, check=True, capture_output=True)
+    run_program(stopped)
     timing = json.loads((stopped_output / "records" / "efficiency.json").read_text())
     assert timing["resumed_at_step"] == 5
     first, second = Artifact.open(whole_output / MANIFEST), Artifact.open(stopped_output / MANIFEST)
@@ -183,7 +184,7 @@ def test_a_diverged_run_is_a_cell_with_status_nan(builder: Any, tmp_path: Path) 
     spec = builder.graph.spec("pretrain", "llama-1m")
     spec["config"]["optimizer"] |= {"learning_rate": 0.1, "weight_decay": 1e12, "warmup_steps": 0}
     command, output = _command(builder, spec, tmp_path, "diverged")
-    subprocess.run(command, check=True, capture_output=True)
+    run_program(command)
     manifest = Artifact.open(output / MANIFEST).manifest
     assert manifest.status == "nan"
     assert "training loss is nan at step" in manifest.reason
@@ -295,11 +296,11 @@ def test_a_killed_run_goes_on_in_its_order_bit_for_bit(builder: Any, by_loss: Ar
     argv = [sys.executable, "-m", "effllm.training.pretrain", "--spec", str(tmp_path / "spec.json")]
     argv += [part for name, path in _inputs(builder, by_loss) for part in ("--input", f"{name}={path}")]
     outputs = {name: tmp_path / "results" / "pretrain" / name for name in ("whole", "killed")}
-    subprocess.run([*argv, "--output", str(outputs["whole"])], check=True, capture_output=True)
+    run_program([*argv, "--output", str(outputs["whole"])])
     held = Held(tmp_path / "results" / ".scratch" / "pretrain" / "killed")
     held.kill_at(4, [*argv, "--output", str(outputs["killed"])])
     held.release()
-    subprocess.run([*argv, "--output", str(outputs["killed"])], check=True, capture_output=True)
+    run_program([*argv, "--output", str(outputs["killed"])])
     timing = json.loads((outputs["killed"] / "records" / "efficiency.json").read_text())
     assert timing["resumed_at_step"] == 4
     whole, killed = (Artifact.open(output / MANIFEST).manifest.payload for output in outputs.values())

@@ -14,6 +14,7 @@ from effllm.errors import EXIT_INTERRUPTED
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.training.arguments import deepspeed_config, gather_by_layer
 from effllm.training.settings import Parallel
+from tests.programs import run_program
 from tests.slowdown import Held, environment
 
 # The same sums in another order, in float32, over twelve steps of AdamW.
@@ -145,9 +146,9 @@ def test_a_lost_run_of_two_ranks_is_a_cell_with_status_nan(pretrain: Callable[..
 
 def test_fsdp_without_cuda_is_refused_in_one_sentence(pretrain: Callable[..., Any]) -> None:
     command = pretrain("sharded", micro_batch_size=2, parallel={"strategy": "fsdp2", "devices": 2})
-    result = subprocess.run(command.argv, capture_output=True, text=True)
+    result = run_program(command.argv, check=False)
     assert result.returncode == 2
-    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == [
+    assert [line for line in result.stdout.splitlines() if line.startswith("error: ")] == [
         "error: parallel.strategy: fsdp2 needs CUDA devices; choose ddp, zero2 or zero3, or run where there are some."
     ]
 
