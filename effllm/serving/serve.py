@@ -3,7 +3,8 @@
 in:  model (of stage quantize)
 out: serving.json (by load: latency, throughput, energy, memory; findings and the status that they give)
      requests.json (latencies of every request that counts), traces/ (the requests of each load, as they were sent)
-     records/completions.json (when every token came), records/telemetry/ (samples and windows, by load)
+     records/completions.json (when every token came), records/telemetry/ (samples and windows, by load),
+     records/server.log (what a server said that was started for it)
 """
 
 import os
@@ -43,7 +44,8 @@ def build(job: Job) -> None:
     for device in devices:
         warn_if_busy(device, job.id)
     vocabulary = _vocabulary(directory)
-    served = Served(job.id, artifact, tuple(devices), config.load.longest, job.scratch)
+    log = job.records / "server.log"
+    served = Served(job.id, artifact, tuple(devices), config.load.longest, job.scratch, log)
     try:
         engine = config.engine.open(served)
         measured = run_protocol(engine, config, vocabulary, job.scratch, info, devices, job.id)

@@ -7,10 +7,11 @@ torch.
 from typing import Annotated
 
 from effllm.fields import FormOf
+from effllm.serving.engines.server import ServerEngine
 from effllm.serving.engines.settings import EngineSettings
 from effllm.serving.engines.transformers import TransformersEngine
 
-ENGINES: dict[str, type[EngineSettings]] = {"transformers": TransformersEngine}
+ENGINES: dict[str, type[EngineSettings]] = {"server": ServerEngine, "transformers": TransformersEngine}
 
 AnyEngine = Annotated[EngineSettings, FormOf(ENGINES)]
 """The type of an engine in a configuration."""

@@ -18,7 +18,8 @@ class Served:
     """What an engine is to serve.
 
     artifact: the model in its precision, of stage quantize. devices: what it may use. longest: tokens of the longest
-    request, prompt and output together. scratch: a directory for what the engine writes while it runs.
+    request, prompt and output together. scratch: a directory for what the engine writes while it runs. log: a file for
+    what a server says.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Served:
     devices: tuple[str, ...]
     longest: int
     scratch: Path
+    log: Path
 
     @property
     def directory(self) -> Path:

@@ -1,0 +1,329 @@
+"""The client of a server with the API of OpenAI: many streams of tokens at once, by one thread of their own."""
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+
+from effllm.errors import EngineError, UserError, reason_of
+from effllm.serving.engine import EngineDescription, EngineUsage, TokenEvent
+from effllm.serving.engines.completions import LOST, Answer, message_of, refused_parameters, request_body
+from effllm.serving.engines.process import ServerProcess, free_port
+from effllm.serving.engines.prometheus import usage_of
+from effllm.serving.engines.settings import Served
+from effllm.serving.trace import TracedRequest
+
+if TYPE_CHECKING:
+    from effllm.serving.engines.server import ServerEngine
+
+# Servers of uvicorn close a connection that is idle for 5 s.
+_IDLE_S = 2.0
+_PERIOD_S = 0.2
+_QUICK_S = 10.0
+_METRICS_PERIOD_S = 0.5
+_PROBE = TracedRequest(0, None, (1, 2, 3), 3)
+_BROKEN = (aiohttp.ClientError, asyncio.IncompleteReadError, OSError)
+_Result = TypeVar("_Result")
+
+
+class OpenAIEngine:
+    """Streams completions from a server, which it starts and ends where the settings have a command for it."""
+
+    def __init__(self, settings: "ServerEngine", served: Served):
+        self._settings, self._served = settings, served
+        self._model = settings.served_model or str(served.directory.resolve())
+        self._key = _key(settings)
+        self._url = settings.url or ""
+        self._process: ServerProcess | None = None
+        self._arrivals: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._usage = EngineUsage()
+        self._asked_s = 0.0
+        self._has_metrics = True
+        self._flags: dict[str, Any] = {}
+
+    @property
+    def description(self) -> EngineDescription:
+        """What the study says of the server, and what the server says of itself."""
+        settings = self._settings.plain()
+        flags = {key: settings[key] for key in ("body", "command", "environment", "omit", "served_model", "url")}
+        return EngineDescription(
+            kind="server",
+            version=self._settings.version,
+            device=", ".join(self._served.devices),
+            flags=flags | self._flags,
+        )
+
+    def alone(self, request: TracedRequest) -> tuple[int, ...] | None:
+        """None: the model is in the server alone, which is asked for one after the other."""
+        return None
+
+    def start(self) -> None:
+        """Start the server if it is ours, wait until it is ready, and see that it serves what is asked, as asked."""
+        settings = self._settings
+        if settings.command is not None:
+            port = free_port()
+            self._url = f"http://127.0.0.1:{port}"
+            command = settings.command_for(self._served.directory.resolve(), port)
+            self._process = ServerProcess(command, settings.environment, self._served.log, secret=self._key)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="serving-client", daemon=True)
+        self._thread.start()
+        self._run(self._open())
+        self._await_ready()
+        self._require_model()
+        self._require_version()
+        self._probe()
+
+    def submit(self, request: TracedRequest) -> None:
+        """Hand a request to the thread."""
+        if self._loop is None:
+            raise EngineError("the engine was stopped")
+        self._loop.call_soon_threadsafe(self._launch, request)
+
+    def events(self, timeout_s: float) -> Sequence[TokenEvent]:
+        """Tokens with the times at which the thread had them."""
+        deadline = time.perf_counter() + timeout_s
+        events: list[TokenEvent] = []
+        while not events:
+            left = deadline - time.perf_counter()
+            with contextlib.suppress(queue.Empty):
+                events.append(
+                    self._arrivals.get(timeout=min(left, _PERIOD_S)) if left > 0 else self._arrivals.get_nowait()
+                )
+            if not events:
+                self._require_alive()
+                if left <= 0:
+                    break
+        with contextlib.suppress(queue.Empty):
+            while True:
+                events.append(self._arrivals.get_nowait())
+        if any(event.error for event in events):
+            # A server that has ended breaks every answer off: that is told once, with its own words.
+            time.sleep(_PERIOD_S)
+            self._require_alive()
+        return events
+
+    def usage(self) -> EngineUsage:
+        """What the server's metrics said when they were last read, twice a second at most."""
+        now = time.perf_counter()
+        if self._loop is not None and self._has_metrics and now >= self._asked_s + _METRICS_PERIOD_S:
+            self._asked_s = now
+            self._loop.call_soon_threadsafe(self._keep, self._read_metrics())
+        return self._usage
+
+    def stop(self) -> None:
+        """End the connections, and the server where it is ours."""
+        loop, self._loop = self._loop, None
+        try:
+            if loop is not None and self._thread is not None:
+                with contextlib.suppress(Exception):
+                    asyncio.run_coroutine_threadsafe(self._close(), loop).result(_QUICK_S)
+                loop.call_soon_threadsafe(loop.stop)
+                self._thread.join(_QUICK_S)
+        finally:
+            process, self._process = self._process, None
+            if process is not None:
+                process.end()
+
+    # What runs in the calling thread.
+
+    def _run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _require_alive(self) -> None:
+        if self._loop is None:
+            raise EngineError("the engine was stopped")
+        if self._process is not None:
+            self._process.require_alive()
+
+    def _await_ready(self) -> None:
+        limit_s = self._settings.ready_timeout_s
+        deadline = time.monotonic() + limit_s
+        while True:
+            self._require_alive()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise EngineError(
+                    f"the server at {self._url} is not ready after ready_timeout_s {limit_s:g} s; see its log "
+                    "(records/server.log), or allow it more"
+                )
+            status, _ = self._run(self._get("/health", min(left, _QUICK_S)))
+            if status == 404:
+                status, _ = self._run(self._get("/v1/models", min(left, _QUICK_S)))
+            if status == 200:
+                return
+            if status is None and self._process is None:
+                raise UserError(
+                    f"engine.url: nothing answers at {self._url}; start the server, or correct the address."
+                )
+            if status in (401, 403):
+                raise UserError(
+                    f"the server at {self._url} wants a key ({status}); name the environment variable that holds it in "
+                    "engine.api_key_variable."
+                )
+            time.sleep(_PERIOD_S)
+
+    def _require_model(self) -> None:
+        status, text = self._run(self._get("/v1/models", _QUICK_S))
+        try:
+            models = {str(entry["id"]): entry for entry in json.loads(text)["data"]}
+        except (ValueError, KeyError, TypeError):
+            raise EngineError(
+                f"the server at {self._url} answers {status} to /v1/models, and no list of models"
+            ) from None
+        if self._model not in models:
+            served = ", ".join(sorted(models)[:4]) or "no model"
+            raise UserError(
+                f"engine: the server at {self._url} serves {served}, not {self._model}; start it on that model, or say "
+                "by what name it serves it in engine.served_model."
+            )
+        most = models[self._model].get("max_model_len")
+        if isinstance(most, int) and most < self._served.longest:
+            raise UserError(
+                f"engine: the server takes {most} tokens of prompt and output, and requests have up to "
+                f"{self._served.longest}; start it with room for them, or shorten the load."
+            )
+        self._flags["max_model_len"] = most
+
+    def _require_version(self) -> None:
+        for path in ("/version", "/get_server_info"):
+            status, text = self._run(self._get(path, _QUICK_S))
+            if status != 200:
+                continue
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                said = json.loads(text).get("version")
+                if said and said != self._settings.version:
+                    raise UserError(
+                        f"engine.version: the server says that it is {said}, the study {self._settings.version!r}; "
+                        "correct the study, or install that version."
+                    )
+                if said:
+                    return
+
+    def _probe(self) -> None:
+        """One request before all others, whose refusal is told by the parameter that it names."""
+        self._run(self._ask(_PROBE, is_probe=True))
+        event = self._arrivals.get()
+        while not event.finished:
+            event = self._arrivals.get()
+        if event.error is not None:
+            self._require_alive()
+            raise EngineError(event.error)
+
+    # What runs in the client's thread.
+
+    async def _open(self) -> None:
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_QUICK_S),
+            headers=headers,
+        )
+
+    async def _close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def _launch(self, request: TracedRequest) -> None:
+        self._keep(self._ask(request))
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        # The loop itself keeps no task from being collected.
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _get(self, path: str, timeout_s: float) -> tuple[int | None, str]:
+        """Status and text; None for a server that does not answer."""
+        assert self._session is not None
+        try:
+            timeout = aiohttp.ClientTimeout(total=timeout_s)
+            async with self._session.get(self._url + path, timeout=timeout) as response:
+                return response.status, await response.text()
+        except (*_BROKEN, TimeoutError) as error:
+            return None, str(error)
+
+    async def _read_metrics(self) -> None:
+        status, text = await self._get("/metrics", _QUICK_S)
+        if status == 200:
+            self._usage = usage_of(text)
+        self._has_metrics = status in (200, None)
+
+    async def _ask(self, request: TracedRequest, is_probe: bool = False) -> None:
+        """Stream one answer into the queue; what goes wrong is the error of its last event."""
+        settings = self._settings
+        body = request_body(request, self._model, settings.omit, settings.body)
+        answer = Answer(request)
+        error = None
+        last_s = time.perf_counter()
+        timeout = aiohttp.ClientTimeout(total=settings.ready_timeout_s if is_probe else None, sock_connect=_QUICK_S)
+        assert self._session is not None
+        try:
+            async with self._session.post(self._url + "/v1/completions", data=body, timeout=timeout) as response:
+                if response.status != 200:
+                    raise self._refusal(response.status, await response.text(), is_probe)
+                while data := await response.content.readany():
+                    last_s = time.perf_counter()
+                    for piece in answer.feed(data):
+                        self._arrivals.put(TokenEvent(request.index, last_s, piece.tokens, count=piece.count))
+            if rest := answer.rest():
+                self._arrivals.put(TokenEvent(request.index, last_s, count=rest.count))
+            self._flags["counted_by"] = answer.counted_by
+        except EngineError as found:
+            error = self._public(str(found))
+        except TimeoutError:
+            error = f"the server gave no answer to a first request within {settings.ready_timeout_s:g} s"
+        except _BROKEN as found:
+            error = (
+                f"the connection to the server broke off after {answer.produced} of {request.output_tokens} tokens "
+                f"({reason_of(found)})"
+            )
+        self._arrivals.put(TokenEvent(request.index, last_s, finished=True, error=error))
+
+    def _refusal(self, status: int, text: str, is_probe: bool) -> Exception:
+        said = self._public(message_of(text))
+        if not is_probe or status >= 500:
+            return EngineError(f"the server answers {status} to a request: {said}")
+        named = refused_parameters(text, self._settings.omit)
+        if named:
+            lost = "; ".join(LOST[name] for name in named)
+            return UserError(
+                f"engine.omit: the server answers {status} to {', '.join(named)} ({said}); list it there ({lost})."
+            )
+        if "prompt" in said and "string" in said:
+            return UserError(
+                f"engine: the server takes no prompts of token ids (it answers {status}: {said}), so the lengths of "
+                "prompts would not be exact; use another server."
+            )
+        return UserError(f"engine: the server answers {status} to a request of three tokens: {said}.")
+
+    def _public(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _key(settings: "ServerEngine") -> str | None:
+    name = settings.api_key_variable
+    if name is None:
+        return None
+    if not (key := os.environ.get(name, "").strip()):
+        raise UserError(
+            f"engine.api_key_variable: the environment variable {name} is empty; set it to the server's key."
+        )
+    return key
