@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ import effllm.models.decoder.model  # noqa: F401
 from effllm.errors import CellFailure, UserError, reason_of
 from effllm.models.checkpoint.files import CONFIG, stray_names
 from effllm.models.checkpoint.ids import GENERATION_CONFIG
+from effllm.models.placement import device_map, keep_hooks_at_parts, require_on_devices
 from effllm.models.text import text_config
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> "Ca
             config.output_router_logits = False
         # Another such note: everything here, as in Transformers' own `generate`, reads outputs by name.
         config.return_dict = True
+    return model
+
+
+def load_on(checkpoint: Path, devices: Sequence[str], dtype: Any = "auto", **options: Any) -> "CausalLM":
+    """As `load_causal_lm`, on one device or in whole layers over several; `CellFailure` (oom) where it does not fit."""
+    model = load_causal_lm(checkpoint, dtype, **device_map(devices), **options)
+    require_on_devices(model, devices)
+    if len(devices) > 1:
+        keep_hooks_at_parts(model)
     return model
 
 

@@ -60,7 +60,7 @@ def need_of(weights_b: float, directory: Path, batches: Sequence[tuple[int, int,
     tokens are made, as for log-likelihoods, and not of the last ones alone. An architecture without cost formulas is
     taken to need its weights and a tenth more.
     """
-    shape = text_config(_terms(directory))
+    shape = terms(directory)
     try:
         caches_b = max(count * cache_bytes(shape, held, _HALF) for count, _, held in batches)
         # What a layer makes at a time is at most what it would keep for a backward pass. Logits are in 16 bits, and
@@ -74,8 +74,12 @@ def need_of(weights_b: float, directory: Path, batches: Sequence[tuple[int, int,
     return Need(weights_b, caches_b, max(workspaces_b))
 
 
-def _terms(directory: Path) -> SimpleNamespace:
-    """What a checkpoint's config.json says, where Transformers' classes are not worth their import."""
+def terms(directory: Path) -> Any:
+    """What a checkpoint's config.json says of its decoder, where Transformers' classes are not worth their import."""
+    return text_config(_content(directory))
+
+
+def _content(directory: Path) -> SimpleNamespace:
     try:
         content = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError):

@@ -109,7 +109,7 @@ class BnbPrecision(LoadedPrecision):
             )
         else:
             config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.outlier_threshold)
-        quantize_by_loading(source, target, dtype, config, _is_packed)
+        quantize_by_loading(source, target, self, dtype, config, _is_packed)
 
     def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
         mark = _STATE if self.format == "nf4" else ".SCB"

@@ -1,7 +1,7 @@
 """Formats into which Transformers quantizes while it loads: bitsandbytes' and torchao's."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,31 +9,39 @@ import torch
 from torch import nn
 
 from effllm.errors import CellFailure
-from effllm.models.loading import load_causal_lm
-from effllm.quantization.device import run_device
+from effllm.models.loading import load_on
+from effllm.models.placement import place
+from effllm.quantization.placement import TRIED_TOKENS, quantizing_need
+from effllm.quantization.weights import parameter_count
 
 if TYPE_CHECKING:
     from effllm.models.loading import CausalLM
+    from effllm.quantization.precision import Precision
 
 
 def quantize_by_loading(
-    source: Path, target: Path, dtype: torch.dtype, config: Any, is_packed: Callable[[nn.Module], bool]
+    source: Path,
+    target: Path,
+    precision: "Precision",
+    dtype: torch.dtype,
+    config: Any,
+    is_packed: Callable[[nn.Module], bool],
 ) -> None:
-    """Quantize the model in `source` into `target`; what is left unquantized is in `dtype`.
+    """Quantize the model in `source` into `target`, over as many GPUs as hold the result.
 
-    `config` is Transformers' own of the format, and `is_packed` says of a linear layer whether it was quantized. Raises
-    `CellFailure`: nan where a weight leaves the type's range, unsupported where part of the decoder stays as it was or
-    does not run in the format, oom.
+    What is left unquantized is in `dtype`. `config` is Transformers' own of the format, and `is_packed` says of a
+    linear layer whether it was quantized. Raises `CellFailure`: nan where a weight leaves the type's range, unsupported
+    where part of the decoder stays as it was or does not run in the format, oom.
     """
-    device = run_device()
+    devices = place(quantizing_need(precision, parameter_count(source), source), None)
     try:
-        model = load_causal_lm(source, dtype, quantization_config=config, device_map={"": device})
+        model = load_on(source, devices, dtype, quantization_config=config)
         require_packed(model, is_packed)
         _require_finite(model)
         model.save_pretrained(target)
         sort_metadata(target)
         del model
-        _check_runs(source, target, dtype, device)
+        _check_runs(source, target, dtype, devices)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
 
@@ -90,19 +98,19 @@ def _require_finite(model: "CausalLM") -> None:
             raise CellFailure("nan", f"{name} has values beyond the range of {str(model.dtype).removeprefix('torch.')}")
 
 
-def _check_runs(source: Path, target: Path, dtype: torch.dtype, device: str) -> None:
+def _check_runs(source: Path, target: Path, dtype: torch.dtype, devices: Sequence[str]) -> None:
     """Raise `CellFailure` (unsupported) where the model runs in 16 bits and not in the format.
 
     Some architectures reach into the weights of their layers, which are packed then.
     """
     try:
-        _run(load_causal_lm(target, device_map={"": device}))
+        _run(load_on(target, devices))
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
         if isinstance(error, torch.AcceleratorError):
             raise
-        _run(load_causal_lm(source, dtype, device_map={"": device}))
+        _run(load_on(source, devices, dtype))
         raise CellFailure(
             "unsupported", f"the model runs in 16 bits and not in this format: {str(error).splitlines()[0]}"
         ) from None
@@ -110,4 +118,4 @@ def _check_runs(source: Path, target: Path, dtype: torch.dtype, device: str) -> 
 
 def _run(model: "CausalLM") -> None:
     with torch.inference_mode():
-        model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
+        model(torch.zeros(1, TRIED_TOKENS, dtype=torch.long, device=model.device))

@@ -78,7 +78,7 @@ class Fp8Precision(TorchaoPrecision):
         granularity = PerTensor() if self.scales == "tensor" else PerRow()
         # Settings of torch.compile for the whole process are none of a precision's.
         settings = made_of(granularity=granularity, set_inductor_config=False)
-        quantize_with_torchao(source, target, "bfloat16", settings)
+        quantize_with_torchao(source, target, self, "bfloat16", settings)
 
     def running_kernel(self, model: "PreTrainedModel") -> str | None:
         dynamic = self.activations == "dynamic"

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import GPTQConfig, PreTrainedModel
 
 from effllm.errors import CellFailure, UserError
-from effllm.models.loading import load_causal_lm
+from effllm.models.loading import load_on
+from effllm.models.placement import place
 from effllm.quantization.device import run_device
 from effllm.quantization.gptq_tensors import packed_widths
+from effllm.quantization.placement import TRIED_TOKENS, running_need
 from effllm.quantization.weights import tensor_headers
 from effllm.runtime.artifact import write_text
 
@@ -79,9 +81,11 @@ def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel],
 
     `on_plain_kernel` makes the options of loading by which the plain kernel runs it.
     """
+    weights_b = sum(tensor.bytes for tensor in tensor_headers(checkpoint).values())
+    devices = place(running_need(weights_b, checkpoint), None)
     try:
         # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
-        model = load_causal_lm(checkpoint, device_map={"": run_device()})
+        model = load_on(checkpoint, devices)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", _first_line(error)) from None
     running = _watch(model)
@@ -93,7 +97,7 @@ def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel],
         # Compiled kernels refuse by the one and those in Python by the other; so does much else, which is sorted out.
         if isinstance(error, torch.AcceleratorError) or not running:
             raise
-        _run(load_causal_lm(checkpoint, device_map={"": run_device()}, quantization_config=on_plain_kernel(model)))
+        _run(load_on(checkpoint, devices, quantization_config=on_plain_kernel(model)))
         raise CellFailure(
             "unsupported",
             f"no kernel of this machine runs it unasked: gptqmodel takes {running[-1]}, which says "
@@ -160,7 +164,7 @@ def _watch(model: PreTrainedModel) -> list[str]:
 
 def _run(model: PreTrainedModel) -> None:
     with torch.inference_mode():
-        model(torch.zeros(1, 8, dtype=torch.long, device=model.device))
+        model(torch.zeros(1, TRIED_TOKENS, dtype=torch.long, device=model.device))
 
 
 def _on_plain_kernel(model: PreTrainedModel) -> GPTQConfig:

@@ -46,7 +46,7 @@ class Int8Precision(TorchaoPrecision):
         granularity = PerGroup(self.group_size) if self.group_size > 0 else PerRow()
         # Settings of torch.compile for the whole process are none of a precision's.
         settings = Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False)
-        quantize_with_torchao(source, target, self.compute_dtype, settings)
+        quantize_with_torchao(source, target, self, self.compute_dtype, settings)
 
     def running_kernel(self, model: "PreTrainedModel") -> str | None:
         return kernel_of(model, "weights cast, 16-bit product")

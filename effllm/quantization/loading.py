@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from effllm.models.loading import load_causal_lm
-from effllm.models.placement import device_map, keep_hooks_at_parts, require_on_devices
+from effllm.models.loading import load_on
 from effllm.quantization import read_precision
 from effllm.quantization.device import require_device
 from effllm.quantization.precision import Precision
@@ -23,8 +22,4 @@ def load_quantized(artifact: Artifact, devices: Sequence[str]) -> "tuple[CausalL
     """
     precision = read_precision(Quantization.read(artifact.directory).precision)
     require_device(precision, devices[0])
-    model = load_causal_lm(artifact.directory / "model", **device_map(devices), **precision.load_options())
-    require_on_devices(model, devices)
-    if len(devices) > 1:
-        keep_hooks_at_parts(model)
-    return model, precision
+    return load_on(artifact.directory / "model", devices, **precision.load_options()), precision

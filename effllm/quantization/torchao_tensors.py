@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from effllm.models.checkpoint.headers import TensorHeader
+    from effllm.quantization.precision import Precision
 
 _DATA = "._weight_qdata"
 
 
-def quantize_with_torchao(source: Path, target: Path, dtype: str, settings: Any) -> None:
+def quantize_with_torchao(source: Path, target: Path, precision: "Precision", dtype: str, settings: Any) -> None:
     """Quantize the model in `source` into `target` by torchao's `settings`; the rest is in `dtype`."""
     import torch
     from transformers import TorchAoConfig
 
     from effllm.quantization.by_loading import quantize_by_loading
 
-    quantize_by_loading(source, target, getattr(torch, dtype), TorchAoConfig(settings), is_packed)
+    quantize_by_loading(source, target, precision, getattr(torch, dtype), TorchAoConfig(settings), is_packed)
 
 
 def is_packed(module: "nn.Module") -> bool:

@@ -1,5 +1,6 @@
 """Bytes of weights on disk, read from the headers of safetensors files."""
 
+import math
 from pathlib import Path
 
 from effllm.models.checkpoint.headers import TensorHeader, read_headers
@@ -23,6 +24,11 @@ def weight_bytes(directory: Path, precision: Precision) -> WeightBytes:
         quantized_layers_bytes=sum(part.bytes for part in parts) if layers else None,
         quantized_layers_bytes_16_bit=bytes_16_bit if layers else None,
     )
+
+
+def parameter_count(directory: Path) -> int:
+    """Parameters of an unquantized checkpoint, tied ones once."""
+    return sum(math.prod(tensor.shape) for tensor in tensor_headers(directory).values())
 
 
 def tensor_headers(directory: Path) -> dict[str, TensorHeader]:

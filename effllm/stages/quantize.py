@@ -10,11 +10,12 @@ from effllm.models.checkpoint.widths import linear_in_features
 from effllm.models.costs import parameter_count
 from effllm.models.sources import LocalModelSource
 from effllm.quantization import read_precision
+from effllm.quantization.placement import quantizing_need
 from effllm.quantization.precision import Precision
 from effllm.stages.cost import ON_THE_CPU, Cost, NodeContext, with_model
 from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.weights import checkpoint_bytes, precision_b
+from effllm.stages.weights import checkpoint_bytes, model_directory, precision_b
 from effllm.study import Study
 from effllm.study.table_graph import nodes_in_tables
 
@@ -58,12 +59,17 @@ class QuantizeStage(Stage):
 
     def request(self, job: JobContext) -> Request:
         weights = job.weights()
-        minutes, minutes_per_gb = _precision(job.study, job.id).job_minutes
-        return rounded(minutes + minutes_per_gb * weights.gb_16_bit, PROCESS_MB + 3 * weights.bytes / MB, gpus=1)
+        precision = _precision(job.study, job.id)
+        minutes, minutes_per_gb = precision.job_minutes
+        gpus = 1
+        if precision.works_on_device:
+            gpus = job.gpus(None, lambda: quantizing_need(precision, weights.parameters, model_directory(job)))
+        return rounded(minutes + minutes_per_gb * weights.gb_16_bit, PROCESS_MB + 3 * weights.bytes / MB, gpus=gpus)
 
     def cost(self, node: NodeContext) -> Cost:
         precision = node.config["precision"]
-        base = Cost(1, read_precision(precision).work)
+        settings = read_precision(precision)
+        base = Cost(1, settings.work, spreads="as needed" if settings.works_on_device else None)
         return with_model(base, node, lambda shape: _cost_of_model(precision, shape))
 
     def parameters(self, artifact: "Artifact") -> float:
@@ -77,9 +83,12 @@ def _precision(study: Study, id: str) -> Precision:
 
 def _cost_of_model(precision: Mapping[str, Any], shape: "Shape") -> Mapping[str, Any]:
     on_device = read_precision(precision).works_on_device
-    reason = "the quantizer moves one layer at a time to the device: no formula has its peak"
+    reason = "a quantizer has layers in 16 bits beside what they become: no formula has its peak"
+    stored_b = precision_b(shape, precision)
     return {
         "work": float(parameter_count(shape).total),
-        "disk_b": precision_b(shape, precision),
+        "disk_b": stored_b,
+        # It is tried once it is written.
+        "memory_least_b": stored_b if on_device else None,
         "reasons": {"memory_b": reason if on_device else ON_THE_CPU, "scratch_b": "not measured"},
     }

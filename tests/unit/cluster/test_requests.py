@@ -15,6 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.unit.cluster.manifests import checkpoint, imported, manifest, variant
 
 PAPER = load_study(REPOSITORY / "config" / "paper.yaml")
+PRECISIONS = load_study(REPOSITORY / "config" / "precisions.yaml")
 FINETUNED = PAPER.finetuning[PAPER.tables.table7.suite].nodes(PAPER.tables.table7.suite)[0]
 
 
@@ -53,6 +54,17 @@ def test_a_model_gets_as_many_gpus_as_its_bytes_need(tmp_path: Path, stage: str)
     asked = PAPER.model_copy(deep=True)
     asked.models["qwen2.5-32b"].__dict__["devices"] = 4
     assert gpus(15.0, 80e9, asked) == gpus(15.0, None, asked) == 4
+
+
+def test_quantizing_gets_the_gpus_that_hold_the_result(tmp_path: Path) -> None:
+    def gpus(precision: str, gigabytes: float) -> int:
+        inputs = {"model": imported(tmp_path, gigabytes, "bfloat16")}
+        id = f"qwen2.5-14b.{precision}"
+        return request(PRECISIONS, "quantize", id, inputs, cores=16, gpu_memory_b=80e9).gpus_per_node
+
+    # 145 GB in 16 bits are 72.5 in 8 and 41 in NF4; casts work on the host.
+    assert [gpus(name, 145.0) for name in ("llm-int8", "fp8", "nf4", "bfloat16")] == [2, 2, 1, 1]
+    assert [gpus(name, 290.0) for name in ("llm-int8", "gptq-8bit", "nf4", "bfloat16")] == [3, 3, 2, 1]
 
 
 @pytest.mark.parametrize("stage", ["quantize", "finetune"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.device import require_device
-from effllm.quantization.weights import weight_bytes
+from effllm.quantization.placement import quantizing_need
+from effllm.quantization.weights import parameter_count, weight_bytes
 
 FORMATS: dict[str, dict[str, Any]] = {
     "nf4": {"kind": "bnb", "format": "nf4"},
@@ -84,6 +86,51 @@ def dequantized(name: str, tensors: dict[str, torch.Tensor]) -> np.ndarray:
         return arrays[".weight"] * arrays[".SCB"][:, None] / 127
     data, scale = arrays["._weight_qdata"], arrays["._weight_scale"]
     return data * np.repeat(scale, 128 // scale.shape[1], axis=1)
+
+
+@pytest.mark.parametrize("name", ["nf4", "llm-int8"])
+def test_over_several_devices_the_bytes_are_those_of_one(
+    name: str, source: Path, packed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Sequence[str]] = []
+
+    def parts(devices: Sequence[str]) -> dict[str, Any]:
+        loaded.append(devices)
+        # Stand-ins for GPUs: each part of the model is placed by its name. Transformers takes torchao's parts on a CPU
+        # among others for offloaded, and asks for a GPU.
+        names = ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"]
+        return {"device_map": dict.fromkeys(names, "cpu")}
+
+    monkeypatch.setattr("effllm.quantization.by_loading.place", lambda need, asked: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("effllm.models.loading.device_map", parts)
+    precision(FORMATS[name]).quantize(source, tmp_path / name, None, tmp_path)
+    assert loaded == [["cuda:0", "cuda:1"]] * 2, "quantized, then tried"
+    file = "model.safetensors"
+    assert (tmp_path / name / file).read_bytes() == (packed[name] / file).read_bytes()
+
+
+def test_a_model_is_quantized_over_as_many_gpus_as_hold_the_result(tmp_path: Path) -> None:
+    keys = {"vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", "tie_word_embeddings": False} | keys | heads)
+    )
+    # Queries and output, keys and values, and the three matrices of the feed-forward layer.
+    layer = 2 * 256 * 256 + 2 * 256 * 64 + 3 * 256 * 512
+    parameters = 4 * layer + 2 * 1000 * 256
+    llm_int8, nf4 = (quantizing_need(precision(FORMATS[name]), parameters, tmp_path) for name in ("llm-int8", "nf4"))
+    assert llm_int8.weights_b == 4 * layer + 2 * 2 * 1000 * 256
+    assert nf4.weights_b == 4 * layer * 4.5 / 8 + 2 * 2 * 1000 * 256
+    # A layer in 16 bits, and what eight tokens make: the head's logits in 16 and 32 bits alone take 6,000 bytes.
+    assert 2 * layer + 6000 < nf4.workspace_b < 2 * layer + 6000 + 8 * 20_000
+    assert parameter_count(_weights(tmp_path, {"a": (3, 4), "b": (5,)})) == 17
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    assert quantizing_need(precision(FORMATS["llm-int8"]), parameters, tmp_path).weights_b == parameters
+
+
+def _weights(directory: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, directory / "model.safetensors")
+    return directory
 
 
 @pytest.mark.parametrize("name", FORMATS)
