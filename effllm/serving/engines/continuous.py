@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # An id that no token has: what is generated has the length that was asked for.
 _NO_END = -1
-_STOP_S = 30.0
+_STEP_S, _STOP_S = 1.0, 30.0
 _LIBRARY_LOG = "ContinuousBatchingLogger"
 
 
@@ -88,7 +88,13 @@ class ContinuousEngine:
         return tuple(output[0, prompt.shape[1] :].tolist())
 
     def start(self) -> None:
-        """Make the cache and start the thread."""
+        """Make the cache, start the thread, and see it answer."""
+        if not self._model.is_backend_compatible():
+            # Its layers know no pages, and would mix the keys and values of different requests.
+            raise CellFailure(
+                "unsupported",
+                f"{type(self._model).__name__} does not attend by Transformers' interface",
+            )
         # The library prints a traceback of what is told here in a sentence.
         logging.getLogger(_LIBRARY_LOG).setLevel(logging.CRITICAL)
         settings = self._settings
@@ -112,6 +118,22 @@ class ContinuousEngine:
             raise CellFailure("unsupported", f"continuous batching refuses the model: {reason_of(error)}") from error
         self._watch_preemptions(manager)
         manager.start()
+        self._probe()
+
+    def _probe(self) -> None:
+        """A request of few tokens: what the library finds out in a forward pass alone, such as values of another size
+        than keys, ends its thread."""
+        self.submit(TracedRequest(0, None, tuple(range(4)), 2))
+        last = None
+        while last is None or not last.finished:
+            events = self.events(_STEP_S)
+            last = events[-1] if events else last
+        if last.error is None:
+            return
+        fatal = self._end()
+        if isinstance(fatal, EngineError):
+            fatal = CellFailure("unsupported", f"continuous batching fails on the model: {last.error}")
+        raise fatal
 
     def _watch_preemptions(self, manager: "ContinuousBatchingManager") -> None:
         """Count the requests that are put back for lack of cache: the library tells of them in its log alone."""
@@ -139,7 +161,7 @@ class ContinuousEngine:
             eos_token_id=_NO_END,
         )
         if accepted is None:
-            raise EngineError(self._end())
+            raise self._end()
 
     def events(self, timeout_s: float) -> Sequence[TokenEvent]:
         """Tokens with the times at which the generating thread had them."""
@@ -154,7 +176,7 @@ class ContinuousEngine:
         except queue.Empty:
             pass
         if not events and not manager.is_running():
-            raise EngineError(self._end())
+            raise self._end()
         return events
 
     def _events_of(self, output: Any) -> list[TokenEvent]:
@@ -200,6 +222,8 @@ class ContinuousEngine:
             raise EngineError("the engine was stopped")
         return self._manager
 
-    def _end(self) -> str:
-        fatal = self._manager and self._manager.background_thread_status.fatal_error
-        return f"the engine has ended: {reason_of(fatal)}" if fatal else "the engine has ended without an error"
+    def _end(self) -> Exception:
+        fatal: Any = self._manager and self._manager.background_thread_status.fatal_error
+        if isinstance(fatal, torch.cuda.OutOfMemoryError):
+            return fatal
+        return EngineError(f"the engine has ended: {reason_of(fatal)}" if fatal else "the engine has ended by itself")

@@ -76,11 +76,25 @@ def test_requests_served_together_get_what_each_gets_alone(blocks: int) -> None:
         engine.submit(trace.requests[0])
 
 
-def test_a_model_without_a_paged_cache_is_unsupported() -> None:
-    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=WORDS, state_size=4)
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"model_type": "mamba", "state_size": 4}, "MambaForCausalLM does not attend by Transformers' interface"),
+        # Heads of 12 for keys, of 8 for values.
+        (
+            {"model_type": "deepseek_v3", "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+            | {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+            | {"intermediate_size": 16, "first_k_dense_replace": 1},
+            "continuous batching fails on the model",
+        ),
+    ],
+)
+def test_a_model_without_a_paged_cache_is_unsupported(shape: dict[str, Any], said: str) -> None:
+    """And never gets tokens that are mixed of several requests."""
+    config = AutoConfig.for_model(**shape, hidden_size=16, num_hidden_layers=1, vocab_size=WORDS)
     settings = TransformersEngine(kind="transformers", num_blocks=8, page_size=8, max_batch_tokens=64)
     engine = ContinuousEngine(settings, AutoModelForCausalLM.from_config(config))
-    with pytest.raises(CellFailure, match="continuous batching refuses the model") as failure:
+    with pytest.raises(CellFailure, match=said) as failure:
         engine.start()
     assert failure.value.status == "unsupported"
     engine.stop()
