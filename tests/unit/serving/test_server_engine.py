@@ -16,7 +16,9 @@ import pytest
 from pydantic import ValidationError
 
 from effllm.errors import CellFailure, EngineError, UserError
-from effllm.runtime.artifact import Artifact
+from effllm.results.serving import Serving as Result
+from effllm.runtime.artifact import MANIFEST, Artifact
+from effllm.runtime.stage import run
 from effllm.serving.dispatch import play
 from effllm.serving.engine import EngineUsage
 from effllm.serving.engines.completions import Answer
@@ -24,7 +26,10 @@ from effllm.serving.engines.openai import OpenAIEngine
 from effllm.serving.engines.prometheus import usage_of
 from effllm.serving.engines.server import ServerEngine
 from effllm.serving.engines.settings import Served
+from effllm.serving.serve import build
+from effllm.serving.settings import Serving
 from effllm.serving.trace import Trace, TracedRequest
+from effllm.stages import STAGES
 from tests.unit.serving.fake_server import KEY, METRICS, Server
 
 FAKE = str(Path(__file__).with_name("fake_server.py"))
@@ -298,3 +303,42 @@ def test_an_answer_is_counted_by_usage_where_there_are_no_ids() -> None:
         Answer(answer.request).feed(b'data: {"error": {"message": "no memory"}}\n')
     with pytest.raises(EngineError, match="is no part of a completion"):
         Answer(answer.request).feed(b"data: <html>\n")
+
+
+@pytest.mark.parametrize(("faults", "status"), [((), "ok"), (("dies",), "invalid")], ids=["whole", "dies"])
+def test_the_stage_serves_by_a_server_and_keeps_its_log(
+    variant: Artifact, tmp_path: Path, faults: tuple[str, ...], status: str
+) -> None:
+    """No row without its reason, and no process left."""
+    config = Serving.model_validate(
+        {
+            "engine": {"kind": "server", "version": "9.9", "command": [*COMMAND, *faults]},
+            "load": {
+                "arrivals": {"kind": "closed_loop", "concurrency": 2},
+                "prompt_tokens": {"kind": "fixed", "tokens": 6},
+                "output_tokens": {"kind": "fixed", "tokens": 8},
+            },
+            "requests": 12,
+            "warmup_requests": 2,
+            "compared_requests": 3,
+            "idle_s": 0.05,
+            "cooldown_s": 0.0,
+            "sample_period_s": 0.05,
+        }
+    )
+    stage = STAGES["serve"]
+    spec = {"stage": "serve", "version": stage.version, "config": config.plain()}
+    output = tmp_path / "results" / "serve" / "small.bfloat16.server"
+    artifact = run(stage, build, spec=spec, inputs={"model": [variant.directory / MANIFEST]}, output=output)
+    assert (artifact.directory / "records" / "server.log").is_file()
+    assert psutil.Process().children() == []
+    assert artifact.manifest.status == status
+    if status == "invalid":
+        assert artifact.manifest.reason == "the server ended with code 3: RuntimeError: the sky fell"
+        return
+    served = Result.read(artifact.directory)
+    assert (served.greedy.against, served.greedy.requests, served.greedy.identical) == ("the engine, one by one", 3, 3)
+    assert served.engine.version == "9.9" and not served.engine.in_process
+    load = served.loads["closed"]
+    assert load.errors == {} and load.figures is not None and load.figures.completed == 12
+    assert load.engine.cache_peak_fraction == 0.25 and load.engine.preemptions == 0
