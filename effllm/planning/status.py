@@ -13,13 +13,12 @@ from effllm.planning.options import add_study, graph_of
 from effllm.planning.state import State, built_by_older_code, states_of
 from effllm.runtime.artifact import MANIFEST
 from effllm.runtime.lease import living_holder
-from effllm.runtime.stage import KEY, LEASE, SCRATCH, scratch_key
+from effllm.runtime.stage import CHECKPOINT_MARKER, KEY, LEASE, SCRATCH, scratch_key
 from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 
 _LAST_LINES = 15
 _MOST_STRANGERS = 6
-_CHECKPOINT_MARKER = "complete"
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _last_checkpoint(graph: Graph, state: State, states: Mapping[str, State]) ->
         return None
     steps = [
         int(path.parent.name.rsplit("-", 1)[1])
-        for path in scratch.glob(f"work/checkpoint-*/{_CHECKPOINT_MARKER}")
+        for path in scratch.glob(f"work/checkpoint-*/{CHECKPOINT_MARKER}")
         if path.parent.name.rsplit("-", 1)[1].isdigit()
     ]
     return max(steps, default=None)

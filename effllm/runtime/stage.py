@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", bound=BaseModel)
 SCRATCH = ".scratch"
 KEY = "key"
+BEGUN = "begun.json"
+CHECKPOINT_MARKER = "complete"
+"""The file that is written last into a checkpoint, `work/checkpoint-<step>`."""
 LEASE = "lease"
 
 
@@ -118,7 +121,7 @@ def run(
         if finished:
             log.info("%s is up to date: same spec, same inputs, payload intact; delete it to build it again", output)
             return finished
-        _reset_unless(scratch, key)
+        _reset_unless(scratch, key, stage, spec, parents)
         staging = scratch / "staging"
         if staging.exists():
             shutil.rmtree(staging)
@@ -200,10 +203,40 @@ def scratch_key(spec: dict[str, Any], parents: Mapping[str, Parent]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _reset_unless(scratch: Path, key: str) -> None:
+def _reset_unless(scratch: Path, key: str, stage: "Stage", spec: dict[str, Any], parents: Mapping[str, Parent]) -> None:
+    """Empty the scratch unless it is of this key.
+
+    Raises `UserError` where it holds a checkpoint of the same run that kept to other settings of `stage.kept_to`: hours
+    of work, which a change of the number of ranks is not meant to delete.
+    """
     marker = scratch / KEY
-    if not marker.exists() or marker.read_bytes() != key.encode():
-        for path in scratch.iterdir():
-            if path.name != LEASE:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        artifact.write_text(marker, key)
+    if marker.exists() and marker.read_bytes() == key.encode():
+        return
+    config = dict(spec["config"])
+    kept = {name: config.pop(name) for name in stage.kept_to if name in config}
+    begun = {"run": scratch_key({**spec, "config": config}, parents), "kept": kept}
+    _require_kept(scratch, f"{stage.name}/{scratch.name}", begun)
+    for path in scratch.iterdir():
+        if path.name != LEASE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if kept:
+        artifact.write_text(scratch / BEGUN, json.dumps(begun, indent=1, sort_keys=True))
+    artifact.write_text(marker, key)
+
+
+def _require_kept(scratch: Path, name: str, begun: Mapping[str, Any]) -> None:
+    checkpoints = sorted(path.parent.name for path in scratch.glob(f"work/checkpoint-*/{CHECKPOINT_MARKER}"))
+    try:
+        before = json.loads((scratch / BEGUN).read_bytes())
+        is_same_run, kept = before["run"] == begun["run"], dict(before["kept"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not checkpoints or not is_same_run:
+        return
+    changed = {key: value for key, value in begun["kept"].items() if kept.get(key) != value}
+    was = ", ".join(f"{key}: {json.dumps(kept.get(key), sort_keys=True)}" for key in changed)
+    now = ", ".join(f"{key}: {json.dumps(value, sort_keys=True)}" for key, value in changed.items())
+    raise UserError(
+        f"{name} has a checkpoint in {scratch / 'work'} that was trained with {was}, and the study now says {now}, "
+        "with which it does not go on: set that back, or delete the directory to begin anew."
+    )

@@ -8,7 +8,7 @@ from effllm.stages.cost import Cost, NodeContext, number_type
 from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
+from effllm.stages.training import RANKS, checkpoints_b, training_request, training_state_b, training_work
 from effllm.study import Study
 from effllm.training.diffusion_settings import DiffusionRun
 
@@ -27,6 +27,7 @@ class DiffuseStage(Stage):
     module: ClassVar[str] = "effllm.training.diffuse"
     version: ClassVar[int] = 1
     uses_device: ClassVar[bool] = True
+    kept_to: ClassVar[tuple[str, ...]] = RANKS
 
     def ids(self, study: Study) -> list[str]:
         return list(study.diffusion)

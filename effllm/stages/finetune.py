@@ -9,7 +9,7 @@ from effllm.stages.cost import Cost, NodeContext, number_type, with_model
 from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
+from effllm.stages.training import RANKS, checkpoints_b, training_request, training_state_b, training_work
 from effllm.stages.weights import parameters_by_dtype, stored_b
 from effllm.study import Study
 from effllm.training.suites import FinetuningRun, run_of
@@ -28,6 +28,7 @@ class FinetuneStage(Stage):
     version: ClassVar[int] = 2
     uses_device: ClassVar[bool] = True
     makes_model: ClassVar[bool] = True
+    kept_to: ClassVar[tuple[str, ...]] = RANKS
 
     def ids(self, study: Study) -> list[str]:
         return [node for id, suite in study.finetuning.items() for node in suite.nodes(id)]

@@ -10,7 +10,7 @@ from effllm.stages.cost import Cost, NodeContext, number_type, with_model
 from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.training import checkpoints_b, training_request, training_state_b, training_work
+from effllm.stages.training import RANKS, checkpoints_b, training_request, training_state_b, training_work
 from effllm.stages.weights import checkpoint_bytes, vocabulary_of
 from effllm.study import Study
 from effllm.training.settings import PretrainingRun
@@ -32,6 +32,7 @@ class PretrainStage(Stage):
     version: ClassVar[int] = 4
     uses_device: ClassVar[bool] = True
     makes_model: ClassVar[bool] = True
+    kept_to: ClassVar[tuple[str, ...]] = RANKS
 
     def ids(self, study: Study) -> list[str]:
         return list(study.pretraining)

@@ -31,6 +31,7 @@ class Stage(ABC):
     network: whether it may need the hub. Such stages run on the submitting host.
     uses_device: whether its jobs hold accelerators.
     makes_model: whether its artifacts are models, with `model/` and `parameters`.
+    kept_to: settings that a run keeps to from its first checkpoint on; another change of the study begins it anew.
     """
 
     name: ClassVar[str]
@@ -39,6 +40,7 @@ class Stage(ABC):
     network: ClassVar[bool] = False
     uses_device: ClassVar[bool] = False
     makes_model: ClassVar[bool] = False
+    kept_to: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def ids(self, study: Study) -> list[str]:

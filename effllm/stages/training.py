@@ -20,6 +20,9 @@ SUSTAINED_FLOPS = {"bfloat16": 200e12, "float32": 60e12}
 # Warned this long before its time is over, a training run saves a checkpoint, from which the next attempt goes on.
 _WARNING = "--signal=TERM@300"
 
+# What says how a run is spread, and what it may have to change with it. Its figures are of one number of ranks.
+RANKS = ("parallel", "micro_batch_size")
+
 
 def training_state_b(trained: int, fixed: int, parallel: Parallel, dtype: str) -> float:
     """Bytes on one device of what does not depend on the batch; `trained` and `fixed` count parameters.

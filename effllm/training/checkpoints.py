@@ -9,8 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from effllm.runtime.publishing import share
-
-_MARKER = "complete"
+from effllm.runtime.stage import CHECKPOINT_MARKER
 
 
 class MarkComplete(TrainerCallback):
@@ -30,7 +29,7 @@ class MarkComplete(TrainerCallback):
                 _fsync(path)
         # Another user of these results may go on from it.
         share(directory)
-        (directory / _MARKER).touch()
+        (directory / CHECKPOINT_MARKER).touch()
         _fsync(directory)
         return control
 
@@ -39,7 +38,7 @@ def latest_complete(directory: Path, delete: bool = True) -> Path | None:
     """The newest complete checkpoint below `directory`, or None; incomplete ones are deleted (by one of the ranks)."""
     complete = {}
     for checkpoint in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (checkpoint / _MARKER).exists():
+        if (checkpoint / CHECKPOINT_MARKER).exists():
             complete[int(checkpoint.name.rsplit("-", 1)[1])] = checkpoint
         elif delete:
             shutil.rmtree(checkpoint)

@@ -1,6 +1,7 @@
 """The life cycle that stages share: leases, verified inputs, scratch for resuming, typed failures."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 from effllm.errors import CellFailure, UserError
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.runtime.launch import run_logged
-from effllm.runtime.stage import Job, run
+from effllm.runtime.stage import CHECKPOINT_MARKER, Job, run
 from effllm.stages import STAGES
 from tests.conftest import spec_of
 
@@ -92,6 +93,45 @@ def test_scratch_survives_a_crash_of_the_same_spec_only(tmp_path: Path) -> None:
             run(STAGES["corpus"], crash, spec=spec, inputs={}, output=_output(tmp_path))
     assert found == [False, True, False]
     assert not (_output(tmp_path) / MANIFEST).exists()
+
+
+def test_a_checkpoint_is_not_deleted_by_another_number_of_ranks(tmp_path: Path) -> None:
+    """What is lost would be hours of work; figures of one row are of one number of ranks."""
+    output = tmp_path / "results" / "pretrain" / "a"
+
+    def trained(parallel: dict[str, Any], micro_batch_size: int = 4, steps: int = 9, checkpoint: int = 0) -> list[str]:
+        """What the scratch holds when the run begins; it is killed after a checkpoint is written, if one is."""
+        found: list[str] = []
+
+        def build(job: Job) -> None:
+            found.extend(sorted(path.name for path in job.scratch.iterdir()))
+            if checkpoint:
+                (job.scratch / f"checkpoint-{checkpoint}").mkdir(exist_ok=True)
+                (job.scratch / f"checkpoint-{checkpoint}" / CHECKPOINT_MARKER).touch()
+            raise RuntimeError("killed")
+
+        config = {"parallel": parallel, "micro_batch_size": micro_batch_size, "max_steps": steps}
+        with pytest.raises(RuntimeError, match="killed"):
+            run(STAGES["pretrain"], build, spec=spec_of("pretrain", config), inputs={}, output=output)
+        return found
+
+    two, four = ({"strategy": "zero3", "devices": devices} for devices in (2, 4))
+    # Without a checkpoint nothing is lost.
+    assert trained(four) == trained(two, checkpoint=3) == []
+    with pytest.raises(UserError) as refused:
+        trained(four, micro_batch_size=2)
+    assert str(refused.value) == (
+        f"pretrain/a has a checkpoint in {tmp_path}/results/.scratch/pretrain/a/work that was trained with parallel: "
+        '{"devices": 2, "strategy": "zero3"}, micro_batch_size: 4, and the study now says parallel: {"devices": 4, '
+        '"strategy": "zero3"}, micro_batch_size: 2, with which it does not go on: set that back, or delete the '
+        "directory to begin anew."
+    )
+    assert trained(two) == ["checkpoint-3"]
+    # Another change of the study begins the run anew, as ever.
+    assert trained(four, steps=10) == []
+    assert trained(two, checkpoint=5) == []
+    shutil.rmtree(tmp_path / "results" / ".scratch" / "pretrain" / "a" / "work")
+    assert trained(four) == []
 
 
 def test_a_failed_parent_passes_its_status_on(tmp_path: Path) -> None:
