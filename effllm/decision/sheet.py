@@ -147,7 +147,7 @@ def nominal_billions(names: Names) -> float | None:
 def _directions(table: str, metrics: list[str]) -> tuple[dict[str, str], frozenset[str]]:
     """Which way each published metric is better, and which are costs; what no table declares is a benchmark's score."""
     known: dict[str, Column] = {}
-    # Tables 12 and 13 are of no kind that this project assembles: their columns are those of others.
+    # Table 13 is of no kind that this project assembles: its columns are those of others.
     for name in (table, "table3", "table7", "table9"):
         for column in DESCRIPTIONS[name].declared if name in DESCRIPTIONS else ():
             known.setdefault(column.name, column)

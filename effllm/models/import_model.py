@@ -1,8 +1,8 @@
 """Stage `model`: a model that the study does not train, from the hub, from a local directory, or of random weights.
 
-in:  nothing (hub, random), or the files of the directory
-out: model/ (config, safetensors, tokenizer), for random weights without tokenizer; model.json (what the model is, read
-     from its files, and `unscored`, why no score of it means anything, for random weights)
+in:  nothing (hub, random), or the files of the directory; tokenizer, for a vision-language model of random weights
+out: model/ (config, safetensors, tokenizer), for other random weights without tokenizer; model.json (what the model is,
+     read from its files, and `unscored`, why no score of it means anything, for random weights)
 
 A model that a later stage could not load, or would take for what it is not, ends here in one sentence.
 """
@@ -31,7 +31,8 @@ def build(job: Job) -> None:
         # torch takes seconds to import, and a directory that is refused by its names or headers needs none of it.
         from effllm.models.random_weights import write_random_model
 
-        write_random_model(source, target)
+        tokenizer = job.inputs["tokenizer"].directory / "tokenizer" if source.tokenizer else None
+        write_random_model(source, target, tokenizer)
     elif isinstance(source, LocalModelSource):
         _copy(sorted(job.files.values()), target, where)
     else:
@@ -43,7 +44,8 @@ def build(job: Job) -> None:
     from effllm.models.random_weights import RANDOM_WEIGHTS
 
     is_random = isinstance(source, RandomSource)
-    record = inspect_model(target, where, has_tokenizer=not is_random)
+    has_tokenizer = not isinstance(source, RandomSource) or source.tokenizer is not None
+    record = inspect_model(target, where, has_tokenizer)
     unscored = RANDOM_WEIGHTS if is_random else None
     job.write(ModelSummary(model=record, source=source.plain(), unscored=unscored))
 

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -42,7 +46,9 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
 def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> "CausalLM":
-    """The causal language model in `checkpoint`; raises `CellFailure` (unsupported) unless every weight was loaded.
+    """The model in `checkpoint` that continues text, and text with images where it is a vision-language model.
+
+    Raises `CellFailure` (unsupported) unless every weight was loaded.
 
     Transformers fills weights that a checkpoint lacks at random, and only warns. `options` are those of
     `from_pretrained`. `UserError` where Transformers or safetensors cannot read what is there.
@@ -51,7 +57,7 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> "Ca
         raise _unreadable(checkpoint, stray)
     with reading(checkpoint):
         # With the loading information a pair, which its type does not say.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(checkpoint).from_pretrained(
             checkpoint,
             dtype=dtype,
             trust_remote_code=False,
@@ -83,6 +89,16 @@ def load_on(checkpoint: Path, devices: Sequence[str], dtype: Any = "auto", **opt
     if len(devices) > 1:
         keep_hooks_at_parts(model)
     return model
+
+
+def auto_class(checkpoint: Path) -> Any:
+    """The class of Transformers that loads the model: of those that read text and images for those that it has no
+    causal language model of.
+    """
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, local_files_only=True)
+    reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if reads_images and not is_causal else AutoModelForCausalLM
 
 
 def moved(model: _Module, place: str | torch.dtype) -> _Module:

@@ -9,6 +9,7 @@ from effllm.data.settings import HubTokenizer, SyntheticStream
 from effllm.errors import reason_of
 from effllm.models.costs.shapes import shape_of
 from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
+from effllm.models.vision_language.architecture import VisionLanguageArchitecture
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.stages import STAGES
@@ -88,6 +89,8 @@ class Shapes:
     def _imported(self, node: Node) -> "Shape":
         source = self._graph.study.models[node.id].source
         if isinstance(source, RandomSource):
+            if isinstance(source.architecture, VisionLanguageArchitecture):
+                raise Unknown(f"no formulas describe a {source.architecture.model_type}")
             words = source.architecture.vocab_size
             # The study demands it of random weights.
             assert words is not None

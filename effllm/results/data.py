@@ -106,6 +106,10 @@ class InstructionsSummary(Part, ResultFile):
     dropped: dict[str, int] | None = Field(default=None, description="Of those, by reason.")
     splits: dict[str, SampleCounts] | None = Field(default=None, description="`train` and `held_out`.")
     budget_met: bool | None = Field(default=None, description="Whether maximum_samples was reached; null without one.")
+    images: int | None = Field(default=None, description="Images, each once; left out for text alone.")
+    unusable: list[str] | None = Field(
+        default=None, description="The first rows whose image cannot be used, with the reason; left out for text alone."
+    )
     prompt_tokens: int | None = Field(default=None, description="Tokens of a random prompt.")
     vocab_size: int | None = Field(default=None, description="A bound of the random ids.")
     unscored: str | None = Field(default=None, description="Why no loss on random tokens means anything.")

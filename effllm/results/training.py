@@ -39,6 +39,7 @@ class EncodedCounts(Part):
     dropped: dict[str, int] = Field(description="Samples that were left out, by reason.")
     not_learned: dict[str, int] = Field(description="Answer tokens that no label covers, by reason.")
     other_prompts: int = Field(description="Answers after another text than their prompt.")
+    image_tokens: int | None = Field(default=None, description="Tokens of images; left out for text alone.")
 
 
 class EncodedData(Part):
@@ -59,6 +60,13 @@ class FinetuningQuality(Figures, ResultFile):
     held_out_loss_before_stderr: float | None = Field(description="Its standard error.")
     held_out_samples: int | None = Field(description="Samples that were scored.")
     held_out_tokens: int | None = Field(description="Answer tokens that were scored.")
+    held_out_loss_blank: float | None = Field(
+        default=None, description="With a grey image in the place of each; left out for text alone."
+    )
+    image_gain: float | None = Field(
+        default=None, description="What the images take off the loss: that with grey ones less that with the true ones."
+    )
+    image_gain_stderr: float | None = Field(default=None, description="Its standard error, images as draws.")
     train_loss: float | None = Field(description="Mean of the loss curve.")
     train_loss_last: float | None = Field(description="Its last point.")
     parameters: int = Field(description="Of the base model.")

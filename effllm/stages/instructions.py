@@ -33,7 +33,10 @@ class InstructionsStage(Stage):
         source = graph.study.instructions[id].source
         if not isinstance(source, FilesInstructionSource):
             return {}
-        return {"files": expand_paths(f"instructions.{id}", source.paths)}
+        files = {"files": expand_paths(f"instructions.{id}", source.paths)}
+        if source.images:
+            files["images"] = expand_paths(f"instructions.{id}", source.images, "images")
+        return files
 
     def hub_source(self, study: Study, id: str) -> HubInstructionSource | None:
         source = study.instructions[id].source

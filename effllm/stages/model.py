@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.files import model_files
-from effllm.models.sources import HubModelSource, LocalModelSource
+from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 from effllm.stages.cost import Cost, NodeContext, with_model
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.weights import stored_b
@@ -37,6 +37,8 @@ class ModelStage(Stage):
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         source = graph.study.models[id].source
+        if isinstance(source, RandomSource) and source.tokenizer is not None:
+            return {"tokenizer": graph.manifest("tokenizer", source.tokenizer)}
         if not isinstance(source, LocalModelSource):
             return {}
         return {"files": [str(path) for path in model_files(Path(source.path), f"models.{id}.source.path")]}

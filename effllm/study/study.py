@@ -12,8 +12,7 @@ from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
-from effllm.models.architectures import Architecture
-from effllm.models.sources import RandomSource
+from effllm.models.sources import AnyArchitecture, RandomSource
 from effllm.quantization import AnyPrecision, Precision, check_name
 from effllm.quantization.precision import Calibration
 from effllm.serving.settings import Serving
@@ -32,6 +31,7 @@ from effllm.study.models import FinetunedSource, Model, PretrainedSource
 from effllm.study.orders import check_orders
 from effllm.study.scaling import Scaling
 from effllm.study.tables import Tables
+from effllm.study.vision import check_images, check_tokenizers, starts_from_random_weights
 from effllm.training.diffusion_settings import DiffusionRun
 from effllm.training.methods import AnyMethod
 from effllm.training.settings import PretrainingRun
@@ -121,6 +121,7 @@ class Study(Section):
             for name in model.precisions:
                 require(f"models.{id}.precisions", name, self.precisions)
                 self._check_settings(id, name)
+        check_tokenizers(self)
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
         for id, model in self.models.items():
@@ -149,7 +150,7 @@ class Study(Section):
         settings = self.precisions[precision].model_dump() | self.models[model].precisions.get(precision, {})
         return _PrecisionOf.model_validate({"precision": settings}).precision
 
-    def architecture_of(self, model: str) -> Architecture | None:
+    def architecture_of(self, model: str) -> AnyArchitecture | None:
         """The shape of a model that the study makes, fine-tuned or not; None for one that it fetches."""
         source = self.models[model].source
         if isinstance(source, RandomSource):
@@ -194,9 +195,10 @@ class Study(Section):
             require(f"{where}.methods", id, self.methods)
         for id in suite.models:
             require(f"{where}.models", id, self.models)
-            if isinstance(self.models[id].source, FinetunedSource):
+            source = self.models[id].source
+            if isinstance(source, FinetunedSource) and not starts_from_random_weights(self, id):
                 raise ValueError(f"{where}.models: {id!r} is fine-tuned already; name its base model")
-            if isinstance(self.models[id].source, RandomSource) and not is_synthetic:
+            if isinstance(source, RandomSource) and source.tokenizer is None and not is_synthetic:
                 raise ValueError(
                     f"{where}.models: {id!r} has random weights and no tokenizer to read {suite.instructions!r} with; "
                     "give the suite synthetic instructions, or take the model out of it"
@@ -204,6 +206,7 @@ class Study(Section):
             shape = self.architecture_of(id)
             if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
                 raise ValueError(f"{where}: {misfit}")
+        check_images(self, where, suite)
 
     def _check_kept(self, where: str, run: str) -> None:
         tokens = self.pretraining[run].tokens

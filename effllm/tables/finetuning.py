@@ -1,9 +1,10 @@
-"""Tables 7 and 8: methods of fine-tuning, one row per base model and method of a suite."""
+"""Tables 7, 8 and 12: methods of fine-tuning, one row per base model and method of a suite."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from effllm.intervals import Z95
+from effllm.results.training import EncodedCounts
 from effllm.tables.artifacts import read_results
 from effllm.tables.cells import Cell, Row
 from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
@@ -43,12 +44,26 @@ class FinetuningResult(Training):
             return None, why or why_parameters
         return sample_throughput([samples], parameters, [self.seconds()[0]]), None
 
+    def image_gain(self, side: float = 0.0) -> Cell:
+        """What the images take off the held-out loss; `side` standard errors beside it an end of its interval."""
+        gain, why = self.quality("image_gain")
+        error, why_error = self.quality("image_gain_stderr") if side else (0.0, None)
+        return (gain + side * error, None) if gain is not None and error is not None else (None, why or why_error)
 
-def finetuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    def counts(self, split: str) -> tuple[EncodedCounts | None, str | None]:
+        """What became of the samples of a split."""
+        data, why = self.quality("data")
+        return (None, why) if data is None else (getattr(data, split), None)
+
+
+def finetuning_table(
+    spec: Mapping[str, Any], inputs: Mapping[str, list[str]], has_images: bool = False
+) -> list[dict[str, Any]]:
     """The rows of a table of fine-tuning methods.
 
-    `spec` is `Graph.table_spec` of Table 7 or 8; `inputs` are paths of manifests by stage. The paper's columns come
-    first, in its order; docs/tables.md says what each column is.
+    `spec` is `Graph.table_spec` of Table 7, 8 or 12; `inputs` are paths of manifests by stage. The paper's columns come
+    first, in its order; docs/tables.md says what each column is. With `has_images` what they are worth stands behind
+    the loss.
     """
     results = read_results("finetune", inputs["finetune"])
     suite = spec["config"]
@@ -58,11 +73,11 @@ def finetuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -
             row = Row()
             row.set("model", spec["model_labels"][model])
             row.set("method", spec["method_labels"][method])
-            rows.append(_fill(row, FinetuningResult(results[f"{model}.{suite['suite']}.{method}"])))
+            rows.append(_fill(row, FinetuningResult(results[f"{model}.{suite['suite']}.{method}"]), has_images))
     return rows
 
 
-def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
+def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
     runs = [run]
     row.set("loss", *run.quality("train_loss"))
     row.set("AMU_GB", *run.window.memory("avg"))
@@ -71,11 +86,15 @@ def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
     row.set("ST_samples_per_param_s", *run.sample_throughput())
     row.set("AEC_W", *run.window.figure("power_avg_w"))
     _set_quality(row, run)
+    if has_images:
+        _set_images(row, run)
     row.set("parameters_total", *run.quality("parameters"))
     row.set("parameters_trainable", *run.quality("parameters_trainable"))
     row.set("adapter_bytes", *run.quality("adapter_bytes"))
     row.set("samples_per_step", run.samples_per_step)
-    row.set("packing", run.recipe["encoding"]["packing"])
+    if not has_images:
+        # Samples with images are never packed.
+        row.set("packing", run.recipe["encoding"]["packing"])
     row.set("micro_batch", run.recipe["micro_batch_size"])
     row.set("context", run.recipe["encoding"]["sequence_length"])
     row.set("steps", *run.total_steps())
@@ -92,6 +111,24 @@ def _fill(row: Row, run: FinetuningResult) -> dict[str, Any]:
     row.set("learning_rate", run.recipe["learning_rate"])
     set_conditions(row, runs, _SETTINGS)
     return finish(row, runs)
+
+
+def _set_images(row: Row, run: FinetuningResult) -> None:
+    """Whether the model looks: its loss with blank images, by the same samples, and what became of the samples."""
+    row.set("held_out_loss_blank", *run.quality("held_out_loss_blank"))
+    row.set("image_gain", *run.image_gain())
+    low, why = run.image_gain(-Z95)
+    row.set("image_gain_low", low, why)
+    row.set("image_gain_high", *run.image_gain(Z95))
+    row.set("looks", None if low is None else "yes" if low > 0 else "no", why)
+    vision = run.recipe.get("vision") or {}
+    row.set("vision_trained", " ".join(part for part, state in sorted(vision.items()) if state == "trained") or "none")
+    (train, why), (held_out, why_held_out) = (run.counts(split) for split in ("train", "held_out"))
+    tokens = None if train is None or train.image_tokens is None else train.image_tokens / train.samples
+    row.set("image_tokens_per_sample", tokens, why)
+    row.set("samples_train", None if train is None else train.samples, why)
+    row.set("samples_held_out", None if held_out is None else held_out.samples, why_held_out)
+    row.set("samples_dropped", None if train is None else sum(train.dropped.values()), why)
 
 
 def _set_quality(row: Row, run: FinetuningResult) -> None:

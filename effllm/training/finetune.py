@@ -40,7 +40,7 @@ from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.loading import load_causal_lm, load_tokenizer, moved
-from effllm.models.saving import save_causal_lm
+from effllm.models.saving import copy_processor, save_causal_lm
 from effllm.models.text import context_length, text_config
 from effllm.results.data import InstructionsSummary
 from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
@@ -49,6 +49,7 @@ from effllm.runtime.stage import Job, main
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
+from effllm.training.images import ImageInputs, fix_vision, image_figures
 from effllm.training.methods import Method
 from effllm.training.run import Setup, train
 from effllm.training.settings import Recipe
@@ -73,6 +74,7 @@ _WHY_NULL = {
     "adapter_bytes": "the model itself is trained",
     "held_out_loss_before_stderr": "one held-out prompt",
     "held_out_loss_stderr": "one held-out prompt",
+    "image_gain_stderr": "one held-out image",
     "train_loss": _NO_CURVE,
     "train_loss_last": _NO_CURVE,
 }
@@ -109,6 +111,12 @@ class Finetuning:
         return InstructionsSummary.read(self.job.inputs["instructions"].directory).unscored
 
     @cached_property
+    def images(self) -> ImageInputs | None:
+        """The images of the samples; None for text alone."""
+        instructions = self.job.inputs["instructions"]
+        return ImageInputs(self.base, instructions, self.tokenizer) if ImageInputs.are_in(instructions) else None
+
+    @cached_property
     def training(self) -> Encoded:
         """The training samples as sequences."""
         if self.unscored:
@@ -134,13 +142,17 @@ class Finetuning:
         except ValueError as error:
             raise UserError(f"finetuning.{self.suite}: {error}.") from None
 
-    def collate(self, packing: bool) -> Collate:
-        """Makes batches, padded with the padding token or, where there is none, the end-of-text token."""
+    def collate(self, packing: bool, blank: bool = False) -> Collate:
+        """Makes batches, padded with the padding token or, where there is none, the end-of-text token.
+
+        `blank`: with blank images.
+        """
         if self.unscored:
             # All samples are of one length.
             return Collate(0, packing)
         pad = self.tokenizer.pad_token_id
-        return Collate(self.tokenizer.eos_token_id if pad is None else pad, packing)
+        images = None if self.images is None else self.images.batches(blank)
+        return Collate(self.tokenizer.eos_token_id if pad is None else pad, packing, images)
 
     def load_base(self) -> PreTrainedModel:
         """The base model on the CPU, in float32 where it is trained itself, otherwise in the type of the arithmetic."""
@@ -165,6 +177,8 @@ class Finetuning:
             moved(model, "cuda")
         prepared = run.method.apply(model, f"methods.{self.method}")
         assert isinstance(prepared.model, PreTrainedModel | PeftModel)
+        if run.trains_whole_model:
+            fix_vision(prepared.model, model.config.model_type, run.vision)
         for parameter in prepared.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
@@ -202,12 +216,12 @@ class Finetuning:
             forward_options={"output_router_logits": True} if has_balancing_loss(model) else {},
         )
 
-    def score(self, model: nn.Module, when: str) -> AnswerLoss:
-        """Held-out loss of the model, on the first device."""
+    def score(self, model: nn.Module, when: str, blank: bool = False) -> AnswerLoss:
+        """Held-out loss of the model, on the first device; with `blank` images none of its samples shows anything."""
         return answer_loss(
             model.to("cuda" if torch.cuda.is_available() else "cpu"),
             self.held_out.sequences,
-            self.collate(packing=False),
+            self.collate(packing=False, blank=blank),
             self.run.micro_batch_size,
             self.run.dtype,
             f"{self.job.id}, held-out loss {when}",
@@ -215,7 +229,8 @@ class Finetuning:
 
     def _encoded(self, split: str, encoding: Any) -> Encoded:
         samples = read_samples(self.job.inputs["instructions"].directory, split)
-        return encode(samples, self.tokenizer, encoding, f"{split} samples of {self.job.id}")
+        marks = None if self.images is None else self.images.marks
+        return encode(samples, self.tokenizer, encoding, f"{split} samples of {self.job.id}", marks)
 
     def _flops_of_step(self, model: PreTrainedModel | PeftModel, lengths: np.ndarray) -> Any:
         """Model FLOPs; None without formula, and where samples share sequences but do not see each other."""
@@ -233,12 +248,13 @@ def build(job: Job) -> None:
     task = Finetuning(job)
     model, curve = train(job, task.recipe, lambda _: task.setup(), load)
     after = None if task.unscored else task.score(model, "after")
+    blank = None if task.images is None else task.score(model, "after, without images", blank=True)
     adapter = _save(task, model)
     del model
     gc.collect()
     before = None if task.unscored else task.score(task.load_base(), "before")
     if before and after:
-        pq.write_table(_by_sample(before, after), job.records / "held_out.parquet")
+        pq.write_table(_by_sample(before, after, blank), job.records / "held_out.parquet")
     consumed = job.records / "consumed.jsonl"
     ConsumedSamples.merge([rank_file(job.scratch, rank) for rank in range(task.run.parallel.world_size)], consumed)
     steps = ConsumedSamples.read(consumed)
@@ -246,6 +262,7 @@ def build(job: Job) -> None:
     figures = {
         **json.loads((job.scratch / _SIZES).read_text()),
         **_losses(before, after, curve.curve),
+        **(image_figures(after, blank) if after and blank else {}),
         "adapter_bytes": None if adapter is None else adapter_bytes(adapter),
         "data": EncodedData(
             train=EncodedCounts(**task.training.counts),
@@ -260,7 +277,7 @@ def build(job: Job) -> None:
         "seed": recipe.seed,
         "steps": recipe.max_steps,
     }
-    reasons = {key: why for key, why in _WHY_NULL.items() if figures[key] is None}
+    reasons = {key: why for key, why in _WHY_NULL.items() if key in figures and figures[key] is None}
     if task.unscored:
         reasons |= dict.fromkeys(_LOSSES, task.unscored)
     job.write(FinetuningQuality(**figures, reasons=reasons))
@@ -311,11 +328,15 @@ def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: Sequence
     return dict(zip(_LOSSES, values, strict=True))
 
 
-def _by_sample(before: AnswerLoss, after: AnswerLoss) -> pa.Table:
-    """Columns sample (id), tokens (of the answers), and nll of them in nats before and after the training."""
+def _by_sample(before: AnswerLoss, after: AnswerLoss, blank: AnswerLoss | None) -> pa.Table:
+    """Columns sample (id), tokens (of the answers), and nll of them in nats before and after the training.
+
+    With images, nll_blank too: after it, with blank ones.
+    """
     ids, nll_before, tokens = map(list, zip(*before.by_sample, strict=True))
     nll = [nll for _, nll, _ in after.by_sample]
-    return pa.table({"sample": ids, "tokens": tokens, "nll_before": nll_before, "nll": nll})
+    columns = {"sample": ids, "tokens": tokens, "nll_before": nll_before, "nll": nll}
+    return pa.table(columns | ({"nll_blank": [nll for _, nll, _ in blank.by_sample]} if blank else {}))
 
 
 def _save(task: Finetuning, model: PreTrainedModel | PeftModel) -> Path | None:
@@ -332,6 +353,7 @@ def _save(task: Finetuning, model: PreTrainedModel | PeftModel) -> Path | None:
         published = AutoConfig.from_pretrained(task.base.directory / "model", trust_remote_code=False).dtype
         save_causal_lm(moved(model, published or torch.float32), output / "model")
         task.tokenizer.save_pretrained(output / "model")
+        copy_processor(task.base.directory / "model", output / "model")
         return None
     start = task.job.scratch / _START
     save_adapter(model, output / "adapter", *task.base_name, start=start if start.exists() else None)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from effllm.data.instructions.settings import Encoding
 from effllm.fields import (
@@ -25,7 +25,7 @@ from effllm.fields import (
     Seed,
     repeated,
 )
-from effllm.models.architectures import Architecture
+from effllm.models.sources import AnyArchitecture
 from effllm.training.methods import AnyMethod, Method
 from effllm.training.settings import AdamW, Parallel, Recipe
 
@@ -43,6 +43,24 @@ class FinetuningOptimizer(Section):
         default=0.0, description="Decoupled weight decay, of all trained tensors but vectors."
     )
     max_grad_norm: PositiveFloat = Field(default=1.0, description="Gradients are clipped to this norm.")
+
+
+class Vision(Section):
+    """What of a vision-language model is trained beside the language model, by whatever method."""
+
+    tower: Literal["frozen", "trained"] = Field(default="frozen", description="The vision tower.")
+    projector: Literal["frozen", "trained"] = Field(
+        default="frozen", description="What brings the tower's features to the width of the words."
+    )
+
+    def trains(self, part: str) -> bool:
+        """Whether `tower` or `projector` is trained."""
+        return getattr(self, part) == "trained"
+
+    @property
+    def trained(self) -> list[str]:
+        """The parts that are."""
+        return [part for part in type(self).model_fields if self.trains(part)]
 
 
 class _Protocol(Section):
@@ -78,6 +96,16 @@ class _Protocol(Section):
         default=None, description="Held-out samples that are scored before and after; null scores all."
     )
     seed: Seed = Field(default=0, description="Seed of the order of samples, of the adapters and of dropout.")
+    vision: Vision | None = Field(
+        default=None,
+        description="Whether methods that train the model itself train its vision tower and projector, where samples "
+        "have images; null freezes both. Adapters are on the language model alone.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_vision(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there was the key.
+        return {key: value for key, value in serialize(self).items() if key != "vision" or value is not None}
 
     @model_validator(mode="after")
     def _has_one_length(self) -> "_Protocol":
@@ -221,7 +249,9 @@ def run_of(suite: FinetuningSuite, method: Method, model: str, method_id: str) -
     )
 
 
-def suite_misfit(suite: FinetuningSuite, methods: Mapping[str, Method], model: str, shape: Architecture) -> str | None:
+def suite_misfit(
+    suite: FinetuningSuite, methods: Mapping[str, Method], model: str, shape: AnyArchitecture
+) -> str | None:
     """Why the suite cannot be run on a model of this shape, with the remedy; None if nothing is known against it."""
     length = suite.encoding.sequence_length
     if shape.longest_sequence is not None and length > shape.longest_sequence:

@@ -9,12 +9,14 @@ starts at 0) take the place of the mask, and Transformers builds from them a mas
 padded to the longest of the batch. `sequence_index` (rows,) says which sequences of the dataset they are: take it out
 with `take_indices` before the model sees the batch, and note it in `ConsumedSamples`.
 
+Samples with images have what the model is given of them too (`ImageBatches`).
+
 Packed samples are kept apart only where the model builds its mask that way and `use_cache` is False:
 `require_separate_samples` tries it out on the model itself.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence
+from effllm.data.instructions.pictures import Picture, PictureReader
 from effllm.errors import UserError
 from effllm.models.text import text_config
+from effllm.models.vision_language.processing import ImageProcessing
 from effllm.runtime.artifact import write_text
 
 _INDEX = "sequence_index"
@@ -54,9 +58,10 @@ class SequenceDataset(Dataset[tuple[int, TrainingSequence]]):
 class Collate:
     """Makes a batch of numbered sequences: int64 tensors (rows, longest of the rows), see the module."""
 
-    def __init__(self, pad_token_id: int, packing: bool):
+    def __init__(self, pad_token_id: int, packing: bool, images: "ImageBatches | None" = None):
         self._pad_token_id = pad_token_id
         self._packing = packing
+        self._images = images
 
     def __call__(self, items: list[tuple[int, TrainingSequence]]) -> dict[str, torch.Tensor]:
         """Pad and stack."""
@@ -79,8 +84,25 @@ class Collate:
         keeps_apart = {"position_ids": positions} if self._packing else {"attention_mask": mask}
         arrays = {"input_ids": input_ids, "labels": labels, **keeps_apart}
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._images is not None:
+            pictures = [sample.picture for _, sequence in items for sample in sequence.samples]
+            batch |= self._images(batch["input_ids"], [picture for picture in pictures if picture is not None])
         batch[_INDEX] = torch.tensor([index for index, _ in items])
         return batch
+
+
+class ImageBatches:
+    """What a model is given of images: theirs, or in the place of each a blank one of its size."""
+
+    def __init__(self, processing: ImageProcessing, directory: Path, blank: bool = False):
+        self._processing = processing
+        self._reader = PictureReader(directory)
+        self._blank = blank
+
+    def __call__(self, input_ids: torch.Tensor, pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
+        """The tensors beside those of the text, images in the order of the rows."""
+        images = [self._reader.blank(one) if self._blank else self._reader.read(one) for one in pictures]
+        return self._processing.batch(images) | self._processing.of_tokens(input_ids)
 
 
 def take_indices(batch: dict[str, Any]) -> list[int]:

@@ -25,19 +25,21 @@ last answer, its end token included, so that nobody learns to stop in the middle
                          hidden_by_template (reasoning that it leaves out of earlier turns); joined_to_prompt (tokens
                          that hold text of the prompt too)
     other_prompts        answers that come after another text than the prompt that asks for them
+    image_tokens         tokens that images take, where samples have one
 """
 
 import re
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from effllm.data.instructions.pictures import Picture
 from effllm.data.instructions.samples import Message, Sample
 from effllm.data.instructions.settings import Encoding
 from effllm.data.instructions.templates import RefusedByTemplateError, Rendered, Renderer
@@ -63,9 +65,23 @@ class EncodedSample:
     id: str
     input_ids: np.ndarray
     labels: np.ndarray
+    picture: Picture | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+class ImageMarks(Protocol):
+    """How a model's images stand in its text: `ImageProcessing` has it of a model.
+
+    marker: what is written before the first question, with one token of the id `token_id` in it, in whose place come
+    as many as `tokens` says of an image's width and height.
+    """
+
+    marker: str
+    token_id: int
+
+    def tokens(self, width: int, height: int, /) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,13 @@ class Encoded:
 
 
 def encode(
-    samples: Iterable[Sample], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, label: str = "samples"
+    samples: Iterable[Sample],
+    tokenizer: "PreTrainedTokenizerBase",
+    encoding: Encoding,
+    label: str = "samples",
+    marks: ImageMarks | None = None,
 ) -> Encoded:
-    """Encode `samples` in their order with the chat template that `tokenizer` has.
+    """Encode `samples` in their order with the chat template that `tokenizer` has; those with images by `marks`.
 
     `UserError` if a prompt fills `sequence_length` and the study does not say to drop such samples, if nothing is
     left, or if the tokenizer cannot say where its tokens stand in the text. `label` names the progress.
@@ -111,9 +131,10 @@ def encode(
     kept: list[EncodedSample] = []
     tally = _Tally()
     with Progress(unit="samples", label=f"encoding {label}") as bar:
-        rendered = _rendered(samples, tokenizer, encoder, tally)
+        rendered = _rendered(samples, tokenizer, encoder, tally, marks)
         while batch := list(islice(rendered, _BATCH_SAMPLES)):
-            for (sample, _), whole in zip(batch, encoder.encode(batch, tally), strict=True):
+            for (sample, _), text in zip(batch, encoder.encode(batch, tally), strict=True):
+                whole = text if marks is None else _with_image(text, sample.picture, marks)
                 cut = _cut(whole, encoding.sequence_length)
                 lost = _labels(whole) - _labels(cut)
                 if _labels(cut):
@@ -147,6 +168,7 @@ def encode(
             "dropped": dict(tally.dropped),
             "not_learned": dict(tally.not_learned),
             "other_prompts": tally.other_prompts,
+            **({} if marks is None else {"image_tokens": sum(_image_tokens(sample, marks) for sample in kept)}),
         },
     )
 
@@ -228,7 +250,11 @@ class _Encoder:
 
 
 def _rendered(
-    samples: Iterable[Sample], tokenizer: "PreTrainedTokenizerBase", encoder: _Encoder, tally: _Tally
+    samples: Iterable[Sample],
+    tokenizer: "PreTrainedTokenizerBase",
+    encoder: _Encoder,
+    tally: _Tally,
+    marks: ImageMarks | None,
 ) -> Iterator[tuple[Sample, Rendered]]:
     renderer = Renderer(tokenizer)
     special = _special_tokens(tokenizer)
@@ -238,7 +264,7 @@ def _rendered(
             reason = "special_token"
         else:
             try:
-                rendered = renderer.render(sample)
+                rendered = renderer.render(sample if marks is None else sample.marked(marks.marker))
             except RefusedByTemplateError:
                 reason = "refused_by_template"
         if reason is None:
@@ -276,8 +302,26 @@ def _answer_tokens(rendered: Rendered, offsets: np.ndarray) -> tuple[np.ndarray,
     return is_answer, joined
 
 
+def _with_image(sample: EncodedSample, picture: Picture | None, marks: ImageMarks) -> EncodedSample:
+    """The sample with all tokens of its image in the place of the one that marks it."""
+    assert picture is not None
+    (places,) = np.nonzero(sample.input_ids == marks.token_id)
+    if len(places) != 1:
+        raise UserError(
+            f"sample {sample.id} has {len(places)} image tokens in its text, where the template should leave the one "
+            "before the question: choose another encoding.template."
+        )
+    repeats = np.ones(len(sample), dtype=np.int64)
+    repeats[places] = marks.tokens(picture.width, picture.height)
+    return EncodedSample(sample.id, sample.input_ids.repeat(repeats), sample.labels.repeat(repeats), picture)
+
+
+def _image_tokens(sample: EncodedSample, marks: ImageMarks) -> int:
+    return int((sample.input_ids == marks.token_id).sum())
+
+
 def _cut(sample: EncodedSample, length: int) -> EncodedSample:
-    return EncodedSample(sample.id, sample.input_ids[:length], sample.labels[:length])
+    return replace(sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length])
 
 
 def _labels(sample: EncodedSample) -> int:

@@ -10,6 +10,10 @@ Payload: `train.parquet` and `held_out.parquet` (columns id, messages), and `ins
 
 An id is the first 64 bits of the prompt's hash, so that it depends on nothing but the prompt; a prompt that comes again
 with another answer is `<id>#2`. The prompt is all that precedes the first answer, and decides the side of the split.
+
+Of samples with images the id is that of the image's pixels, so that no image is on both sides; another question about
+it is `<id>#2`. Their files are in `images.bin`; dropped counts what `pictures.UNUSABLE` names too, unusable names the
+first rows, and images counts them.
 """
 
 import json
@@ -17,10 +21,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+from effllm.data.images.reading import UnusableImageError
 from effllm.data.instructions.advice import described
+from effllm.data.instructions.pictures import UNUSABLE, Picture, PictureFile, PictureWriter
 from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
 from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
 from effllm.data.instructions.settings import Instructions, SyntheticInstructionSource
@@ -31,6 +38,9 @@ from effllm.errors import UserError
 from effllm.results.data import InstructionsSummary, SampleCounts
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
+
+# Rows whose image cannot be used, to look at.
+_NAMED = 20
 
 
 def build(job: Job) -> None:
@@ -48,13 +58,19 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
 
     Rows pass through once and in order. `UserError` if either split ends up empty.
     """
-    dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
+    image = source.columns.image
+    reasons = (*REASONS, *(UNUSABLE if image else ()), "duplicate")
+    dropped: Counter[str] = Counter(dict.fromkeys(reasons, 0))
+    names: list[str] = []
     answers: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}
     seen, unusable = 0, ""
     # The configuration demands it of everything but synthetic samples, which have no rows.
     assert config.held_out_fraction is not None
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(closing(SampleWriter(output, split))) for split in SPLITS}
+        writers = {
+            split: stack.enter_context(closing(SampleWriter(output, split, image is not None))) for split in SPLITS
+        }
+        pictures = stack.enter_context(PictureWriter(output)) if image else None
         identify = _Identify()
         for row in progress(source.rows(), unit="rows", label=f"reading {source.label}"):
             seen += 1
@@ -64,7 +80,16 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
                 dropped[str(error)] += 1
                 unusable = unusable or described(row, source.columns.names())
                 continue
-            sample = identify(messages)
+            kept = None
+            if pictures is not None:
+                assert image is not None
+                try:
+                    kept = pictures.write(row[image])
+                except UnusableImageError as error:
+                    dropped[str(error)] += 1
+                    names.append(f"row {seen - 1}{_named(row[image])}: {error}")
+                    continue
+            sample = identify(messages, kept)
             if sample is None:
                 dropped["duplicate"] += 1
                 continue
@@ -77,6 +102,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
                 break
         counts = {split: writer.count for split, writer in writers.items()}
     _require_samples(counts, seen, dropped, unusable, source, config)
+    of_images: dict[str, Any] = {} if pictures is None else {"images": pictures.count, "unusable": names[:_NAMED]}
     return InstructionsSummary(
         seen=seen,
         dropped=dict(dropped),
@@ -85,6 +111,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
             for split in SPLITS
         },
         budget_met=None if config.maximum_samples is None else counts["train"] == config.maximum_samples,
+        **of_images,
     )
 
 
@@ -94,28 +121,33 @@ def split_of(id: str, held_out_fraction: float) -> str:
 
 
 class _Identify:
-    """Makes samples of conversations; None for one that was there before."""
+    """Makes samples of conversations; None for one that was there before, of the same image if there is one."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
         self._uses: Counter[str] = Counter()
 
-    def __call__(self, messages: tuple[Message, ...]) -> Sample | None:
-        digest = _digest(messages)
+    def __call__(self, messages: tuple[Message, ...], kept: tuple[bytes, Picture] | None) -> Sample | None:
+        pixels, picture = kept or (b"", None)
+        digest = _digest(messages) + pixels
         if digest in self._seen:
             return None
         self._seen.add(digest)
         first_answer = next(index for index, message in enumerate(messages) if message.role == "assistant")
-        prompt = _digest(messages[:first_answer])[:8].hex()
+        prompt = (pixels or _digest(messages[:first_answer]))[:8].hex()
         self._uses[prompt] += 1
         uses = self._uses[prompt]
-        return Sample(prompt if uses == 1 else f"{prompt}#{uses}", messages)
+        return Sample(prompt if uses == 1 else f"{prompt}#{uses}", messages, picture)
 
 
 def _digest(messages: tuple[Message, ...]) -> bytes:
     """xxh3_128 of roles and texts, the same in every process, on every machine and in every version of the library."""
     text = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
     return xxhash.xxh3_128_digest(text.encode(), SPLIT_SALT)
+
+
+def _named(file: PictureFile | None) -> str:
+    return f" ({file})" if isinstance(file, Path) else ""
 
 
 def _answers(messages: tuple[Message, ...]) -> Iterator[str]:

@@ -47,6 +47,9 @@ def _question_and_answer(row: Mapping[str, Any], columns: PromptResponseColumns)
     asked = turns_of(question) if is_talk else [("user", _with_input(row, text_of(question), columns))]
     if is_conversation(answer):
         return _system(row, columns.system) + asked + turns_of(answer)
+    if columns.image is not None and isinstance(answer, list) and answer and isinstance(answer[0], str):
+        # Sets of questions about images list the answers that count as right.
+        answer = answer[0]
     text = text_of(answer)
     if columns.reasoning is not None:
         parts = {"{reasoning}": text_of(row.get(columns.reasoning)), "{response}": text}

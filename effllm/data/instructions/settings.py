@@ -4,9 +4,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from effllm.data.images.settings import ImagePath
 from effllm.fields import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, ending_in
 
 InstructionPath = Annotated[Text, ending_in(".parquet", ".jsonl", ".jsonl.gz", ".json")]
+_IMAGE = "Column of the image of a row, if rows have one: a file's bytes, a struct that has them, or a path."
 
 
 class _Columns(Section):
@@ -25,16 +27,17 @@ class ChatColumns(_Columns):
     (gpt). Content is text, or a list of parts of text.
     """
 
-    _later = ("system",)
+    _later = ("system", "image")
 
     kind: Literal["chat"]
     messages: Text = Field(default="messages", description="Column of the list of messages.")
     system: Text | None = Field(
         default=None, description="Column of the system message, where it is not one of the messages."
     )
+    image: Text | None = Field(default=None, description=_IMAGE)
 
     def names(self) -> list[str]:
-        """The columns to read."""
+        """The columns to read, that of the image apart."""
         return [name for name in (self.messages, self.system) if name is not None]
 
     def needed(self) -> list[str]:
@@ -45,7 +48,7 @@ class ChatColumns(_Columns):
 class PromptResponseColumns(_Columns):
     """Columns that hold one question and its answer: texts, or lists of messages."""
 
-    _later = ("input",)
+    _later = ("input", "image")
 
     kind: Literal["prompt_response"]
     prompt: Text = Field(default="prompt", description="Column of the question.")
@@ -64,6 +67,9 @@ class PromptResponseColumns(_Columns):
         description="How reasoning and response become one answer, where there is a reasoning column. The default is "
         "the form of HuatuoGPT-o1, for which medical-o1-reasoning-SFT was made.",
     )
+    image: Text | None = Field(
+        default=None, description=f"{_IMAGE} The response may then be a list of answers, the first of which is taken."
+    )
 
     @model_validator(mode="after")
     def _answer_has_both(self) -> "PromptResponseColumns":
@@ -73,7 +79,7 @@ class PromptResponseColumns(_Columns):
         return self
 
     def names(self) -> list[str]:
-        """The columns to read."""
+        """The columns to read, that of the image apart."""
         named = (self.prompt, self.input, self.response, self.system, self.reasoning)
         return [name for name in named if name is not None]
 
@@ -106,6 +112,22 @@ class FilesInstructionSource(Section):
         description="Files or glob patterns (*.parquet, *.jsonl, *.jsonl.gz, *.json), read in sorted order."
     )
     columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
+    images: list[ImagePath] = Field(
+        default_factory=list,
+        description="Files or glob patterns of the images that rows name by their paths, absolute or from the folder "
+        "of the row's file.",
+    )
+
+    @model_validator(mode="after")
+    def _images_have_a_column(self) -> "FilesInstructionSource":
+        if self.images and self.columns.image is None:
+            raise ValueError("images: no column names them; add columns.image, or take the images out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_images(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there were any.
+        return {key: value for key, value in serialize(self).items() if key != "images" or value}
 
 
 class EmbeddedInstructionSource(Section):
@@ -115,6 +137,15 @@ class EmbeddedInstructionSource(Section):
     questions: Literal["describe", "name"] = Field(
         description="describe asks what a function or class does and is answered by its summary; "
         "name asks which function does a thing and is answered by its signature."
+    )
+
+
+class DigitInstructionSource(Section):
+    """Questions about scikit-learn's 1,797 pictures of handwritten digits, which the text alone does not answer."""
+
+    kind: Literal["digits"]
+    questions: Literal["which", "parity"] = Field(
+        description="which asks for the digit and is answered by its name; parity asks whether it is even or odd."
     )
 
 
@@ -133,7 +164,11 @@ class SyntheticInstructionSource(Section):
 
 
 InstructionSource = Annotated[
-    HubInstructionSource | FilesInstructionSource | EmbeddedInstructionSource | SyntheticInstructionSource,
+    HubInstructionSource
+    | FilesInstructionSource
+    | EmbeddedInstructionSource
+    | DigitInstructionSource
+    | SyntheticInstructionSource,
     Field(discriminator="kind"),
 ]
 
@@ -142,7 +177,8 @@ class Instructions(Section):
     """A set of conversations, split into a training and a held-out part."""
 
     source: InstructionSource = Field(
-        description="Where the conversations come from: hub, files, embedded, or synthetic ones that are random."
+        description="Where the conversations come from: hub, files, embedded, digits (with pictures), or synthetic "
+        "ones that are random."
     )
     maximum_samples: PositiveInt | None = Field(
         default=None,
@@ -151,13 +187,21 @@ class Instructions(Section):
     held_out_fraction: Annotated[Fraction, Field(gt=0, lt=1)] | None = Field(
         default=None,
         description="Share of samples held out, chosen by a hash of the prompt alone: whatever the source and the "
-        "answer, a prompt is on the same side of the split. Synthetic samples have none.",
+        "answer, a prompt is on the same side of the split; of samples with an image, by its pixels alone. Synthetic "
+        "samples have none.",
     )
 
     @property
     def is_synthetic(self) -> bool:
         """Whether the samples are random tokens."""
         return isinstance(self.source, SyntheticInstructionSource)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether every sample has an image."""
+        if isinstance(self.source, HubInstructionSource | FilesInstructionSource):
+            return self.source.columns.image is not None
+        return isinstance(self.source, DigitInstructionSource)
 
     @model_validator(mode="after")
     def _holds_out(self) -> "Instructions":

@@ -8,9 +8,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from effllm.data.instructions.advice import advice, listed
+from effllm.data.instructions.digits import DigitRows
+from effllm.data.instructions.pictures import place_of, with_picture
 from effllm.data.instructions.questions import QUESTIONS
 from effllm.data.instructions.settings import (
     Columns,
+    DigitInstructionSource,
     EmbeddedInstructionSource,
     FilesInstructionSource,
     HubInstructionSource,
@@ -22,6 +25,8 @@ from effllm.errors import UserError
 from effllm.hub.dataset import HubDataset
 
 _BATCH_ROWS = 1000
+# Images are some megabytes each.
+_BATCH_ROWS_WITH_IMAGES = 64
 _ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 
 
@@ -35,7 +40,10 @@ class RowSource(Protocol):
     """Which columns of a row hold what."""
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
-        """Yield all rows, with these columns at least; `UserError` for input at fault."""
+        """Yield all rows, with these columns at least; `UserError` for input at fault.
+
+        A column of images holds a `PictureFile`, or None for a row that has none.
+        """
         ...
 
 
@@ -44,7 +52,8 @@ def open_source(config: InstructionSource, files: Mapping[str, Path], scratch: P
 
     `files` are a job's plain input files, in the order to read them; downloads go to `scratch`.
     """
-    return _OPEN[type(config)](config, [files[f"files[{index}]"] for index in range(len(files))], scratch)
+    named = {kind: [path for key, path in files.items() if key.startswith(f"{kind}[")] for kind in ("files", "images")}
+    return _OPEN[type(config)](config, named, scratch)
 
 
 class _HubRows:
@@ -55,13 +64,14 @@ class _HubRows:
         self.label = self._dataset.label
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self._dataset.batches(self._split):
+        for batch in self._dataset.batches(self._split, _batch_rows(self.columns)):
             _require_text(self.columns, batch.schema, self.label)
-            yield from batch.select(_present(self.columns, batch.schema.names)).to_pylist()
+            rows = batch.select(_present(self.columns, batch.schema.names)).to_pylist()
+            yield from (with_picture(row, self.columns.image) for row in rows)
 
 
 class _FileRows:
-    def __init__(self, config: FilesInstructionSource, paths: Sequence[Path]):
+    def __init__(self, config: FilesInstructionSource, paths: Sequence[Path], images: Sequence[Path]):
         if not paths:
             raise UserError("the instruction data has no input file: name them in source.paths.")
         for path in paths:
@@ -73,25 +83,24 @@ class _FileRows:
         self.columns = config.columns
         self.label = f"{len(paths)} files"
         self._paths = paths
+        self._images = {place_of(path): path for path in images}
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         for path in self._paths:
-            if path.suffix == ".parquet":
-                yield from self._parquet_rows(path)
-            else:
-                yield from self._json_rows(path)
+            rows = self._parquet_rows(path) if path.suffix == ".parquet" else self._json_rows(path)
+            yield from (with_picture(row, self.columns.image, self._images, path.parent) for row in rows)
 
     def _parquet_rows(self, path: Path) -> Iterator[Mapping[str, Any]]:
         with open_parquet(path) as file:
             columns = _present(self.columns, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=_batch_rows(self.columns), columns=columns):
                 yield from _whole(batch, str(path)).to_pylist()
 
     def _json_rows(self, path: Path) -> Iterator[Mapping[str, Any]]:
         rows = iter(json_array(path) if path.suffix == ".json" else (row for _, row in json_lines(path)))
         # Single rows may lack a column and are counted; where most do, the file is of another form.
         first = list(islice(rows, _BATCH_ROWS))
-        needed = set(self.columns.needed())
+        needed = set(_needed(self.columns))
         without = [row for row in first if not needed <= row.keys()]
         if len(without) > len(first) / 2:
             _require_columns(self.columns, list(without[0]), str(path))
@@ -112,13 +121,22 @@ class _EmbeddedRows:
 
 _OPEN: dict[type, Callable[..., RowSource]] = {
     HubInstructionSource: lambda config, files, scratch: _HubRows(config, scratch),
-    FilesInstructionSource: lambda config, files, scratch: _FileRows(config, files),
+    FilesInstructionSource: lambda config, files, scratch: _FileRows(config, files["files"], files["images"]),
     EmbeddedInstructionSource: lambda config, files, scratch: _EmbeddedRows(config),
+    DigitInstructionSource: lambda config, files, scratch: DigitRows(config),
 }
 
 
+def _batch_rows(columns: Columns) -> int:
+    return _BATCH_ROWS if columns.image is None else _BATCH_ROWS_WITH_IMAGES
+
+
+def _needed(columns: Columns) -> list[str]:
+    return [*columns.needed(), *([] if columns.image is None else [columns.image])]
+
+
 def _require_columns(columns: Columns, found: Sequence[str], where: str) -> None:
-    missing = [name for name in columns.needed() if name not in found]
+    missing = [name for name in _needed(columns) if name not in found]
     if missing:
         raise UserError(f"{where}: no column {listed(missing)}; its columns are {listed(found)}: {advice(found)}.")
 
@@ -130,7 +148,7 @@ def _require_text(columns: Columns, schema: pa.Schema, where: str) -> None:
         if schema.names.count(name) > 1:
             raise UserError(f"{where}: column {name!r} occurs twice; rename one.")
         found = schema.field(name).type
-        if not _holds_text(found):
+        if name != columns.image and not _holds_text(found):
             raise UserError(
                 f"{where}: column {name!r} has type {found}, which holds no text; its columns are "
                 f"{listed(schema.names)}: name others in source.columns, or convert it."
@@ -139,7 +157,7 @@ def _require_text(columns: Columns, schema: pa.Schema, where: str) -> None:
 
 def _present(columns: Columns, found: Sequence[str]) -> list[str]:
     """The columns to read, of those that there are: a system message or an input may be missing from all rows."""
-    return [name for name in columns.names() if name in found]
+    return [name for name in (*columns.names(), columns.image) if name is not None and name in found]
 
 
 def _holds_text(found: pa.DataType) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 # Registers the decoder: its variants that Transformers does not know are models too.
 import effllm.models.decoder.model  # noqa: F401
@@ -21,7 +21,7 @@ from effllm.models.checkpoint.check import check_directory
 from effllm.models.checkpoint.headers import TensorHeader
 from effllm.models.checkpoint.ids import TOKEN_IDS, check_ids
 from effllm.models.checkpoint.words import inspect_tokenizer
-from effllm.models.loading import weight_difference
+from effllm.models.loading import auto_class, weight_difference
 from effllm.models.text import context_length, is_composite, text_config
 from effllm.results.model import ModelRecord
 
@@ -63,7 +63,7 @@ def _build(directory: Path, where: str) -> PreTrainedModel:
     """The model on the meta device, its names and shapes compared with the checkpoint's."""
     try:
         # With the loading information a pair, which its type does not say.
-        built: Any = AutoModelForCausalLM.from_pretrained(
+        built: Any = auto_class(directory).from_pretrained(
             directory,
             dtype="auto",
             device_map="meta",

@@ -7,6 +7,7 @@ from pydantic import Field
 from effllm.errors import UserError
 from effllm.fields import Layers
 from effllm.models import costs
+from effllm.models.vision_language.parts import part_of
 from effllm.training.methods.method import Method, PreparedModel, kind_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ def decoder_layers(model: "nn.Module") -> "nn.ModuleList | None":
     if not isinstance(model, PreTrainedModel):
         return None
     count = model.config.get_text_config().num_hidden_layers
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        # A vision tower may have as many.
+        and part_of(model.config.model_type, name) is None
+    ]
     # Layers may hold lists of the same length, such as experts; modules() gives the outer ones first.
     return lists[0] if lists else None

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from effllm.errors import UserError
+from effllm.models.vision_language.parts import part_of
 from effllm.training.adapters import without_gptqmodel
 from effllm.training.methods.method import kind_of
 from effllm.training.methods.targets import ALL_LINEAR, PARTLY_ADAPTED_MODEL_TYPES
@@ -21,9 +22,11 @@ def target_layers(wanted: str | list[str], model: nn.Module, where: str) -> dict
     """The linear layers that get an update, by name; `wanted` is `target_modules` of the method at `where`.
 
     `all-linear` is every one but the output head, another text a regular expression of whole names. A name in a list
-    matches layers whose name ends in it. Raises UserError for what matches none, and for layers that cannot have one.
+    matches layers whose name ends in it. Those of a vision tower and of its projector get none. Raises UserError for
+    what matches none, and for layers that cannot have one.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: layer for name, layer in linear.items() if part_of(kind_of(model), name) is None}
     head, is_tied = _head(model)
     if wanted == ALL_LINEAR:
         targets = {name: layer for name, layer in linear.items() if layer is not head}

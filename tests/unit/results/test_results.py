@@ -20,6 +20,8 @@ from effllm.results.training import Efficiency, PretrainingQuality
 GOLDEN = Path(__file__).parent / "golden"
 # Keys that are left out on purpose: of options, of what scores nothing, of random data and chat templates.
 NOT_ALWAYS = {"odd", "near_duplicates", "unscored", "prompt_tokens", "vocab_size", "chat", "divergence", "held_out"}
+# Of images.
+NOT_ALWAYS |= {"images", "unusable", "held_out_loss_blank", "image_gain", "image_gain_stderr"}
 
 
 def _golden() -> list[tuple[str, type[ResultFile]]]:

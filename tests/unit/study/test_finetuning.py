@@ -30,7 +30,7 @@ CASES = {
     ),
     "kind": ("methods/lora/kind", "lorra", ["methods.lora.kind", "'lorra'", "'lora'"]),
     "unknown key": ("methods/lora/ranc", 4, ["methods.lora.ranc", "rank"]),
-    "rank": ("methods/lora/rank", 200, ["finetuning.describe", "methods.lora.rank 200", "128", "lower it"]),
+    "rank": ("methods/lora/rank", 200, ["finetuning.digit-parity", "methods.lora.rank 200", "64", "lower it"]),
     "ratio": ("methods/lora-plus/learning_rate_ratio", 0.5, ["methods.lora-plus.learning_rate_ratio", "0.5"]),
     "layers": ("methods/freeze/frozen_layers", 4, ["methods.freeze.frozen_layers 4", "4 layers", "lower it"]),
     "length": (f"{SUITE}/encoding/sequence_length", 1024, ["sequence_length 1024", "512 positions", "lower it"]),

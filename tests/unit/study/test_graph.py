@@ -89,7 +89,7 @@ def test_a_chat_template_changes_what_is_asked_in_words_alone(tiny: dict[str, An
 def test_only_texts_in_other_precisions_are_compared_token_by_token(tiny: dict[str, Any]) -> None:
     after = copy.deepcopy(tiny)
     del after["evaluation"]["divergence_from"]
-    models = ("llama-1m", "qwen2-1m", "phi3-1m", "llama-1m.dora")
+    models = ("llama-1m", "qwen2-1m", "phi3-1m", "llama-1m.dora", "llava-random", "llava-0.2m")
     compared = {f"evaluate/{model}.{p}.perplexity" for model in models for p in tiny["precisions"] if p != "bfloat16"}
     assert _changed(tiny, after) == compared
     graph = Graph(parse_study(tiny, "test"))

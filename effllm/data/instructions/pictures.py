@@ -1,0 +1,128 @@
+"""Images of instruction data: read and checked once, kept as files in `images.bin`, opened again when they are used."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, TypeAlias
+
+import xxhash
+from PIL import Image
+
+from effllm.data.images.reading import REASONS, UnusableImageError, opened
+from effllm.data.sampling import SPLIT_SALT
+from effllm.data.writing import named_errors
+from effllm.errors import UserError
+
+FILE = "images.bin"
+UNUSABLE = ("no_image", *REASONS, "tiny", "narrow")
+"""no_image: the row names none, or one that is not there. The others are those of stage `images`. tiny: one pixel high
+or wide. narrow: its sides are 200 to 1 or more, which Qwen's processor refuses."""
+_NARROW = 200
+
+PictureFile: TypeAlias = Path | bytes
+"""An image as rows have it: a file, or what is in one."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in `images.bin`: where its file is, and its width and height once it is turned."""
+
+    KEYS: ClassVar = ("offset", "bytes", "width", "height")
+
+    offset: int
+    bytes: int
+    width: int
+    height: int
+
+
+class PictureWriter:
+    """Appends files of images to `images.bin` of an artifact; one with pixels that came before is kept once."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / FILE
+        self._file = open(self._path, "wb")  # noqa: SIM115  (closed with the writer)
+        self._known: dict[bytes, Picture] = {}
+        self._offset = 0
+
+    def __enter__(self) -> "PictureWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with named_errors(self._path):
+            self._file.close()
+
+    @property
+    def count(self) -> int:
+        """Images so far, each once."""
+        return len(self._known)
+
+    def write(self, file: PictureFile | None) -> tuple[bytes, Picture]:
+        """The digest of the pixels, and where the file is kept; `UnusableImageError` for one that no model can read."""
+        if file is None:
+            raise UnusableImageError("no_image")
+        content = file.read_bytes() if isinstance(file, Path) else file
+        image = _decoded(content)
+        if min(image.size) < 2:
+            raise UnusableImageError("tiny")
+        if max(image.size) >= _NARROW * min(image.size):
+            raise UnusableImageError("narrow")
+        shape = b"%d %d " % image.size
+        digest = xxhash.xxh3_128_digest(shape + image.tobytes(), SPLIT_SALT)
+        if digest not in self._known:
+            with named_errors(self._path):
+                self._file.write(content)
+            self._known[digest] = Picture(self._offset, len(content), *image.size)
+            self._offset += len(content)
+        return digest, self._known[digest]
+
+
+class PictureReader:
+    """Opens the images of an artifact again."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / FILE
+        if not self._path.is_file():
+            raise UserError(f"{self._path} does not exist: delete {directory} and run again to rebuild it.")
+
+    def read(self, picture: Picture) -> Image.Image:
+        """The image in colours, turned as the camera says."""
+        with open(self._path, "rb") as file:
+            file.seek(picture.offset)
+            return _decoded(file.read(picture.bytes))
+
+    @staticmethod
+    def blank(picture: Picture) -> Image.Image:
+        """One of the same size that shows nothing, all grey."""
+        return Image.new("RGB", (picture.width, picture.height), (128, 128, 128))
+
+
+def place_of(path: Path) -> str:
+    """A path by which a row and the study's list of images name the same file, links left as they are."""
+    return os.path.abspath(path)  # noqa: PTH100  (`resolve` follows links)
+
+
+def with_picture(
+    row: Mapping[str, Any], column: str | None, files: Mapping[str, Path] | None = None, folder: Path | None = None
+) -> Mapping[str, Any]:
+    """The row with the image that its column holds or names: a `PictureFile`, or None where there is none.
+
+    `files` are the images that the study names, by their absolute paths; `folder` is that of the row's file.
+    """
+    if column is None:
+        return row
+    value = row.get(column)
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and files is not None and folder is not None:
+        # A path that no file system can hold is none of them.
+        value = files.get(place_of(folder / value)) if "\0" not in value else None
+    return {**row, column: value if isinstance(value, bytes | Path) and value else None}
+
+
+def _decoded(content: bytes) -> Image.Image:
+    return opened(BytesIO(content), 3)[0]

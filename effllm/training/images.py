@@ -1,0 +1,60 @@
+"""Fine-tuning with images: how they reach the model, what of it is trained, and whether it looks at them."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from effllm.data.instructions.batches import ImageBatches
+from effllm.intervals import ratio_standard_error, sums_by_cluster
+from effllm.models.vision_language.parts import vision_parameters
+from effllm.models.vision_language.processing import ImageProcessing
+from effllm.results.data import InstructionsSummary
+from effllm.runtime.artifact import Artifact
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from effllm.training.answer_loss import AnswerLoss
+    from effllm.training.suites import Vision
+
+
+class ImageInputs:
+    """The images of instructions, as the base model takes them."""
+
+    def __init__(self, base: Artifact, instructions: Artifact, tokenizer: PreTrainedTokenizerBase):
+        self._base, self._instructions, self._tokenizer = base, instructions, tokenizer
+
+    @staticmethod
+    def are_in(instructions: Artifact) -> bool:
+        """Whether samples have images."""
+        return InstructionsSummary.read(instructions.directory).images is not None
+
+    @cached_property
+    def marks(self) -> ImageProcessing:
+        """How they stand in the text, and what the model is given of them."""
+        directory = self._base.directory / "model"
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        return ImageProcessing(directory, config, self._tokenizer, f"models.{self._base.manifest.id}")
+
+    def batches(self, blank: bool = False) -> ImageBatches:
+        """What a batch has of them, or of blank ones in their place."""
+        return ImageBatches(self.marks, self._instructions.directory, blank)
+
+
+def fix_vision(model: "nn.Module", model_type: str, vision: "Vision | None") -> None:
+    """Fix the tower and the projector of a model that is trained itself, unless they are to be trained too."""
+    for part, _, parameter in vision_parameters(model, model_type):
+        parameter.requires_grad_(parameter.requires_grad and vision is not None and vision.trains(part))
+
+
+def image_figures(after: "AnswerLoss", blank: "AnswerLoss") -> dict[str, Any]:
+    """What the images take off the held-out loss, by the same samples with blank ones."""
+    ids, nll, tokens = zip(*after.by_sample, strict=True)
+    differences = [other - own for (_, other, _), own in zip(blank.by_sample, nll, strict=True)]
+    clusters = sums_by_cluster(differences, tokens, [id.partition("#")[0] for id in ids])
+    return {
+        "held_out_loss_blank": blank.loss,
+        "image_gain": blank.loss - after.loss,
+        "image_gain_stderr": ratio_standard_error(*clusters),
+    }

@@ -1,0 +1,248 @@
+"""Instruction data with images: which are read, which are left out and named, and how they stand in a sequence."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, LlavaProcessor
+
+from effllm.data.instructions.batches import Collate, ImageBatches
+from effllm.data.instructions.encoding import IGNORED, TrainingSequence, encode
+from effllm.data.instructions.pictures import PictureReader
+from effllm.data.instructions.prepare import prepare
+from effllm.data.instructions.samples import read_samples
+from effllm.data.instructions.settings import Encoding, Instructions
+from effllm.data.instructions.sources import open_source
+from effllm.data.instructions.templates import set_template
+from effllm.errors import UserError
+from effllm.models.vision_language.architecture import VisionLanguageArchitecture
+from effllm.models.vision_language.processing import ImageProcessing
+from effllm.models.vision_language.random_model import random_vision_language_model, save_image_processor
+from effllm.results.data import InstructionsSummary
+from tests.unit.data.instruction_tokenizers import byte_level
+
+QUESTION = "How many?"
+ENCODING = Encoding(template="plain", sequence_length=256)
+FAMILIES = ("llava", "qwen2_5_vl", "internvl")
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _bomb() -> bytes:
+    """A file of 200 megapixels by its header, and of some kilobytes."""
+    small = _png(Image.new("L", (8, 8)))
+    header = b"IHDR" + struct.pack(">II", 20_000, 10_000) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+def _picture(seed: int, width: int = 12, height: int = 9) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(levels)
+
+
+def _prepared(root: Path, files: dict[str, bytes], rows: list[dict[str, Any]], **columns: str) -> InstructionsSummary:
+    (root / "images").mkdir(parents=True)
+    for name, content in files.items():
+        (root / "images" / name).write_bytes(content)
+    (root / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = Instructions.model_validate(
+        {
+            "source": {
+                "kind": "files",
+                "paths": [str(root / "rows.jsonl")],
+                "images": [str(root / "images" / "*.png")],
+                "columns": {"kind": "prompt_response", "image": "image", **columns},
+            },
+            "held_out_fraction": 0.3,
+        }
+    )
+    given = {f"images[{index}]": path for index, path in enumerate(sorted((root / "images").iterdir()))}
+    (root / "out").mkdir()
+    source = open_source(config.source, {"files[0]": root / "rows.jsonl", **given}, root / "scratch")
+    return prepare(source, config, root / "out")
+
+
+def test_images_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
+    good = {f"good{index}.png": _png(_picture(index)) for index in range(12)}
+    bad = {
+        "cut.png": _png(_picture(90, 200, 200))[:2000],
+        "text.png": b"no image",
+        "pixel.png": _png(Image.new("RGB", (1, 1))),
+        "strip.png": _png(Image.new("RGB", (900, 3))),
+        "bomb.png": _bomb(),
+        "deep.png": _png(Image.fromarray(np.zeros((4, 4), np.uint16))),
+    }
+    rows = [{"prompt": QUESTION, "response": "one", "image": f"images/{name}"} for name in (*good, *bad)]
+    rows += [
+        {"prompt": QUESTION, "response": "one", "image": "images/none.png"},
+        {"prompt": QUESTION, "response": "one", "image": None},
+        # A second question about an image, the same one again, and one by its absolute path.
+        {"prompt": "What?", "response": ["two", "2"], "image": "images/good0.png"},
+        {"prompt": QUESTION, "response": "one", "image": "images/../images/good1.png"},
+        {"prompt": "Why?", "response": "one", "image": str(tmp_path / "data" / "images" / "good2.png")},
+    ]
+    summary = _prepared(tmp_path / "data", good | bad, rows)
+    assert summary.dropped is not None and summary.unusable is not None
+    counted = {reason: count for reason, count in summary.dropped.items() if count}
+    assert counted == {
+        "unreadable": 2, "tiny": 1, "narrow": 1, "huge": 1, "deep": 1, "no_image": 2, "duplicate": 1,
+    }  # fmt: skip
+    assert summary.images == 12
+    assert len(summary.unusable) == 8
+    assert summary.unusable[0].endswith("images/cut.png): unreadable")
+    assert summary.unusable[-2:] == ["row 18: no_image", "row 19: no_image"]
+
+    out = tmp_path / "data" / "out"
+    sides = {split: list(read_samples(out, split)) for split in ("train", "held_out")}
+    assert sum(map(len, sides.values())) == 14
+    # An image, and so both questions about it, is on one side.
+    images = [{sample.picture.offset for sample in samples if sample.picture} for samples in sides.values()]
+    assert not images[0] & images[1] and len(images[0] | images[1]) == 12
+    twice = [sample for samples in sides.values() for sample in samples if sample.id.endswith("#2")]
+    assert {sample.messages[-1].content for sample in twice} == {"two", "one"}
+    reader = PictureReader(out)
+    sample = next(sample for samples in sides.values() for sample in samples if sample.messages[-1].content == "two")
+    assert sample.picture is not None
+    assert np.array_equal(np.asarray(reader.read(sample.picture)), np.asarray(_picture(0)))
+    assert len(np.unique(np.asarray(reader.blank(sample.picture)))) == 1
+
+
+def test_images_that_nobody_listed_are_none(tmp_path: Path) -> None:
+    rows = [{"prompt": QUESTION, "response": "one", "image": "elsewhere.png"}] * 3
+    with pytest.raises(UserError, match=r"none of the 3 rows .* can be used \(no_image 3\)"):
+        _prepared(tmp_path / "data", {"a.png": _png(_picture(0))}, rows)
+
+
+class Family:
+    """A model of random weights, with its tokenizer and image processor on disk."""
+
+    def __init__(self, model_type: str, directory: Path):
+        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        shape = VisionLanguageArchitecture.model_validate(
+            {
+                "model_type": model_type,
+                **vision,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+                "initializer_range": 0.2,
+                "vision": {**vision, "image_size": 16, "patch_size": 2, "initializer_range": 0.2},
+            }
+        )
+        self.directory, self.tokenizer = directory, byte_level()
+        self.model = random_vision_language_model(shape, self.tokenizer, 0).eval()
+        self.model.save_pretrained(directory)
+        save_image_processor(shape, directory)
+        set_template(self.tokenizer, ENCODING, "models.m")
+
+    @property
+    def processing(self) -> ImageProcessing:
+        return ImageProcessing(self.directory, self.model.config, self.tokenizer, "models.m")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("instructions") / "data"
+    rows = [{"prompt": QUESTION, "response": "one", "image": f"images/{index}.png"} for index in range(10)]
+    # Squares and ones of twice the width in turn.
+    pictures = [_picture(index, 16 * (1 + index % 2), 16) for index in range(10)]
+    _prepared(root, {f"{index}.png": _png(picture) for index, picture in enumerate(pictures)}, rows)
+    return root / "out"
+
+
+def _sequences(family: Family, artifact: Path) -> list[TrainingSequence]:
+    return encode(read_samples(artifact, "train"), family.tokenizer, ENCODING, marks=family.processing).sequences
+
+
+def test_images_stand_before_the_question_and_are_not_learned(family: Family, artifact: Path) -> None:
+    processing = family.processing
+    encoded = encode(read_samples(artifact, "train"), family.tokenizer, ENCODING, marks=processing)
+    # 16 pixels at patches of 2, four of which are one token in two of the families. Qwen's processor keeps the shape
+    # and the area of 256 pixels, in steps of 4 pixels: 8 by 20 for twice the width.
+    square, wide = {"llava": (64, 64), "qwen2_5_vl": (16, 10), "internvl": (16, 16)}[family.model.config.model_type]
+    counted = 0
+    for sequence in encoded.sequences:
+        (sample,) = sequence.samples
+        assert sample.picture is not None
+        is_image = sample.input_ids == processing.token_id
+        assert is_image.sum() == (square if sample.picture.width == 16 else wide)
+        assert (np.diff(np.flatnonzero(is_image)) == 1).all()
+        counted += is_image.sum()
+        assert (sample.labels[is_image] == IGNORED).all()
+        learned = sample.labels[sample.labels != IGNORED]
+        assert family.tokenizer.decode(learned) == "one<|endoftext|>"
+    assert encoded.counts["image_tokens"] == counted
+    text = family.tokenizer.decode(sample.input_ids[np.flatnonzero(is_image)[-1] + 1 :])
+    assert text.endswith(f"{QUESTION}\n\n### Response:\none<|endoftext|>")
+    assert "image" not in family.tokenizer.decode(sample.input_ids[: np.flatnonzero(is_image)[0]]).lower()
+
+
+@torch.inference_mode()
+def test_a_batch_is_what_its_samples_are_alone_and_images_change_the_logits(family: Family, artifact: Path) -> None:
+    # Of one length, so that no padding is in the way of the last tokens.
+    squares = [one for one in _sequences(family, artifact) if one.samples[0].picture.width == 16]
+    sequences = squares[:3]
+    items = list(enumerate(sequences))
+    true, blank = (
+        Collate(0, packing=False, images=ImageBatches(family.processing, artifact, blank)) for blank in (False, True)
+    )
+
+    def logits(collate: Collate, rows: list[tuple[int, TrainingSequence]]) -> torch.Tensor:
+        batch = collate(rows)
+        assert batch.pop("sequence_index").tolist() == [index for index, _ in rows]
+        return family.model(**batch).logits
+
+    together = logits(true, items)
+    alone = torch.cat([logits(true, [item]) for item in items])
+    assert torch.allclose(together, alone, atol=1e-4)
+    without = logits(blank, items)
+    # The questions are the same, so that rows differ by their images alone.
+    assert torch.allclose(without[0], without[1], atol=1e-4)
+    assert (together[0, -1] - together[1, -1]).abs().max() > 1e-3
+    assert (together[:, -1] - without[:, -1]).abs().max() > 1e-3
+
+
+def test_text_and_pixels_are_those_of_llavas_own_processor(tmp_path: Path) -> None:
+    family = Family("llava", tmp_path)
+    family.tokenizer.image_token = "<image>"
+    own = LlavaProcessor(
+        AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
+        family.tokenizer,
+        patch_size=2,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    image, processing = _picture(3, 40, 30), family.processing
+    expected = own(images=[image], text=[f"{processing.marker}{QUESTION}"], return_tensors="pt")
+    ids = family.tokenizer(processing.marker + QUESTION)["input_ids"]
+    repeated = [[id] * (processing.tokens(*image.size) if id == processing.token_id else 1) for id in ids]
+    assert expected["input_ids"][0].tolist() == [id for part in repeated for id in part]
+    assert torch.equal(expected["pixel_values"], processing.batch([image])["pixel_values"])
+
+
+def test_a_processor_of_another_model_is_refused(family: Family, tmp_path: Path) -> None:
+    config = family.directory / "preprocessor_config.json"
+    settings = json.loads(config.read_text())
+    key = "patch_size" if "patch_size" in settings else "crop_size" if "crop_size" in settings else "size"
+    settings[key] = 4 if key == "patch_size" else {"height": 32, "width": 32}
+    (tmp_path / config.name).write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"models\.m: its image processor has .* and its vision tower .*; take"):
+        ImageProcessing(tmp_path, family.model.config, family.tokenizer, "models.m")
+    (tmp_path / config.name).write_text("{")
+    with pytest.raises(UserError, match=r"models\.m: its image processor cannot be loaded"):
+        ImageProcessing(tmp_path, family.model.config, family.tokenizer, "models.m")
