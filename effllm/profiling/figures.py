@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from effllm.models.costs import cache_bytes, decoding_flops, forward_flops, parameter_count
+from effllm.models.costs import cache_bytes, decoding_flops, forward_flops, weights_read
 from effllm.models.text import text_config
 from effllm.profiling.decoding import Generation
 from effllm.results.profile import Energy, Latency, Utilization
@@ -118,7 +118,8 @@ def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -
         head_flops = 2 * text.vocab_size * text.hidden_size * (workload.prompt_tokens - 1)
         prefill_flops = workload.batch_size * (forward_flops(cost.config, workload.prompt_tokens) - head_flops)
         context = workload.prompt_tokens + workload.new_tokens // 2
-        step_bytes = _weights_read(cost) + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
+        weights = weights_read(cost.config, cost.weight_bytes, cost.dtype)
+        step_bytes = weights + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
         step_flops = workload.batch_size * decoding_flops(cost.config, context)
     except ValueError as error:
         keys = ("prefill_flops", "decode_flops_per_step", "decode_bytes_per_step", "prefill_mfu", "decode_mbu")
@@ -140,15 +141,6 @@ def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -
         prefill_mfu=mfu,
         reasons=reasons,
     )
-
-
-def _weights_read(cost: ModelCost) -> int:
-    """Bytes of the weights that every decoding step reads. Input tables stay in the model's type when it is packed."""
-    count = parameter_count(cost.config)
-    if count.active != count.total:
-        raise ValueError("how many experts a decoding step reads depends on its tokens")
-    tables = 0 if cost.config.tie_word_embeddings else count.embedding
-    return cost.weight_bytes - tables * cost.dtype.itemsize
 
 
 def relative_half_width(mean: float, interval: Sequence[float | None]) -> float:

@@ -56,6 +56,15 @@ class EngineLoad(Figures):
     preemptions: int | None = Field(description="Times that a request was put back for lack of cache.")
 
 
+class ServingRoofline(Figures):
+    """How near the engine is to what memory allows: bytes that must be read, by the median time between tokens."""
+
+    decode_bytes_per_step: float | None = Field(
+        description="Bytes of a step: the weights, and the cache of as many requests as get a token in it."
+    )
+    decode_mbu: float | None = Field(description="These bytes over that time, as part of the peak of the memory.")
+
+
 class ServedLoad(Part):
     """One load: a rate of requests, or a closed loop. Null figures, with status and reason, where it has none."""
 
@@ -73,6 +82,7 @@ class ServedLoad(Part):
     client_cpu_fraction: float = Field(description="Share of a core that sending and receiving took.")
     engine: EngineLoad = Field(description="How full the engine was.")
     energy: ServingEnergy = Field(description="Energy a token.")
+    roofline: ServingRoofline | None = Field(default=None, description="Its distance from what memory allows.")
     telemetry: TelemetrySummary = Field(description="What the instruments say of the requests that count.")
 
 
@@ -95,6 +105,11 @@ class Serving(Part, ResultFile):
 
 class CompletedRequest(Part):
     """What became of one request; times in s from the start of its trace."""
+
+    @property
+    def counts(self) -> list[int]:
+        """How many tokens came each time."""
+        return [1] * len(self.token_times_s) if self.token_counts is None else self.token_counts
 
     scheduled_s: float = Field(description="When it was to arrive.")
     dispatched_s: float = Field(description="When it was sent.")

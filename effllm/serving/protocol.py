@@ -48,6 +48,13 @@ class Measured:
         """The best rate of the closed loops."""
         return max((step.requests_per_s for step in self.saturation), default=None)
 
+    def tokens_per_s(self, id: str) -> float:
+        """Tokens that a load was given: of the closed loop, while all of its requests were under way."""
+        if id == SATURATED:
+            return max(step.output_tokens_per_s for step in self.saturation)
+        figures = self.loads[id].load.figures
+        return figures.output_tokens_per_s if figures else 0.0
+
 
 def run_protocol(
     engine: Engine,
@@ -111,9 +118,8 @@ def saturation_step(kept: Kept) -> SaturationStep:
     end = max(request.dispatched_s for request in kept.completions)
     tokens = total = 0
     for request in kept.completions:
-        counts = request.token_counts or [1] * len(request.token_times_s)
-        total += sum(counts)
-        tokens += sum(n for at, n in zip(request.token_times_s, counts, strict=True) if begin < at <= end)
+        total += sum(request.counts)
+        tokens += sum(n for at, n in zip(request.token_times_s, request.counts, strict=True) if begin < at <= end)
     per_s = tokens / (end - begin)
     return SaturationStep(
         concurrency=concurrency,

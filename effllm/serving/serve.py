@@ -27,10 +27,11 @@ from effllm.serving.findings import check_greedy, check_saturated
 from effllm.serving.latency import request_latencies
 from effllm.serving.measure import TELEMETRY, TRACE, Kept
 from effllm.serving.protocol import Measured, load_directories, run_protocol
+from effllm.serving.roofline import Decoding
 from effllm.serving.settings import ServeConfig, serving_need
 from effllm.telemetry import joint_info
 from effllm.telemetry.busy import warn_if_busy
-from effllm.telemetry.validity import status_of
+from effllm.telemetry.validity import check_mbu, status_of
 
 
 def build(job: Job) -> None:
@@ -67,6 +68,7 @@ def _vocabulary(directory: Path) -> int:
 
 def _write(job: Job, config: ServeConfig, measured: Measured, info: DeviceInfo) -> None:
     before = measured.before
+    model = Decoding.of(job.inputs["model"], before.engine.dtype)
     common = check_greedy(before.greedy, before.engine.dtype)
     if config.saturation is not None:
         common += check_saturated(measured.saturation, config.saturation.gain)
@@ -81,7 +83,7 @@ def _write(job: Job, config: ServeConfig, measured: Measured, info: DeviceInfo) 
             greedy=before.greedy,
             saturation=measured.saturation,
             saturated_requests_per_s=measured.saturated_requests_per_s,
-            loads={id: _judged(found.load, common) for id, found in measured.loads.items()},
+            loads={id: _judged(id, measured, model, info, common) for id in measured.loads},
         )
     )
     job.write(ServedRequests({id: request_latencies(_counted(found)) for id, found in measured.loads.items()}))
@@ -93,11 +95,14 @@ def _write(job: Job, config: ServeConfig, measured: Measured, info: DeviceInfo) 
         shutil.copytree(directory / TELEMETRY, job.records / TELEMETRY / id)
 
 
-def _judged(load: ServedLoad, common: list[Finding]) -> ServedLoad:
-    """A load with the findings that concern all of them."""
-    findings = [*load.findings, *common]
+def _judged(id: str, measured: Measured, model: Decoding, info: DeviceInfo, common: list[Finding]) -> ServedLoad:
+    """A load with its distance from the roofline, and the findings that concern all of them."""
+    load = measured.loads[id].load
+    roofline = model.roofline(measured.loads[id], measured.tokens_per_s(id), str(info.name))
+    findings = [*load.findings, *common, *check_mbu(roofline.decode_mbu)]
     status, reason = status_of(findings)
-    return load.model_copy(update={"findings": findings, "status": status, "reason": reason})
+    changed = {"findings": findings, "status": status, "reason": reason, "roofline": roofline}
+    return load.model_copy(update=changed)
 
 
 def _counted(found: Kept) -> list[Completion]:
@@ -109,9 +114,9 @@ def _counted(found: Kept) -> list[Completion]:
             scheduled_s=request.scheduled_s,
             dispatched_s=request.dispatched_s,
             prompt_tokens=request.prompt_tokens,
-            output_tokens=sum(request.token_counts or [1] * len(request.token_times_s)),
+            output_tokens=sum(request.counts),
             token_times_s=tuple(request.token_times_s),
-            token_counts=tuple(request.token_counts or [1] * len(request.token_times_s)),
+            token_counts=tuple(request.counts),
             error=request.error,
         )
         for index, request in counted

@@ -15,6 +15,7 @@ from effllm.models.costs.costs import (
     training_flops,
     upper_training_flops,
     weight_bytes,
+    weights_read,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "training_flops",
     "upper_training_flops",
     "weight_bytes",
+    "weights_read",
 ]

@@ -132,6 +132,19 @@ def cache_bytes_per_token(config: "Shape", dtype: "torch.dtype", context_length:
     return grown / span
 
 
+def weights_read(config: "Shape", stored_bytes: int, dtype: "torch.dtype") -> int:
+    """Bytes of the weights that every decoding step reads, of `stored_bytes` on disk.
+
+    Input tables stay in `dtype` when the others are packed, and of them a step reads rows. ValueError for mixtures of
+    experts: how many a step reads depends on its tokens.
+    """
+    count = parameter_count(config)
+    if count.active != count.total:
+        raise ValueError("how many experts a decoding step reads depends on its tokens")
+    tables = 0 if config.tie_word_embeddings else count.embedding
+    return stored_bytes - tables * dtype.itemsize
+
+
 def weight_bytes(config: "Shape", dtype: "torch.dtype") -> int:
     """Bytes of the weights in `dtype`."""
     return parameter_count(config).total * dtype.itemsize

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from effllm.results.serving import CompletedRequest, GreedyCheck, SaturationStep, ServedLoad
 from effllm.serving.dispatch import Completion, play
@@ -13,8 +15,10 @@ from effllm.serving.findings import (
     check_greedy,
     check_saturated,
 )
+from effllm.serving.latency import load_figures
 from effllm.serving.measure import Kept
 from effllm.serving.protocol import saturation_step
+from effllm.serving.roofline import Decoding
 from effllm.serving.trace import Trace, TracedRequest
 from tests.unit.serving.scripted import ScriptedClock, ScriptedEngine
 
@@ -51,6 +55,29 @@ def test_the_saturated_rate_is_that_of_a_full_engine(places: int, asked: int, ra
     assert step.concurrency == asked
     assert step.requests_per_s == pytest.approx(rate)
     assert step.output_tokens_per_s == pytest.approx(8 * rate)
+
+
+def test_the_roofline_counts_weights_once_a_step_and_the_cache_of_every_request() -> None:
+    """Steps of 10 ms, 400 tokens/s, so that four requests get a token in each; 3.35 TB/s is the H100's peak."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=300, tie_word_embeddings=False,
+    )  # fmt: skip
+    times = [0.5 + 0.01 * i for i in range(20)]
+    request = CompletedRequest(
+        scheduled_s=0.0, dispatched_s=0.0, prompt_tokens=30, token_times_s=times, token_counts=None, error=None
+    )
+    completions = [Completion(0, 0.0, 0.0, 30, 20, tuple(times), (1,) * 20)] * 20
+    construct: Any = ServedLoad.model_construct
+    load = construct(figures=load_figures(completions))
+    kept = Kept.model_construct(load=load, completions=[request])
+    roofline = Decoding(config, 10**6, torch.bfloat16).roofline(kept, 400.0, "NVIDIA H100 80GB HBM3")
+    # Keys and values of 30 + 10 tokens, two layers and two heads of eight numbers; the input table is not read.
+    cache = 2 * 2 * 40 * 2 * 8 * 2
+    assert roofline.decode_bytes_per_step == pytest.approx(10**6 - 300 * 32 * 2 + 4 * cache)
+    assert roofline.decode_mbu == pytest.approx(roofline.decode_bytes_per_step / 0.01 / 3.35e12)
+    unknown = Decoding(config, 10**6, torch.bfloat16).roofline(kept, 400.0, "a CPU")
+    assert unknown.decode_mbu is None and "'a CPU'" in unknown.reasons["decode_mbu"]
 
 
 def _rules(findings: list[Any]) -> list[tuple[str, str]]:
