@@ -150,13 +150,11 @@ def _finetune(root: Path) -> Case:
 
 def _served(tiny: dict[str, Any], inputs: dict[str, str], terms: dict[str, float]) -> Case:
     fixed = {"kind": "fixed", "tokens": 8}
-    tiny["serving"] = {
-        "short": {
-            "engine": {"kind": "transformers", "num_blocks": 8, "max_batch_tokens": 64},
-            "load": {"arrivals": {"kind": "poisson"}, "prompt_tokens": fixed, "output_tokens": fixed},
-            "saturation": {"concurrency": 2, "maximum_concurrency": 4},
-            "fractions": [0.5, 0.75, 0.9],
-        }
+    tiny["serving"]["short"] = {
+        "engine": {"kind": "transformers", "num_blocks": 8, "max_batch_tokens": 64},
+        "load": {"arrivals": {"kind": "poisson"}, "prompt_tokens": fixed, "output_tokens": fixed},
+        "saturation": {"concurrency": 2, "maximum_concurrency": 4},
+        "fractions": [0.5, 0.75, 0.9],
     }
     return Case(parse_study(tiny, "test"), "llama-1m.int4.short", inputs, terms | {"loads": 4})
 
