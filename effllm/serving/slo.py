@@ -97,7 +97,7 @@ def largest_rate(slo: Slo, measured: Sequence[MeasuredRate]) -> LargestRate:
     ordered = sorted(measured, key=lambda rate: rate.rate_per_s)
     rates = [rate.rate_per_s for rate in ordered]
     if not rates:
-        return _absent("not within the measured rates: none was measured")
+        return _absent("not within the measured rates: none that counts was measured")
     shares = np.array([[rate.share for rate in ordered]])
     found = float(_crossings(rates, shares, slo.share)[0])
     if not math.isfinite(found):

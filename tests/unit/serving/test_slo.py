@@ -46,7 +46,7 @@ def test_it_stops_at_the_first_rate_that_misses() -> None:
     [
         ((0.8, 0.2), "already at the lowest, 1 requests/s, fewer than 90 % of the requests meet it"),
         ((1.0, 0.95), "up to the highest, 2 requests/s, 90 % of the requests meet it"),
-        ((), "none was measured"),
+        ((), "none that counts was measured"),
     ],
 )
 def test_nothing_is_extrapolated(shares: tuple[float, ...], reason: str) -> None:
