@@ -35,7 +35,8 @@ class FinetuneStage(Stage):
 
     def config(self, study: Study, id: str) -> FinetuningRun:
         model, suite, method = id.rsplit(".", 2)
-        return run_of(study.finetuning[suite], study.methods[method], model, method)
+        resolved = study.methods[method].resolved(f"methods.{method}", study.methods)
+        return run_of(study.finetuning[suite], resolved, model, method)
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         model, suite, _ = id.rsplit(".", 2)
@@ -85,6 +86,8 @@ def _cost_of_model(run: FinetuningRun, shape: "Shape") -> Mapping[str, Any]:
         }
     fixed = total if not run.trains_whole_model else total - trained
     kept_b = activation_bytes(shape, run.micro_batch_size, length, number_type(run.dtype), run.activation_checkpointing)
+    formed_b = run.method.formed_weights(shape) * number_type(run.dtype).itemsize
+    kept_b += formed_b / shape.num_hidden_layers if run.activation_checkpointing else formed_b
     states_b = training_state_b(trained, fixed, run.parallel, run.dtype)
     # A model is published in the type of its base, an adapter in float32.
     stored = stored_b(shape) if run.trains_whole_model else {"disk_b": 4.0 * trained}

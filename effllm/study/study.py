@@ -193,6 +193,7 @@ class Study(Section):
         is_synthetic = self.instructions[suite.instructions].is_synthetic
         for id in suite.methods:
             require(f"{where}.methods", id, self.methods)
+        methods = {id: self.methods[id].resolved(f"methods.{id}", self.methods) for id in suite.methods}
         for id in suite.models:
             require(f"{where}.models", id, self.models)
             source = self.models[id].source
@@ -204,7 +205,7 @@ class Study(Section):
                     "give the suite synthetic instructions, or take the model out of it"
                 )
             shape = self.architecture_of(id)
-            if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
+            if shape is not None and (misfit := suite_misfit(suite, methods, id, shape)):
                 raise ValueError(f"{where}: {misfit}")
         check_images(self, where, suite)
 

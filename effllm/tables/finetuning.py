@@ -26,6 +26,19 @@ class FinetuningResult(Training):
         """Optimizer steps of the whole run: a suite may give epochs instead."""
         return self.quality("steps")
 
+    def adapter_rank(self) -> Cell:
+        """The adapter's rank: the study's, or the one that was chosen by a number of parameters."""
+        if "rank" not in self.recipe["method"]:
+            return None, "the method has no rank"
+        given = self.recipe["method"]["rank"]
+        return (given, None) if given is not None else self.quality("adapter_rank")
+
+    def parameters_matched(self) -> Cell:
+        """Trained parameters by which the rank was chosen."""
+        if self.recipe["method"].get("match_parameters") is None:
+            return None, "the study gives the rank, or there is none"
+        return self.quality("parameters_matched")
+
     def samples(self) -> Cell:
         """Samples of the measured steps, over all ranks."""
         steps, why = self.steps()
@@ -90,6 +103,8 @@ def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
         _set_images(row, run)
     row.set("parameters_total", *run.quality("parameters"))
     row.set("parameters_trainable", *run.quality("parameters_trainable"))
+    row.set("adapter_rank", *run.adapter_rank())
+    row.set("parameters_matched", *run.parameters_matched())
     row.set("adapter_bytes", *run.quality("adapter_bytes"))
     row.set("samples_per_step", run.samples_per_step)
     if not has_images:

@@ -36,6 +36,7 @@ _METHODS = (
     "ST_samples_per_param_s",
     "AEC_W",
     "held_out_loss",
+    "adapter_rank",
     "parameters_trainable",
     "memory_peak_GB",
     "status",

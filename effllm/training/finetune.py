@@ -51,6 +51,7 @@ from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
 from effllm.training.images import ImageInputs, fix_vision, image_figures
 from effllm.training.methods import Method
+from effllm.training.methods.method import PreparedModel
 from effllm.training.run import Setup, train
 from effllm.training.settings import Recipe
 from effllm.training.suites import FinetuningRun
@@ -184,7 +185,7 @@ class Finetuning:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
         if prepared.initial_adapter is not None:
             write_start(prepared.initial_adapter, self.job.scratch / _START)
-        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(run.method, prepared.model)))
+        write_text(self.job.scratch / _SIZES, json.dumps(_sizes(run.method, prepared)))
         if run.encoding.packing:
             require_separate_samples(prepared.model)
         dataset = SequenceDataset(self.training.sequences)
@@ -237,7 +238,8 @@ class Finetuning:
         if self.run.encoding.packing or not costs.has_formulas(model.config):
             return None
         of_length = {length: self.run.method.sequence_flops(model, int(length)) for length in np.unique(lengths)}
-        return lambda step: sum(of_length[length] for length in lengths[step])
+        of_passes = self.run.method.pass_flops(model) * self.run.samples_per_step // self.run.micro_batch_size
+        return lambda step: sum(of_length[length] for length in lengths[step]) + of_passes
 
 
 def build(job: Job) -> None:
@@ -302,13 +304,18 @@ def has_balancing_loss(model: PreTrainedModel) -> bool:
     return asks and getattr(text_config(model.config), "router_aux_loss_coef", 0) > 0
 
 
-def _sizes(method: Method, model: nn.Module) -> dict[str, int]:
-    """Parameters of the base model and of what is trained; a tensor shared by several modules counts once."""
-    named = list(model.named_parameters())
-    return {
+def _sizes(method: Method, prepared: PreparedModel) -> dict[str, int]:
+    """Parameters of the base model and of what is trained; a tensor shared by several modules counts once.
+
+    With them the adapter's rank, and the parameters by which it was chosen, where there is one.
+    """
+    named = list(prepared.model.named_parameters())
+    sizes = {
         "parameters": sum(p.numel() for name, p in named if not method.is_added(name)),
         "parameters_trainable": sum(p.numel() for _, p in named if p.requires_grad),
     }
+    chosen = {"adapter_rank": prepared.rank, "parameters_matched": prepared.parameters_matched}
+    return sizes | {key: value for key, value in chosen.items() if value is not None}
 
 
 def _losses(before: AnswerLoss | None, after: AnswerLoss | None, curve: Sequence[LossPoint]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ FINETUNING = Description(
         Column("AL_s_per_sample", "cost", "s", "time of a sample", "lower"),
         Column("energy_J_per_sample", "cost", "J", "energy per sample", "lower", conditions=ENERGY_CONDITIONS),
         Column("parameters_trainable", "cost", label="trained parameters", better="lower"),
+        Column("adapter_rank", "setting"),
+        Column("parameters_matched", "condition"),
         Column("adapter_bytes", "cost", "bytes", "size of the adapter", "lower"),
         Column("held_out_loss_before", "condition"),
         Column("samples_per_step", "setting"),

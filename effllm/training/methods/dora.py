@@ -15,7 +15,7 @@ class DoraMethod(LowRankMethod):
     kind: Literal["dora"]
 
     def apply(self, model: "nn.Module", where: str) -> PreparedModel:
-        return PreparedModel(self.with_adapter(model, where, use_dora=True))
+        return PreparedModel(self.with_adapter(model, where, use_dora=True), rank=self.rank)
 
     def layer_parameters(self, inputs: int, outputs: int, has_bias: bool) -> int:
         """LoRA's, and a magnitude for each output."""

@@ -24,4 +24,6 @@ class LoraPlusMethod(LowRankMethod):
         """The rate of B is `learning_rate_ratio` times that of A (section 4)."""
         ratio = self.learning_rate_ratio
         adapted = self.with_adapter(model, where)
-        return PreparedModel(adapted, learning_rate_ratio=lambda name: ratio if ".lora_B." in name else 1.0)
+        return PreparedModel(
+            adapted, learning_rate_ratio=lambda name: ratio if ".lora_B." in name else 1.0, rank=self.rank
+        )

@@ -33,7 +33,7 @@ class LowRankMethod(AdapterMethod):
         return super().misfit(id, model, shape)
 
     def apply(self, model: "nn.Module", where: str) -> PreparedModel:
-        return PreparedModel(self.with_adapter(model, where))
+        return PreparedModel(self.with_adapter(model, where), rank=self.rank)
 
     def with_adapter(self, model: "nn.Module", where: str, **variant: Any) -> "PeftModel":
         """The model with peft's LoRA layers; `variant` are keys of peft's LoraConfig."""

@@ -1,9 +1,9 @@
 """What a fine-tuning method says of itself. Nothing here imports torch before a method is applied."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -23,12 +23,15 @@ class PreparedModel:
 
     `model` has gradients where the method trains. `initial_adapter` holds the tensors of an adapter that did not start
     at zero, on the CPU by the names of peft's files, because what was learned is the difference from them.
-    `learning_rate_ratio` is what a parameter's name multiplies the learning rate by.
+    `learning_rate_ratio` is what a parameter's name multiplies the learning rate by. `rank` is the adapter's, and
+    `parameters_matched` the number of trained parameters by which it was chosen, if it was.
     """
 
     model: "nn.Module"
     initial_adapter: "dict[str, Tensor] | None" = None
     learning_rate_ratio: Callable[[str], float] = lambda name: 1.0
+    rank: int | None = None
+    parameters_matched: int | None = None
 
     def parameter_groups(self, model: "nn.Module", learning_rate: float, weight_decay: float) -> "list[dict[str, Any]]":
         """The optimizer's groups: by learning rate, and by whether weights decay, which vectors do not.
@@ -55,6 +58,10 @@ class Method(Section):
 
     trains_whole_model: ClassVar[bool] = False
 
+    def resolved(self, where: str, methods: "Mapping[str, Method]") -> Self:
+        """The method with what it takes from others of the study's `methods`; ValueError for one that is not there."""
+        return self
+
     def misfit(self, id: str, model: str, shape: "ModelShape") -> str | None:
         """Why the method, `id` in the study, cannot train a `model` of this shape, with the remedy; None if it can."""
         return None
@@ -78,9 +85,17 @@ class Method(Section):
         """
         return {}
 
+    def pass_flops(self, model: "nn.Module") -> int:
+        """FLOPs of a forward and backward pass of a prepared model that no number of rows changes."""
+        return 0
+
     @abstractmethod
     def sequence_flops(self, model: "PreTrainedModel | PeftModel", length: int) -> int:
         """Model FLOPs of training on one sequence of `length` tokens of a prepared causal language model."""
+
+    def formed_weights(self, shape: Any) -> int:
+        """Numbers of the matrices that the method forms in a forward pass and keeps for the backward pass."""
+        return 0
 
     @abstractmethod
     def trained_parameters(self, shape: Any) -> int | None:

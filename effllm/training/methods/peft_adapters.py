@@ -101,6 +101,17 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
+def widths_of(layers: dict[str, nn.Linear]) -> list[tuple[int, int, bool]]:
+    """Inputs and outputs of layers, and whether they have a bias."""
+    return [(layer.in_features, layer.out_features, layer.bias is not None) for layer in layers.values()]
+
+
+def rank_of(model: nn.Module) -> int:
+    """The rank of the model's updates."""
+    assert isinstance(model, PeftModel)
+    return int(model.active_peft_config.r)
+
+
 def _head(model: nn.Module) -> tuple[nn.Module | None, bool]:
     """The output head of a language model, and whether its weight is the input embedding's too."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None

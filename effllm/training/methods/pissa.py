@@ -23,4 +23,5 @@ class PissaMethod(LowRankMethod):
 
         adapted = self.with_adapter(model, where, init_lora_weights="pissa")
         state = get_peft_model_state_dict(adapted)
-        return PreparedModel(adapted, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
+        start = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        return PreparedModel(adapted, start, rank=self.rank)

@@ -15,4 +15,4 @@ class RsLoraMethod(LowRankMethod):
     kind: Literal["rslora"]
 
     def apply(self, model: "nn.Module", where: str) -> PreparedModel:
-        return PreparedModel(self.with_adapter(model, where, use_rslora=True))
+        return PreparedModel(self.with_adapter(model, where, use_rslora=True), rank=self.rank)

@@ -22,6 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 NOT_ALWAYS = {"odd", "near_duplicates", "unscored", "prompt_tokens", "vocab_size", "chat", "divergence", "held_out"}
 # Of images.
 NOT_ALWAYS |= {"images", "unusable", "held_out_loss_blank", "image_gain", "image_gain_stderr"}
+# Of adapters.
+NOT_ALWAYS |= {"adapter_rank", "parameters_matched"}
 
 
 def _golden() -> list[tuple[str, type[ResultFile]]]:

@@ -131,6 +131,27 @@ def test_a_method_without_an_adapter_says_so(study: Study) -> None:
     assert (row["parameters_trainable"], row["micro_batch"]) == (1000, 2)
 
 
+def test_a_rank_is_printed_with_the_parameters_that_it_matches(
+    study: Study, micro: dict[str, Any], tmp_path: Path
+) -> None:
+    lora, full = study.rows("table7")[:2]
+    assert (lora["adapter_rank"], lora["parameters_matched"], full["adapter_rank"]) == (4, None, None)
+    assert "adapter_rank: the method has no rank" in full["not_measured"]
+    micro["methods"]["full"] = {"kind": "loha", "match_parameters": "lora"}
+    matched = Study(micro, tmp_path / "matched")
+    for run in ("llama-1m", "qwen2-1m"):
+        matched.train(run, EFFICIENCY)
+        _tune(matched, f"{run}.names.lora")
+        _tune(matched, f"{run}.names.full", LEARNED | {"adapter_rank": 2, "parameters_matched": 64})
+    row = matched.rows("table7")[1]
+    assert (row["adapter_rank"], row["parameters_trainable"], row["parameters_matched"]) == (2, 64, 64)
+    spec = matched.graph.spec("finetune", "llama-1m.names.full")["config"]["method"]
+    assert spec["match_parameters"] == {"rank": 4, "target_modules": "all-linear"}
+    micro["methods"]["lora"] |= {"alpha": 16, "dropout": 0.5}
+    after = Study(micro, tmp_path / "after").graph.spec("finetune", "llama-1m.names.full")["config"]["method"]
+    assert after == spec, "only what decides the count is its own"
+
+
 @pytest.mark.parametrize("status", ["oom", "nan", "unsupported"])
 def test_a_failed_method_keeps_its_row(study: Study, status: Any) -> None:
     _tune(study, "qwen2-1m.names.full", failure=CellFailure(status, "it does not fit"))

@@ -70,11 +70,11 @@ def pretrain(builder: Any, tmp_path: Path) -> Callable[..., PretrainCommand]:
 
 @pytest.fixture
 def method() -> Callable[..., Any]:
-    """Settings of a method: `method("lora", rank=4)`; low-rank ones have rank 4 and alpha 12 unless given."""
+    """Settings of a method: `method("lora", rank=4)`; adapters have rank 4 and alpha 12 unless given."""
 
     def make(kind: str, **settings: Any) -> Any:
-        low_rank = {"rank": 4, "alpha": 12} if kind not in ("freeze", "full") else {}
-        return TypeAdapter(AnyMethod).validate_python({"kind": kind} | low_rank | settings)
+        adapter = {} if kind in ("freeze", "full") else {"rank": 4} if kind == "glora" else {"rank": 4, "alpha": 12}
+        return TypeAdapter(AnyMethod).validate_python({"kind": kind} | adapter | settings)
 
     return make
 

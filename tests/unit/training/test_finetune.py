@@ -157,9 +157,17 @@ def test_packed_samples_are_learned_from(finetunes: Finetunes, tmp_path: Path) -
     assert training["held_out_loss"] < training["held_out_loss_before"]
 
 
-def test_bfloat16_trains_float32_adapters_over_16_bit_weights(finetunes: Finetunes, tmp_path: Path) -> None:
-    artifact = finetunes.run(tmp_path, "lora", dtype="bfloat16", max_steps=6, checkpoint_every_steps=2)
+@pytest.mark.parametrize("kind", ["lora", "loha", "glora"])
+def test_bfloat16_trains_float32_adapters_over_16_bit_weights(finetunes: Finetunes, tmp_path: Path, kind: str) -> None:
+    changes: dict[str, Any] = {"dtype": "bfloat16", "max_steps": 6, "checkpoint_every_steps": 2}
+    if kind != "lora":
+        size = {"rank": 8, "target_modules": "all-linear"}
+        changes["method"] = {"kind": kind, "match_parameters": size}
+        changes["learning_rate"] = 5e-3
+    artifact = finetunes.run(tmp_path, "lora", **changes)
     training = _training(artifact)
+    if kind != "lora":
+        assert training["parameters_trainable"] == pytest.approx(training["parameters_matched"], rel=0.1)
     assert training["held_out_loss"] < training["held_out_loss_before"]
     assert training["adapter_bytes"] > 4 * training["parameters_trainable"]
 

@@ -27,6 +27,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora_plus": ({"kind": "lora_plus", **LOW_RANK}, {}),
     "rslora": ({"kind": "rslora", **LOW_RANK}, {}),
     "pissa": ({"kind": "pissa", **LOW_RANK}, {}),
+    "loha": ({"kind": "loha", "rank": 8}, {}),
+    "lokr": ({"kind": "lokr", "rank": 2}, {}),
+    "glora": ({"kind": "glora", "rank": 8}, {}),
+    "glora, biases": ({"kind": "glora", "rank": 8}, {"attention_bias": True, "mlp_bias": True}),
     "some layers": ({"kind": "lora", **LOW_RANK, "target_modules": ["q_proj", "down_proj"]}, {}),
     "freeze, a head of its own": ({"kind": "freeze", "frozen_layers": 4}, {"tie_word_embeddings": False}),
     "freeze, a tied head": ({"kind": "freeze", "frozen_layers": 4}, {"tie_word_embeddings": True}),
@@ -42,7 +46,7 @@ def counted_and_stated(method: dict[str, Any], changes: dict[str, Any]) -> tuple
     tokens = torch.randint(1, SHAPE["vocab_size"], (1, LENGTH))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         prepared(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
-    return counter.get_total_flops(), settings.sequence_flops(prepared, LENGTH)
+    return counter.get_total_flops(), settings.sequence_flops(prepared, LENGTH) + settings.pass_flops(prepared)
 
 
 @pytest.mark.parametrize("case", CASES)

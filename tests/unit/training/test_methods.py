@@ -31,6 +31,7 @@ from tests.unit.training.small_models import small_model
 
 FAMILIES = ("llama", "qwen2", "phi3", "gpt_neox", "rwkv", "effllm-gqa", "effllm-mla", "effllm-learned", "effllm-moe")
 LOW_RANK = ("lora", "lora_plus", "rslora", "dora", "pissa")
+DENSE = ("loha", "lokr", "glora")
 LAYER = "model.layers.1.self_attn.k_proj"
 """In Llama: maps 32 to 16."""
 
@@ -97,13 +98,6 @@ def test_the_update_is_scaled_as_the_method_says(
         assert up.abs().max() > 0
         reference.get_submodule(layer).weight.data += scale * up @ down
     _assert_same(_logits(prepared.model, tokens), _logits(reference, tokens))
-
-
-@pytest.mark.parametrize("kind", ["lora", "lora_plus", "rslora", "dora", "pissa"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_method_starts_at_the_base_model(method: Callable[..., Any], tokens: Tensor, family: str, kind: str) -> None:
-    prepared = method(kind).apply(small_model(family), "methods.m")
-    _assert_same(_logits(prepared.model, tokens), _logits(small_model(family), tokens))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -218,14 +212,18 @@ def test_full_changes_every_parameter(method: Callable[..., Any], tokens: Tensor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", LOW_RANK)
-def test_an_adapter_reloads_and_merges_to_the_same_logits(
+@pytest.mark.parametrize("kind", [*LOW_RANK, *DENSE])
+def test_an_adapter_starts_at_the_base_model_reloads_and_merges(
     method: Callable[..., Any], tokens: Tensor, tmp_path: Path, family: str, kind: str
 ) -> None:
-    prepared = method(kind).apply(small_model(family), "methods.m")
+    base = small_model(family)
+    names, start = set(_values(base)), _logits(base, tokens)
+    # LoKr's larger matrix is then one of low rank in some layers and a whole one in others.
+    prepared = method(kind, **{"factor": 4} if kind == "lokr" else {}).apply(base, "methods.m")
+    _assert_same(_logits(prepared.model, tokens), start)
     _train(prepared, tokens)
     expected = _logits(prepared.model, tokens)
-    assert (expected - _logits(small_model(family), tokens)).abs().max() > 1e-2
+    assert (expected - start).abs().max() > 1e-2
     _save(prepared, tmp_path)
     # Saving must not disturb the model in memory.
     assert torch.equal(_logits(prepared.model, tokens), expected)
@@ -233,7 +231,7 @@ def test_an_adapter_reloads_and_merges_to_the_same_logits(
     _assert_same(_logits(reloaded, tokens), expected)
     merged = merge_adapter(small_model(family), tmp_path)
     _assert_same(_logits(merged, tokens), expected)
-    assert set(_values(merged)) == set(_values(small_model(family)))
+    assert set(_values(merged)) == names
 
 
 RELOAD = """
@@ -255,12 +253,12 @@ def test_adapters_reload_with_plain_peft_in_a_fresh_process(
     base = tmp_path / "base"
     small_model("qwen2").save_pretrained(base)
     expected = {}
-    for kind in LOW_RANK:
-        prepared = method(kind, dropout=0.1).apply(small_model("qwen2"), "methods.m")
+    for kind in (*LOW_RANK, *DENSE):
+        prepared = method(kind, **{} if kind == "glora" else {"dropout": 0.1}).apply(small_model("qwen2"), "methods.m")
         _train(prepared, tokens)
         expected[kind] = _logits(prepared.model, tokens)
         _save(prepared, tmp_path / kind)
-    adapters = [str(tmp_path / kind) for kind in LOW_RANK]
+    adapters = [str(tmp_path / kind) for kind in expected]
     # Outside of the checkout, so that nothing of this package can help.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run(
@@ -270,7 +268,7 @@ def test_adapters_reload_with_plain_peft_in_a_fresh_process(
         env=environment,
         capture_output=True,
     )
-    for kind in LOW_RANK:
+    for kind in expected:
         logits = torch.load(tmp_path / kind / "logits.pt", weights_only=True)
         _assert_same(logits, expected[kind])
 
@@ -347,6 +345,8 @@ MISFITS = {
     ),
     "layers": ("llama", "freeze", {"frozen_layers": 3}, ["methods.m.frozen_layers", "3", "3 layers", "fix fewer"]),
     "mamba": ("mamba", "lora", {"rank": 2}, ["methods.m", "mamba", "out_proj"]),
+    "mamba, dense": ("mamba", "loha", {"rank": 2}, ["methods.m", "mamba", "out_proj"]),
+    "rank, dense": ("llama", "glora", {"rank": 17}, ["methods.m.rank", "17", "k_proj", "32 to 16", "lower it"]),
     "mamba2": ("mamba2", "lora", {"rank": 2}, ["methods.m", "mamba2", "out_proj"]),
     "tied head": ("qwen2", "lora", {"target_modules": ["lm_head"]}, ["methods.m.target_modules", "head", "leave it"]),
 }
