@@ -151,6 +151,9 @@ def _set_energy(row: Row, variant: _Served, load: ServedLoad | None, window: Win
     for kind in ("energy", "energy_above_idle"):
         cell = load.energy.cell(f"{kind}_j_per_output_token") if load else (None, absent)
         row.set(f"{kind}_J_per_output_token", *cell)
+    roofline = load.roofline if load else None
+    unsaid = "an earlier version of this program wrote the result" if load and load.figures else absent
+    row.set("decode_mbu", *(roofline.cell("decode_mbu") if roofline else (None, unsaid)))
     row.set("AMU_GB", *window.memory("avg"))
     row.set("AMU_scope", *window.memory_scope())
     row.set("memory_peak_GB", *window.memory("peak"))

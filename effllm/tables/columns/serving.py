@@ -53,6 +53,7 @@ SERVING = Description(
             "energy_above_idle_J_per_output_token", "cost", "J", "energy above idle of an output token", "lower",
             conditions=ENERGY_CONDITIONS,
         ),
+        Column("decode_mbu", "cost", label="decoding bandwidth utilisation", better="higher"),
         *WINDOW,
         Column("idle_W", "condition", label="power of the idle engine"),
         Column("cache_mean", "condition", label="share of the cache in use"),

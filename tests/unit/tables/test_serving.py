@@ -46,6 +46,7 @@ def _load(fraction: float | None, rate: float | None, median_ms: float, **change
         "status": "ok", "reason": None, "findings": [], "fraction": fraction, "requests_per_s": rate,
         "concurrency": None if rate else 4, "warmup_requests": 20, "errors": {},
         "figures": figures | latencies | {"output_tokens_per_s": 16.5}, "window_output_tokens": 320,
+        "roofline": {"decode_bytes_per_step": 1e9, "decode_mbu": 0.4, "reasons": {}},
         "dispatch_lag_p99_ms": 1.5, "client_cpu_fraction": 0.1, "engine": ENGINE, "telemetry": TELEMETRY,
         "energy": {**dict.fromkeys(ENERGY), "reasons": dict.fromkeys(ENERGY, "no sensor; none")},
     } | changes  # fmt: skip
@@ -118,6 +119,7 @@ def test_figures_of_a_row(served: Study) -> None:
     assert (row["offered_requests_per_s"], row["concurrency"], row["saturated_requests_per_s"]) == (9.0, None, 10.0)
     assert (row["cache_mean"], row["cache_peak"], row["preemptions"]) == (0.25, 0.5, None)
     assert "preemptions: the engine does not say" in row["not_measured"]
+    assert row["decode_mbu"] == 0.4
     assert (row["arrivals"], row["prompt_tokens"], row["slo"]) == (
         "gamma (burstiness 0.5)", "8", "ttft 100 ms for 90 %",
     )  # fmt: skip
