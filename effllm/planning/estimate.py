@@ -237,7 +237,7 @@ class Estimator:
             return Figure(cost.disk_b, "computed", "bytes of the weights")
         if sample:
             return Figure(float(sample.disk_b), "measured", sample.name)
-        if isinstance(shipped, Amount) and shipped.disk_b is not None:
+        if isinstance(shipped, Amount | Reference) and shipped.disk_b is not None:
             return Figure(shipped.disk_b, "reference", shipped.source)
         if node.stage in RECORDS_B:
             return Figure(RECORDS_B[node.stage], "reference", "an allowance for answers and samples of telemetry")

@@ -1,8 +1,9 @@
 """Stage `fidelity`: how close sampled images come to real ones."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.fidelity.settings import FidelityProtocol, TrainedFeatures
+from effllm.fidelity.settings import FidelityProtocol
 from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.request import MB, PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
@@ -46,7 +47,7 @@ class FidelityStage(Stage):
 
         fidelity = job.study.fidelity[job.id.rpartition(".")[2]]
         sampling, network = job.study.sampling[fidelity.sampling], job.study.features[fidelity.features]
-        width = network.width if isinstance(network, TrainedFeatures) else _INCEPTION_WIDTH
+        width = feature_width(network.plain())
         real = ImagesSummary.read(job.artifact("images").directory).splits[fidelity.reference]
         images = sampling.images + min(real, fidelity.reference_images or real)
         memory_mb = PROCESS_MB + _COPIES * _FEATURE_B * width * images / MB
@@ -57,3 +58,8 @@ class FidelityStage(Stage):
         why = dict.fromkeys(("memory_b", "scratch_b"), "grows with images and features, and is not counted")
         kind = f"features by {node.id_of('features')}, against {protocol.reference}"
         return Cost(1, kind, disk_b=4096.0, reasons=why)
+
+
+def feature_width(network: Mapping[str, Any]) -> int:
+    """Features of a network, which is a slice of the study."""
+    return int(network["width"]) if network["kind"] == "trained" else _INCEPTION_WIDTH

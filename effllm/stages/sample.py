@@ -6,6 +6,7 @@ from effllm.fidelity.settings import SamplingProtocol
 from effllm.models.dit.costs import forward_flops, parameter_count
 from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.history import MeasuredWork, readable
+from effllm.stages.latents import COLOURS, DECODER_FLOPS_PER_PIXEL, DOWNSCALE
 from effllm.stages.request import MB, PROCESS_MB, WHOLE_NODES, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
 from effllm.stages.training import SUSTAINED_FLOPS
@@ -53,6 +54,9 @@ class SampleStage(Stage):
         drawn_b = protocol.images * images.channels * images.size**2
         memory_mb = PROCESS_MB + (2 * _STORED_B_PER_PARAMETER * parameters + drawn_b) / MB
         minutes = 30 + protocol.idle_s / 60 + _flops(run, protocol) / SUSTAINED_FLOPS[protocol.dtype] / 60
+        if run.images in job.study.latents:
+            decoded = protocol.images * len(protocol.seeds) * images.size**2
+            minutes += decoded * DECODER_FLOPS_PER_PIXEL / SUSTAINED_FLOPS["float32"] / 60
         return rounded(minutes, memory_mb, gpus=1, options=(WHOLE_NODES,))
 
     def cost(self, node: NodeContext) -> Cost:
@@ -65,8 +69,10 @@ class SampleStage(Stage):
             return Cost(1, kind, reasons=dict.fromkeys(("work", "memory_b", "disk_b", "scratch_b"), why))
         run = DiffusionRun.model_validate(dict(parent))
         flops = float(_flops(run, protocol))
-        # Of latents, fewer bytes than the images that they become.
         pixels_b = run.architecture.channels * run.architecture.image_size**2
+        if node.config_of("autoencoder") is not None:
+            kind += ", decoded"
+            pixels_b = COLOURS * (DOWNSCALE * run.architecture.image_size) ** 2
         stored_b = float(len(protocol.seeds) * protocol.images * pixels_b)
         return Cost(
             1,

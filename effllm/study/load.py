@@ -61,10 +61,11 @@ def study_schema() -> dict[str, Any]:
             elif isinstance(entries, dict):
                 section[key] = {"anyOf": [entries, changes]}
                 alone[name] = {key: {"anyOf": [entries, inherits]}}
-    schema |= {"if": {"not": {"required": [EXTENDS]}}, "then": {"properties": alone}}
     tables = schema["$defs"]["Tables"]["properties"]
+    alone["tables"] = {"properties": {name: {"anyOf": [*table["anyOf"], inherits]} for name, table in tables.items()}}
     for table in tables.values():
-        table["anyOf"] = [*table["anyOf"], inherits]
+        table["anyOf"] = [*table["anyOf"], changes]
+    schema |= {"if": {"not": {"required": [EXTENDS]}}, "then": {"properties": alone}}
     schema["properties"] = {EXTENDS: extends, **schema["properties"]}
     del schema["required"]
     return schema

@@ -1,12 +1,17 @@
 """The shipped rate for a node, by its stage."""
 
 from effllm.models.costs import parameter_count
+from effllm.planning.reference.diffusion import comparing, diffusing, encoding, sampling
 from effllm.planning.reference.finetuning import finetuning
 from effllm.planning.reference.inference import evaluating, profiling, quantizing
 from effllm.planning.reference.pretraining import pretraining
 from effllm.planning.reference.processor import samples_of
 from effllm.planning.reference.rates import Reference
 from effllm.stages.cost import Cost, NodeContext, Unknown
+from effllm.stages.fidelity import feature_width
+from effllm.stages.latents import DOWNSCALE
+
+_DIFFUSION = ("latents", "diffuse", "sample", "fidelity")
 
 
 def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
@@ -25,6 +30,8 @@ def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Refe
         return finetuning(node.config, node.shape(), samples_of(instructions), device)
     if stage == "quantize":
         return quantizing(node.config["precision"], node.shape(), device)
+    if stage in _DIFFUSION:
+        return _diffusion(stage, node, cost, device)
     precision = (node.config_of("model") or {}).get("precision")
     if precision is None:
         return None
@@ -39,3 +46,24 @@ def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Refe
             raise Unknown(found)
         return found
     return None
+
+
+def _diffusion(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
+    images = node.config_of("images")
+    if stage == "latents":
+        return encoding(node.config, images, device) if images else None
+    if stage == "fidelity":
+        sample, features = node.config_of("sample"), node.config_of("features")
+        if images is None or sample is None or features is None:
+            return None
+        return comparing(node.config, sample, images, feature_width(features), device)
+    if cost.flops is None:
+        return None
+    if stage == "diffuse":
+        return diffusing(node.config, cost.flops, device)
+    run = node.config_of("run")
+    if run is None:
+        return None
+    # As Stable Diffusion's autoencoder has it: what another does is known once it is there.
+    decoded = (run["architecture"]["image_size"] * DOWNSCALE) ** 2 if node.config_of("autoencoder") else 0
+    return sampling(node.config, run, decoded, cost.flops, device)

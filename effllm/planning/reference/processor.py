@@ -13,6 +13,8 @@ from effllm.stages.files import expand_paths
 # English text in a byte-pair encoding. Parquet holds it in about half of its bytes.
 TEXT_B_PER_TOKEN = 4.5
 _EMBEDDED_B = 10e6
+# Of scikit-learn.
+_DIGITS = 1797
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ def on_processor(stage: str, node: NodeContext) -> Amount | None:
     units, what = _units(row, node)
     cores = int(row["cores"])
     seconds = float(row["fixed_s"]) + (units / (float(row["per_core_s"]) * cores) if row["unit"] else 0.0)
+    if stage == "images":
+        disk_b = units * images_b(node.config)
+        return Amount(seconds, disk_b, what, row["source"])
     disk = [units * float(row["disk_b_per_unit"])] if row["disk_b_per_unit"] else []
     disk += [float(row["disk_b"])] if row["disk_b"] else []
     spread = f" on {cores} cores" if cores > 1 and units else ""
@@ -60,7 +65,30 @@ def _units(row: Row, node: NodeContext) -> tuple[float, str]:
     if row["unit"] == "samples":
         samples = samples_of(node.config)
         return float(samples), f"{samples:,} samples"
+    if row["unit"] == "images":
+        images = images_of(node.config)
+        return float(images), f"{images:,} images"
     return 0.0, "once"
+
+
+def images_of(images: Mapping[str, Any]) -> int:
+    """Images of a slice of the study, at most; raises `Unknown` where nobody has counted them."""
+    source = images["source"]
+    if source["kind"] == "digits":
+        return _DIGITS
+    if source["kind"] == "noise":
+        return int(source["images"])
+    if source["kind"] == "files":
+        return len(expand_paths("images", source["paths"]))
+    for row in rows("images"):
+        if (row["repo"], row["split"]) == (source["repo"], source["split"]):
+            return int(row["images"])
+    raise Unknown(f"how many images {source['repo']} has is not known before they are read")
+
+
+def images_b(images: Mapping[str, Any]) -> float:
+    """Bytes of an image as it is kept."""
+    return float(images["channels"] * images["size"] ** 2)
 
 
 def _text_b(corpus: Mapping[str, Any]) -> float:

@@ -21,7 +21,8 @@ class Reference:
 
     seconds: wall time from start to end. power_w: of the device while it works, None where the rate has none. device:
     on which the rate was measured. rate: what was measured, and the range that it is good for. work: of how much, where
-    the study alone does not say it. beyond: why the rate is not good for the node, None where it is.
+    the study alone does not say it. beyond: why the rate is not good for the node, None where it is. disk_b: bytes
+    published, where these follow from the amount of work.
     """
 
     seconds: float
@@ -30,6 +31,7 @@ class Reference:
     rate: str
     work: str
     beyond: str | None = None
+    disk_b: float | None = None
 
     @property
     def source(self) -> str:
