@@ -20,8 +20,10 @@ from effllm.models.text import text_config
 
 GB = 1e9
 USABLE = 0.9
-Placement = Literal["one device", "layers"]
-"""How a model is on its devices: whole on one, or whole layers on each of several, which work one after the other."""
+Spread = Literal["layers", "tensor"]
+"""Over several devices: whole layers on each, which work one after the other, or a part of every layer on each."""
+Placement = Literal["one device", "layers", "tensor"]
+"""How a model is on its devices: whole on one, or spread over several."""
 _HALF: Any = SimpleNamespace(itemsize=2)
 
 
@@ -132,9 +134,9 @@ def device_map(devices: Sequence[str]) -> dict[str, Any]:
     return {"device_map": "balanced", "max_memory": memory}
 
 
-def placement_of(devices: Sequence[str]) -> Placement:
+def placement_of(devices: Sequence[str], spread: Spread) -> Placement:
     """What the row says of it."""
-    return "one device" if len(devices) == 1 else "layers"
+    return "one device" if len(devices) == 1 else spread
 
 
 def keep_hooks_at_parts(model: Any) -> None:

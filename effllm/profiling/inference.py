@@ -29,7 +29,7 @@ from effllm.profiling.figures import (
 from effllm.profiling.graphs import GraphedDecoding, Graphs
 from effllm.profiling.placement import ProfileConfig, profile_need
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
-from effllm.quantization.loading import load_quantized
+from effllm.quantization.loading import quantized_on
 from effllm.quantization.precision import Precision
 from effllm.results.profile import (
     Generations,
@@ -75,9 +75,9 @@ def build(job: Job) -> None:
     for device in devices:
         warn_if_busy(device, job.id)
     try:
-        model, precision = load_quantized(artifact, devices)
         tokenizer = load_tokenizer(directory) if (directory / TOKENIZER_CONFIG).is_file() else None
-        profile_model(job, model, tokenizer, precision, weights.bytes, devices, info)
+        with quantized_on(artifact, devices, config.spread) as (model, precision):
+            profile_model(job, model, tokenizer, precision, weights.bytes, devices, info)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
 
@@ -92,7 +92,8 @@ def profile_model(
     info: DeviceInfo,
 ) -> None:
     """Measure a model that is on its devices, and write the artifact's files."""
-    protocol = job.config(ProfileConfig).protocol()
+    config = job.config(ProfileConfig)
+    protocol = config.protocol()
     model.eval()
     ignored = decode_greedily(model, tokenizer)
     with Telemetry(job.records / "telemetry", device=devices, period_s=protocol.sample_period_s) as telemetry:
@@ -116,7 +117,7 @@ def profile_model(
             idle=telemetry.summary(IDLE),
             ignored_generation_settings=ignored,
             kernel=precision.running_kernel(model),
-            placement=placement_of(devices),
+            placement=placement_of(devices, config.spread),
             protocol=MeasuredProtocol(**protocol.plain()),
             threads=torch.get_num_threads(),
             workloads=workloads,
@@ -146,7 +147,7 @@ def measure(
             refused[id] = CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
         elif workload.cuda_graph and len(devices) > 1:
             refused[id] = CellFailure(
-                "unsupported", f"a CUDA graph is of one device, and the model's layers are spread over {len(devices)}"
+                "unsupported", f"a CUDA graph is of one device, and the model is spread over {len(devices)}"
             )
     rest(protocol, telemetry)
     generated: dict[tuple[str, Phase], Decoding] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from effllm.fields import PositiveInt
-from effllm.models.placement import Need, need_of
+from effllm.models.placement import Need, Spread, need_of
 from effllm.study.evaluation import InferenceProtocol
 
 
@@ -13,6 +13,8 @@ class ProfileConfig(InferenceProtocol):
     """The stage's slice of the study: the protocol, and the GPUs that the study asks for."""
 
     devices: PositiveInt | None = Field(default=None, description="GPUs of one host; null: as many as it needs.")
+
+    spread: Spread = Field(default="layers", description="How the model is on several of them.")
 
     def protocol(self) -> InferenceProtocol:
         """How the workloads are measured."""

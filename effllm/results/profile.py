@@ -106,8 +106,10 @@ class Profile(Part, ResultFile):
         default_factory=dict, description="What the model's files ask of generation, which was not followed."
     )
     kernel: str | None = Field(default=None, description="What quantized layers ran by; null without any.")
-    placement: Literal["one device", "layers"] = Field(
-        default="one device", description="layers: whole layers on each of several devices, which work in turn."
+    placement: Literal["one device", "layers", "tensor"] = Field(
+        default="one device",
+        description="layers: whole layers on each of several devices, which work in turn. tensor: a part of every "
+        "layer on each, which work at once; the allocator's figures are then those of the first process.",
     )
     protocol: MeasuredProtocol = Field(description="How it was measured.")
     threads: int = Field(description="Threads of torch.")

@@ -31,7 +31,10 @@ class ProfileStage(Stage):
         return [f"{model}.{precision}" for model in study.models for precision in study.precisions]
 
     def config(self, study: Study, id: str) -> dict[str, Any]:
-        return study.inference.plain() | asked_devices(study, id.rsplit(".", 1)[0])
+        model = id.rsplit(".", 1)[0]
+        # Specs by layers are those of before there was the choice.
+        spread = {} if study.models[model].spread == "layers" else {"spread": study.models[model].spread}
+        return study.inference.plain() | asked_devices(study, model) | spread
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         return {"model": graph.manifest("quantize", id)}
@@ -55,7 +58,7 @@ class ProfileStage(Stage):
         protocol = config.protocol()
         base = Cost(
             config.devices or 1,
-            f"protocol {protocol.plain()}",
+            f"protocol {protocol.plain()}{', tensor' if config.spread == 'tensor' else ''}",
             protocol_s=_protocol_s(protocol),
             spreads="as asked" if config.devices else "as needed",
         )

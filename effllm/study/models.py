@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from effllm.fields import LONGEST_TEXT, Id, PlainId, PositiveInt, Section, Text
+from effllm.models.placement import Spread
 from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 
 
@@ -60,8 +61,20 @@ class Model(Section):
         description="GPUs of one host over which the model's layers are spread where it is scored and profiled. null "
         "takes as many as its weights, its cache and its workspace need.",
     )
+    spread: Spread = Field(
+        default="layers",
+        description="How a model is on the GPUs that `devices` names where it is profiled. layers: whole layers on "
+        "each, which work one after the other. tensor: a part of every layer on each, by Transformers' plan of the "
+        "architecture, so that all work at once; 16-bit weights alone, and no CUDA graphs. Scores are by layers.",
+    )
     precisions: dict[PlainId, dict[str, Any]] = Field(
         default_factory=dict,
         description="Settings of single precisions that differ for this model, by precision id and key, "
         "such as {int4: {group_size: 32}}.",
     )
+
+    @model_validator(mode="after")
+    def _parts_are_of_several(self) -> "Model":
+        if self.spread == "tensor" and (self.devices or 1) < 2:
+            raise ValueError("spread: tensor is of several GPUs: say of how many as devices, 2 or more, or drop it")
+        return self
