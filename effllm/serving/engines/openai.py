@@ -168,15 +168,19 @@ class OpenAIEngine:
                 raise UserError(
                     f"engine.url: nothing answers at {self._url}; start the server, or correct the address."
                 )
-            if status in (401, 403):
-                raise UserError(
-                    f"the server at {self._url} wants a key ({status}); name the environment variable that holds it in "
-                    "engine.api_key_variable."
-                )
+            self._require_key(status)
             time.sleep(_PERIOD_S)
+
+    def _require_key(self, status: int | None) -> None:
+        if status in (401, 403):
+            raise UserError(
+                f"the server at {self._url} wants a key, or another ({status}); name the environment variable that "
+                "holds it in engine.api_key_variable."
+            )
 
     def _require_model(self) -> None:
         status, text = self._run(self._get("/v1/models", _QUICK_S))
+        self._require_key(status)
         try:
             models = {str(entry["id"]): entry for entry in json.loads(text)["data"]}
         except (ValueError, KeyError, TypeError):
@@ -298,7 +302,7 @@ class OpenAIEngine:
         self._arrivals.put(TokenEvent(request.index, last_s, finished=True, error=error))
 
     def _refusal(self, status: int, text: str, is_probe: bool) -> Exception:
-        said = self._public(message_of(text))
+        said = message_of(self._public(text))
         if not is_probe or status >= 500:
             return EngineError(f"the server answers {status} to a request: {said}")
         named = refused_parameters(text, self._settings.omit)

@@ -60,10 +60,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        if "key" in server.faults and self.headers["Authorization"] != f"Bearer {KEY}":
-            return self._say(401, "{}")
         if self.path == "/health":
             return self._say(200 if time.monotonic() >= server.loaded_s else 503, "")
+        # As vLLM does: what tells of the server itself is open.
+        if "key" in server.faults and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {KEY}":
+            return self._say(401, "{}")
         if self.path == "/v1/models":
             name = "another" if "another" in server.faults else server.model
             entry = {"id": name, "max_model_len": 16 if "short" in server.faults else 4096}
