@@ -50,6 +50,7 @@ class OpenAIEngine:
         self._usage = EngineUsage()
         self._asked_s = 0.0
         self._has_metrics = True
+        self._owner: str | None = None
         self._flags: dict[str, Any] = {}
 
     @property
@@ -59,7 +60,7 @@ class OpenAIEngine:
         flags = {key: settings[key] for key in ("body", "command", "environment", "omit", "served_model", "url")}
         return EngineDescription(
             kind="server",
-            version=self._settings.version,
+            version=" ".join(filter(None, [self._owner, self._settings.version])),
             device=", ".join(self._served.devices),
             flags=flags | self._flags,
         )
@@ -193,6 +194,7 @@ class OpenAIEngine:
                 f"engine: the server at {self._url} serves {served}, not {self._model}; start it on that model, or say "
                 "by what name it serves it in engine.served_model."
             )
+        self._owner = models[self._model].get("owned_by")
         most = models[self._model].get("max_model_len")
         if isinstance(most, int) and most < self._served.longest:
             raise UserError(

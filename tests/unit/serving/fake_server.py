@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._say(401, "{}")
         if self.path == "/v1/models":
             name = "another" if "another" in server.faults else server.model
-            entry = {"id": name, "max_model_len": 16 if "short" in server.faults else 4096}
+            entry = {"id": name, "owned_by": "fake", "max_model_len": 16 if "short" in server.faults else 4096}
             return self._say(200, json.dumps({"data": [entry]}))
         if self.path == "/version":
             return self._say(200, json.dumps({"version": server.version}))

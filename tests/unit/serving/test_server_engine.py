@@ -103,7 +103,7 @@ def test_many_streams_at_once_arrive_whole(at: _At, faults: tuple[str, ...], cou
     assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"], body["temperature"]) == (8, 8, True, 0)
     assert body["prompt"] == [len(played.completions), 7]
     assert engine.description.flags["counted_by"] == counted_by
-    assert engine.description.version == "9.9"
+    assert engine.description.version == "fake 9.9"
     assert usage == (EngineUsage() if "plain" in faults else EngineUsage(0.25, 3, 2, 7))
     with pytest.raises(EngineError, match="stopped"):
         engine.submit(played and _closed(1).requests[0])
@@ -338,7 +338,7 @@ def test_the_stage_serves_by_a_server_and_keeps_its_log(
         return
     served = Result.read(artifact.directory)
     assert (served.greedy.against, served.greedy.requests, served.greedy.identical) == ("the engine, one by one", 3, 3)
-    assert served.engine.version == "9.9" and not served.engine.in_process
+    assert served.engine.version == "fake 9.9" and not served.engine.in_process
     load = served.loads["closed"]
     assert load.errors == {} and load.figures is not None and load.figures.completed == 12
     assert load.engine.cache_peak_fraction == 0.25 and load.engine.preemptions == 0
