@@ -3,7 +3,7 @@
     python benchmarks/serving_client.py --url http://127.0.0.1:8000 --model DIR --version 0.33.0
         --guidellm VENV/bin/guidellm [--requests 150] [--rate 1.5] [--rounds 3] [--output figures.json]
 
-A server of the model in DIR runs at the URL. In each round both replay one trace of Poisson arrivals at the same time,
+vLLM serves the model in DIR at the URL. In each round both replay one trace of Poisson arrivals at the same time,
 so that both meet the same machine: same times, same lengths, prompts of random tokens by the one, of words by the
 other. Latencies count from sending, as guidellm counts them. guidellm 0.8 is installed in an environment of its own.
 """
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ FIGURES = {"ttft_ms": "time_to_first_token_ms", "tpot_ms": "inter_token_latency_
 
 def ours(engine: OpenAIEngine, trace: Trace) -> dict[str, float]:
     """Medians by the project's client, and the share of a core that it took."""
+    start_s = time.time()
     played = play(engine, trace)
     if errors := [completion.error for completion in played.completions if completion.error]:
         raise SystemExit(f"error: {len(errors)} requests failed: {errors[0]}.")
@@ -43,7 +45,14 @@ def ours(engine: OpenAIEngine, trace: Trace) -> dict[str, float]:
         "tpot_ms": 1000 * statistics.median((last - first) / (tokens - 1) for _, first, last, tokens in times),
         "e2e_ms": 1000 * statistics.median(last - sent for sent, _, last, _ in times),
         "client_cpu": played.client_cpu_s / played.duration_s,
+        "start_s": start_s,
     }
+
+
+def prompt_tokens(url: str) -> list[str]:
+    """What vLLM says of the tokens of all prompts so far."""
+    with urllib.request.urlopen(url + "/metrics", timeout=60) as answer:
+        return [line for line in answer.read().decode().splitlines() if line.startswith("vllm:prompt_tokens_total")]
 
 
 def start_theirs(guidellm: Path, url: str, model: Path, trace: Trace, directory: Path) -> subprocess.Popen[bytes]:
@@ -57,7 +66,8 @@ def start_theirs(guidellm: Path, url: str, model: Path, trace: Trace, directory:
     (directory / REPORT).unlink(missing_ok=True)
     source = {"kind": "trace_synthetic", "source": {"kind": "json_file", "path": str(recorded)}}
     command = [str(guidellm), "run", "--disable-console", "--data", json.dumps(source)]
-    command += ["--backend", f"kind=openai_http,target={url},model={model},request_format=/v1/completions"]
+    backend = {"kind": "openai_http", "target": url, "model": str(model), "request_format": "/v1/completions"}
+    command += ["--backend", json.dumps(backend | {"extras": {"body": {"temperature": 0}}})]
     command += ["--profile", "kind=replay,schedule_turn=timestamp"]
     command += ["--output", f"kind=json,path={directory / REPORT}"]
     command += ["--tokenizer", f"kind=huggingface_auto,model={model}"]
@@ -79,8 +89,9 @@ def theirs(process: subprocess.Popen[bytes], requests: int, directory: Path) -> 
     if wrong := [r for r in answered if r["output_tokens"] != OUTPUT]:
         raise SystemExit(f"error: {len(wrong)} answers to guidellm have other lengths than {OUTPUT}.")
     medians = {name: statistics.median(request[key] for request in answered) for name, key in FIGURES.items()}
+    start_s = min(request["info"]["timings"]["request_start"] for request in answered)
     prompts = statistics.mean(request["prompt_tokens"] for request in answered)
-    return medians | {"e2e_ms": 1000 * medians["e2e_ms"], "prompt_tokens": prompts}
+    return medians | {"e2e_ms": 1000 * medians["e2e_ms"], "prompt_tokens": prompts, "start_s": start_s}
 
 
 def main() -> None:
@@ -111,11 +122,10 @@ def main() -> None:
         engine.start()
         for _ in range(arguments.rounds):
             process = start_theirs(arguments.guidellm, arguments.url, arguments.model, trace, directory)
-            # It begins when it has loaded its libraries, which the server's metrics show. Before that they are quiet.
-            engine.usage()
-            time.sleep(2.0)
-            while process.poll() is None and not engine.usage().running:
-                time.sleep(0.1)
+            # It begins when it has loaded its libraries, which the server's metrics show.
+            before = prompt_tokens(arguments.url)
+            while process.poll() is None and prompt_tokens(arguments.url) == before:
+                time.sleep(0.2)
             figures = {"ours": ours(engine, trace)}
             figures["guidellm"] = theirs(process, len(trace.requests), directory)
             rounds.append(figures)
