@@ -16,6 +16,7 @@ include: "rules/diffuse.smk"
 include: "rules/sample.smk"
 include: "rules/model.smk"
 include: "rules/finetune.smk"
+include: "rules/tune.smk"
 include: "rules/quantize.smk"
 include: "rules/evaluate.smk"
 include: "rules/profile.smk"
@@ -32,6 +33,7 @@ localrules:
     instructions,
     images,
     captions,
+    generator,
     autoencoder,
     features,
     model,

@@ -77,6 +77,7 @@ def cut_down(study: dict[str, Any]) -> dict[str, Any]:
         run["optimizer"]["warmup_steps"] = 2
         run.update(max_steps=12, checkpoint_every_steps=4, sequence_length=64, log_every_steps=2)
     study |= {section: {} for section in ("images", "diffusion", "sampling", "features", "fidelity", "serving")}
+    study |= {section: {} for section in ("captions", "generators", "tuning")}
     study["models"] = {id: study["models"][id] for id in ("llama-1m", "qwen2-1m")}
     study["instructions"] = {id: study["instructions"][id] for id in ("stdlib-describe",)}
     study["instructions"]["stdlib-describe"]["maximum_samples"] = 200

@@ -55,7 +55,7 @@ _OF_TRAINING = ("PPL", "loss", "FID")
 _OF_BATCH = ("AL_s_per_iter", "AMU_GB")
 _SAMPLES = "implied_samples_per_iter"
 _PRETRAINING = ("table3", "table4", "table5", "table6")
-_FINETUNING = ("table7", "table8", "table12")
+_FINETUNING = ("table7", "table8", "table12", "table13")
 _IMAGES = ("table10", "table11")
 
 

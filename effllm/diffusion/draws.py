@@ -59,6 +59,16 @@ def time(objective: Ddpm | Flow, seed: int, step: int, sample: int) -> int | flo
     return float(1 / (1 + np.exp(-drawn.standard_normal())))
 
 
+def noise(seed: int, step: int, sample: int, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal numbers for a sample of a step of training."""
+    return generator(seed, _NOISE, step, sample).standard_normal(shape, np.float32)
+
+
+def lacks_label(seed: int, step: int, sample: int, share: float) -> bool:
+    """Whether a sample is learned without its label or caption, as this share of them are."""
+    return bool(generator(seed, _LABEL, step, sample).random() < share)
+
+
 class TrainingDraws(Dataset[dict[str, Any]]):
     """Images in the order of training, each with what is drawn for it.
 
@@ -86,12 +96,12 @@ class TrainingDraws(Dataset[dict[str, Any]]):
         image, label = self.images[sample]
         if self.draws.flip and generator(self.seed, _FLIP, step, sample).random() < 0.5:
             image = self.images.mirrored(sample)
-        if generator(self.seed, _LABEL, step, sample).random() < self.draws.label_dropout:
+        if lacks_label(self.seed, step, sample, self.draws.label_dropout):
             label = self.classes
         return {
             "images": image,
             "labels": label,
-            "noise": generator(self.seed, _NOISE, step, sample).standard_normal(image.shape, np.float32),
+            "noise": noise(self.seed, step, sample, image.shape),
             "times": time(self.objective, self.seed, step, sample),
         }
 

@@ -10,8 +10,8 @@ class FlowObjective:
     """x_t = (1 - t) x + t e, and the mean squared error of the predicted direction e - x."""
 
     def noised(self, images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """x_t of clean images [batch, channels, size, size] and times [batch] from 0 to 1."""
-        share = times.view(-1, 1, 1, 1)
+        """x_t of clean images or clips [batch, channels, ...] and times [batch] from 0 to 1."""
+        share = times.view(-1, *(1,) * (images.ndim - 1))
         return (1 - share) * images + share * noise
 
     def model_time(self, times: Tensor) -> Tensor:

@@ -2,35 +2,60 @@
 
 import base64
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 from effllm.report.blocks import Absent, Block, Picture, Pictures, Section, Text
 from effllm.report.figures import listed
 from effllm.report.run import Run
 
-_SAMPLE, _GRID = "sample/", "records/grid.png"
 # Pixels of a picture on the page, at most, and how much of a coloured one is kept.
 _WIDEST, _QUALITY = 480, 80
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Pictures that a stage leaves: where, and what is said of them."""
+
+    stage: str
+    file: str
+    text: str
+
+
+_KINDS = (
+    _Kind(
+        "sample",
+        "records/grid.png",
+        "The first samples of the first seed, a row for each class, the same classes and noise for every model. "
+        "Distances from real images are in the tables.",
+    ),
+    _Kind(
+        "tune",
+        "records/previews.png",
+        "Samples before a fine-tuning (above) and after it (below), of the same captions and from the same noise for "
+        "every method; of a clip, frames below each other.",
+    ),
+)
+
+
 def samples_section(run: Run) -> Section | None:
-    """Some samples of every model, a row for each class; None where the tables are of no samples."""
-    names = [made.name for made in run.made if made.name.startswith(_SAMPLE)]
+    """Some samples of every model; None where the tables are of no samples."""
+    blocks = [block for kind in _KINDS for block in _blocks(run, kind)]
+    return Section("samples", "Samples", blocks) if blocks else None
+
+
+def _blocks(run: Run, kind: _Kind) -> list[Block]:
+    names = [made.name for made in run.made if made.name.startswith(f"{kind.stage}/")]
     if not names:
-        return None
-    there = [name for name in names if (run.directory / name / _GRID).is_file()]
-    pictures = [_picture(run.directory / name / _GRID, name.removeprefix(_SAMPLE)) for name in there]
-    blocks: list[Block] = [
-        Text(
-            "The first samples of the first seed, a row for each class, the same classes and noise for every model. "
-            "Distances from real images are in the tables."
-        )
-    ]
+        return []
+    there = [name for name in names if (run.directory / name / kind.file).is_file()]
+    pictures = [_picture(run.directory / name / kind.file, name.removeprefix(f"{kind.stage}/")) for name in there]
+    blocks: list[Block] = [Text(kind.text)]
     if pictures:
         blocks.append(Pictures(pictures))
     if lost := [name for name in names if name not in there]:
-        blocks.append(Absent(f"No picture is left of {listed(lost)}: {_GRID} is missing."))
-    return Section("samples", "Samples", blocks)
+        blocks.append(Absent(f"No picture is left of {listed(lost)}: {kind.file} is missing."))
+    return blocks
 
 
 def _picture(path: Path, name: str) -> Picture:

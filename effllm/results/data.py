@@ -180,3 +180,16 @@ class LatentsSummary(Part, ResultFile):
         description="Peak signal-to-noise ratio of these in dB; null where they are equal."
     )
     autoencoder_parameters: int = Field(description="Parameters of the autoencoder.")
+
+
+class EncodingsSummary(Part, ResultFile):
+    """Latents and text embeddings of samples with captions."""
+
+    FILE: ClassVar[str] = "encodings.json"
+
+    splits: dict[str, int] = Field(description="Samples of `train` and `held_out`.")
+    texts: int = Field(description="Distinct captions, and the empty one.")
+    text_shapes: dict[str, list[int]] = Field(
+        description="Shape of what the transformer takes of a text, by the name of its argument."
+    )
+    family: str = Field(description="The pipeline's.")

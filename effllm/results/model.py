@@ -44,3 +44,15 @@ class ModelSummary(Part, ResultFile):
     model: ModelRecord = Field(description="Read from its files.")
     source: dict[str, Any] = Field(description="As the study states it.")
     unscored: str | None = Field(description="Why no score of it means anything; null where one does.")
+
+
+class GeneratorSummary(Part, ResultFile):
+    """What a pipeline for images or videos is and where it is from."""
+
+    FILE: ClassVar[str] = "generator.json"
+
+    family: str = Field(description="sd3 or wan.")
+    parameters: dict[str, int] = Field(description="By the part of the pipeline.")
+    side_step: int = Field(description="Of what the sides of images are to be multiples, in pixels.")
+    frame_step: int = Field(description="Of what frames are to be multiples, the first one apart.")
+    source: dict[str, Any] = Field(description="As the study states it.")

@@ -11,6 +11,7 @@ from effllm.results.data import (
     AutoencoderSummary,
     CaptionsSummary,
     CorpusSummary,
+    EncodingsSummary,
     ImagesSummary,
     InstructionsSummary,
     LatentsSummary,
@@ -20,14 +21,21 @@ from effllm.results.data import (
 from effllm.results.evaluation import Clusters, Evaluation
 from effllm.results.fidelity import FeaturesSummary, FidelityResult, SampleSummary, SamplingCost
 from effllm.results.latency import ServedRequests
-from effllm.results.model import ModelSummary
+from effllm.results.model import GeneratorSummary, ModelSummary
 from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Generations, Profile
 from effllm.results.provenance import Provenance
 from effllm.results.quantization import Quantization
 from effllm.results.serving import CompletedRequests, Serving
 from effllm.results.telemetry import WindowsRecord
-from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, LossCurve, PretrainingQuality
+from effllm.results.training import (
+    DiffusionQuality,
+    Efficiency,
+    FinetuningQuality,
+    LossCurve,
+    PretrainingQuality,
+    TuningQuality,
+)
 
 FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "corpus": (CorpusSummary,),
@@ -43,6 +51,9 @@ FILES: dict[str, tuple[type[ResultFile], ...]] = {
     "diffuse": (DiffusionQuality, Efficiency, LossCurve, WindowsRecord),
     "sample": (SampleSummary, SamplingCost, WindowsRecord),
     "fidelity": (FidelityResult,),
+    "generator": (GeneratorSummary,),
+    "encode": (EncodingsSummary,),
+    "tune": (TuningQuality, Efficiency, LossCurve, WindowsRecord),
     "model": (ModelSummary,),
     "finetune": (FinetuningQuality, Efficiency, LossCurve, WindowsRecord),
     "quantize": (Quantization,),

@@ -87,6 +87,35 @@ class FinetuningQuality(Figures, ResultFile):
     steps: int = Field(description="Optimizer steps of the whole run.")
 
 
+class TuningQuality(Figures, ResultFile):
+    """What a fine-tuning of a model of images or videos has learned, and what was trained."""
+
+    FILE: ClassVar[str] = "training.json"
+
+    held_out_loss: float = Field(
+        description="Mean loss of held-out samples over the times at which all runs score them, by the same noise."
+    )
+    held_out_loss_stderr: float | None = Field(description="Its standard error, samples as draws.")
+    held_out_loss_before: float = Field(description="The base model's.")
+    held_out_loss_before_stderr: float | None = Field(description="Its standard error.")
+    held_out_loss_by_time: dict[str, float] = Field(description="The loss at each of the times.")
+    held_out_loss_before_by_time: dict[str, float] = Field(description="The base model's.")
+    held_out_samples: int = Field(description="Samples that were scored.")
+    train_loss: float | None = Field(description="Mean of the loss curve.")
+    train_loss_last: float | None = Field(description="Its last point.")
+    parameters: int = Field(description="Of the base model's transformer.")
+    parameters_trainable: int = Field(description="Of what is trained.")
+    adapter_bytes: int | None = Field(description="Tensors of the adapter on disk.")
+    learning_rate: float = Field(description="The highest.")
+    micro_batch_size: int = Field(description="Samples per device and forward pass.")
+    sample_order_sha256: str = Field(description="Digest of the names of all samples in their order.")
+    samples_per_step: int = Field(description="Over all ranks.")
+    samples_seen: int = Field(description="Over all steps.")
+    train_samples: int = Field(description="Samples of the training part.")
+    seed: int = Field(description="Of adapters, order and what is drawn.")
+    steps: int = Field(description="Optimizer steps of the whole run.")
+
+
 class DiffusionQuality(Figures, ResultFile):
     """What a run of diffusion has learned, and the size of its model."""
 

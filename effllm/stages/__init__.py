@@ -9,10 +9,12 @@ from effllm.stages.benchmark import BenchmarkStage
 from effllm.stages.captions import CaptionsStage
 from effllm.stages.corpus import CorpusStage
 from effllm.stages.diffuse import DiffuseStage
+from effllm.stages.encode import EncodeStage
 from effllm.stages.evaluate import EvaluateStage
 from effllm.stages.features import FeaturesStage
 from effllm.stages.fidelity import FidelityStage
 from effllm.stages.finetune import FinetuneStage
+from effllm.stages.generator import GeneratorStage
 from effllm.stages.images import ImagesStage
 from effllm.stages.instructions import InstructionsStage
 from effllm.stages.latents import LatentsStage
@@ -28,6 +30,7 @@ from effllm.stages.serve import ServeStage
 from effllm.stages.stage import Stage
 from effllm.stages.tokenizer import TokenizerStage
 from effllm.stages.tokens import TokensStage
+from effllm.stages.tune import TuneStage
 
 STAGES: dict[str, Stage] = {
     "corpus": CorpusStage(),
@@ -44,6 +47,9 @@ STAGES: dict[str, Stage] = {
     "diffuse": DiffuseStage(),
     "sample": SampleStage(),
     "fidelity": FidelityStage(),
+    "generator": GeneratorStage(),
+    "encode": EncodeStage(),
+    "tune": TuneStage(),
     "model": ModelStage(),
     "finetune": FinetuneStage(),
     "merge": MergeStage(),

@@ -12,6 +12,7 @@ from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
 from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
+from effllm.models.generators.settings import Generator
 from effllm.models.sources import AnyArchitecture, RandomSource
 from effllm.quantization import AnyPrecision, Precision, check_name
 from effllm.quantization.precision import Calibration
@@ -31,11 +32,13 @@ from effllm.study.models import FinetunedSource, Model, PretrainedSource
 from effllm.study.orders import check_orders
 from effllm.study.scaling import Scaling
 from effllm.study.tables import Tables
+from effllm.study.tuning import check_tuning
 from effllm.study.vision import check_images, check_tokenizers, starts_from_random_weights
 from effllm.training.diffusion_settings import DiffusionRun
 from effllm.training.methods import AnyMethod
 from effllm.training.settings import PretrainingRun
 from effllm.training.suites import FinetuningSuite, suite_misfit
+from effllm.training.tuning_settings import TuningSuite
 
 
 class _PrecisionOf(Section):
@@ -59,8 +62,11 @@ class Study(Section):
         default_factory=dict, description="Instruction data for fine-tuning by id."
     )
     images: dict[Id, Images] = Field(default_factory=dict, description="Images for diffusion by id.")
-    captions: dict[Id, Captions] = Field(
+    captions: dict[PlainId, Captions] = Field(
         default_factory=dict, description="Images and clips with captions, for fine-tuning, by id."
+    )
+    generators: dict[Id, Generator] = Field(
+        default_factory=dict, description="Pipelines that draw images or videos from text, by id."
     )
     autoencoders: dict[Id, AutoencoderSource] = Field(
         default_factory=dict, description="Autoencoders of images by id: diffusers' AutoencoderKL, as saved by itself."
@@ -78,6 +84,9 @@ class Study(Section):
     models: dict[Id, Model] = Field(default_factory=dict, description="Models under test by id.")
     methods: dict[PlainId, AnyMethod] = Field(default_factory=dict, description="Fine-tuning methods by id.")
     finetuning: dict[PlainId, FinetuningSuite] = Field(default_factory=dict, description="Fine-tuning suites by id.")
+    tuning: dict[PlainId, TuningSuite] = Field(
+        default_factory=dict, description="Fine-tuning suites for images and videos by id."
+    )
     precisions: dict[PlainId, AnyPrecision] = Field(default_factory=dict, description="Precisions by id.")
     benchmarks: dict[PlainId, Benchmark] = Field(default_factory=dict, description="Benchmarks by id.")
     evaluation: EvaluationProtocol = Field(description="How benchmarks are run.")
@@ -124,6 +133,7 @@ class Study(Section):
         check_tokenizers(self)
         for id, suite in self.finetuning.items():
             self._check_suite(f"finetuning.{id}", suite)
+        check_tuning(self)
         for id, model in self.models.items():
             if isinstance(model.source, FinetunedSource):
                 self._check_finetuned(f"models.{id}.source", model.source)

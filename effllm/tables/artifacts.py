@@ -12,7 +12,7 @@ from effllm.results.overlap import ItemsOverlap
 from effllm.results.profile import Profile
 from effllm.results.quantization import Quantization
 from effllm.results.serving import Serving
-from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, PretrainingQuality
+from effllm.results.training import DiffusionQuality, Efficiency, FinetuningQuality, PretrainingQuality, TuningQuality
 from effllm.runtime.artifact import Artifact, Manifest
 
 # The file of the payload that holds the figures of each stage.
@@ -20,6 +20,7 @@ PAYLOADS: Mapping[str, type[ResultFile]] = {
     "pretrain": PretrainingQuality,
     "finetune": FinetuningQuality,
     "diffuse": DiffusionQuality,
+    "tune": TuningQuality,
     "quantize": Quantization,
     "sample": SampleSummary,
     "fidelity": FidelityResult,
@@ -30,7 +31,7 @@ PAYLOADS: Mapping[str, type[ResultFile]] = {
 }
 # Stages with a record of the same: not part of the artifact's identity, so checked against the provenance.
 RECORDS: Mapping[str, type[ResultFile]] = {
-    **dict.fromkeys(("pretrain", "finetune", "diffuse"), Efficiency),
+    **dict.fromkeys(("pretrain", "finetune", "diffuse", "tune"), Efficiency),
     "sample": SamplingCost,
 }
 Content = TypeVar("Content", bound=ResultFile)

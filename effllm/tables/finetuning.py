@@ -91,14 +91,8 @@ def finetuning_table(
 
 
 def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
-    runs = [run]
-    row.set("loss", *run.quality("train_loss"))
-    row.set("AMU_GB", *run.window.memory("avg"))
-    row.set("PCU", *run.window.figure("util_nvml"))
-    row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
-    row.set("ST_samples_per_param_s", *run.sample_throughput())
-    row.set("AEC_W", *run.window.figure("power_avg_w"))
-    _set_quality(row, run)
+    set_costs(row, run)
+    set_learned(row, run)
     if has_images:
         _set_images(row, run)
     row.set("parameters_total", *run.quality("parameters"))
@@ -114,6 +108,24 @@ def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
     row.set("context", run.recipe["encoding"]["sequence_length"])
     row.set("steps", *run.total_steps())
     row.set("samples_seen", *run.quality("samples_seen"))
+    set_time_and_energy(row, run)
+    set_conditions(row, [run], _SETTINGS)
+    return finish(row, [run])
+
+
+def set_costs(row: Row, run: FinetuningResult) -> None:
+    """The paper's columns."""
+    row.set("loss", *run.quality("train_loss"))
+    row.set("AMU_GB", *run.window.memory("avg"))
+    row.set("PCU", *run.window.figure("util_nvml"))
+    row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
+    row.set("ST_samples_per_param_s", *run.sample_throughput())
+    row.set("AEC_W", *run.window.figure("power_avg_w"))
+
+
+def set_time_and_energy(row: Row, run: FinetuningResult) -> None:
+    """What a sample and the whole run cost, and which run it is."""
+    runs = [run]
     row.set("AL_s_per_sample", *ratio(runs, Training.seconds, FinetuningResult.samples))
     row.set("tokens_per_s", *run.efficiency("tokens_per_s"))
     set_efficiency(row, runs)
@@ -124,8 +136,6 @@ def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
     row.set("run", run.id)
     row.set("seed", run.recipe["seed"])
     row.set("learning_rate", run.recipe["learning_rate"])
-    set_conditions(row, runs, _SETTINGS)
-    return finish(row, runs)
 
 
 def _set_images(row: Row, run: FinetuningResult) -> None:
@@ -146,7 +156,8 @@ def _set_images(row: Row, run: FinetuningResult) -> None:
     row.set("samples_dropped", None if train is None else sum(train.dropped.values()), why)
 
 
-def _set_quality(row: Row, run: FinetuningResult) -> None:
+def set_learned(row: Row, run: FinetuningResult) -> None:
+    """The held-out loss with its interval, before the training too."""
     loss, why = run.quality("held_out_loss")
     error, why_error = run.quality("held_out_loss_stderr")
     row.set("held_out_loss", loss, why)

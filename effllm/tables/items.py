@@ -101,6 +101,11 @@ def items_of_finetuning(result: Result) -> Items | Code:
     return _losses(result, "sample", lambda sample: str(sample).partition("#")[0])
 
 
+def items_of_tuning(result: Result) -> Items | Code:
+    """Losses by held-out sample over the times that all runs share."""
+    return _losses(result, "sample", lambda sample: sample, "loss", None)
+
+
 def _losses(
     result: Result, key: str, cluster: Callable[[Any], Hashable], loss: str = "nll", count: str | None = "tokens"
 ) -> Items | Code:

@@ -73,6 +73,7 @@ _SHOWN = {
     **dict.fromkeys(("table7", "table8"), _METHODS),
     "table12": (*_METHODS[:-3], "held_out_loss_blank", "looks", *_METHODS[-3:]),
     **dict.fromkeys(("table10", "table11"), _IMAGES),
+    "table13": _METHODS,
     "serving": _LOADS,
     "scaling": (
         "table",

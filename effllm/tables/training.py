@@ -2,7 +2,7 @@
 
 from effllm.results.provenance import Provenance
 from effllm.results.telemetry import Finding
-from effllm.results.training import DiffusionQuality, FinetuningQuality, PretrainingQuality
+from effllm.results.training import DiffusionQuality, FinetuningQuality, PretrainingQuality, TuningQuality
 from effllm.tables.artifacts import Result
 from effllm.tables.cells import Cell
 from effllm.tables.conditions import device_id, software
@@ -18,7 +18,13 @@ from effllm.telemetry.validity import (
 class Training:
     """One training artifact: its spec, its quality, and the efficiency of its steady steps."""
 
-    def __init__(self, result: Result[PretrainingQuality] | Result[FinetuningQuality] | Result[DiffusionQuality]):
+    def __init__(
+        self,
+        result: Result[PretrainingQuality]
+        | Result[FinetuningQuality]
+        | Result[DiffusionQuality]
+        | Result[TuningQuality],
+    ):
         self.result = result
         self.id = result.manifest.id
         self.recipe = result.manifest.spec["config"]

@@ -7,7 +7,7 @@ others in its micro batch and its devices, which change memory and time, not wha
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -63,10 +63,9 @@ class Vision(Section):
         return [part for part in type(self).model_fields if self.trains(part)]
 
 
-class _Protocol(Section):
-    """What every method of a suite shares, and what its runs are made of."""
+class Protocol(Section):
+    """What every method of a suite shares, whatever it trains on, and what its runs are made of."""
 
-    encoding: Encoding = Field(description="Template, truncation and packing.")
     samples_per_step: Dimension = Field(
         description="Samples per optimizer step, over all devices; with packing, packed sequences."
     )
@@ -96,19 +95,9 @@ class _Protocol(Section):
         default=None, description="Held-out samples that are scored before and after; null scores all."
     )
     seed: Seed = Field(default=0, description="Seed of the order of samples, of the adapters and of dropout.")
-    vision: Vision | None = Field(
-        default=None,
-        description="Whether methods that train the model itself train its vision tower and projector, where samples "
-        "have images; null freezes both. Adapters are on the language model alone.",
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_no_vision(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # As it was before there was the key.
-        return {key: value for key, value in serialize(self).items() if key != "vision" or value is not None}
 
     @model_validator(mode="after")
-    def _has_one_length(self) -> "_Protocol":
+    def _has_one_length(self) -> "Protocol":
         if (self.epochs is None) == (self.max_steps is None):
             given = "both are given" if self.epochs else "neither is given"
             raise ValueError(f"epochs, max_steps: {given}; give one of them")
@@ -120,8 +109,8 @@ class _Protocol(Section):
         return self
 
 
-class FinetuningRun(_Protocol):
-    """One method on one model: a node's slice of the study."""
+class MethodRun(Protocol):
+    """One method on one model."""
 
     method: AnyMethod = Field(description="What is trained.")
     learning_rate: LearningRate = Field(description="Peak learning rate.")
@@ -168,10 +157,29 @@ class FinetuningRun(_Protocol):
         )
 
 
-class FinetuningSuite(_Protocol):
-    """Every method on every model, on one set of instructions."""
+class _Encoded(Protocol):
+    """The same where samples are conversations."""
 
-    instructions: Id = Field(description="Id of the instructions.")
+    encoding: Encoding = Field(description="Template, truncation and packing.")
+    vision: Vision | None = Field(
+        default=None,
+        description="Whether methods that train the model itself train its vision tower and projector, where samples "
+        "have images; null freezes both. Adapters are on the language model alone.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_vision(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there was the key.
+        return {key: value for key, value in serialize(self).items() if key != "vision" or value is not None}
+
+
+class FinetuningRun(MethodRun, _Encoded):
+    """One method on one language model: a node's slice of the study."""
+
+
+class Suite(Protocol):
+    """Every method on every model."""
+
     models: Annotated[list[Id], Field(min_length=1)] = Field(description="Ids of the base models.")
     methods: Annotated[list[PlainId], Field(min_length=1)] = Field(description="Ids of the methods.")
     learning_rate: LearningRate = Field(description="Peak learning rate of the models that have no rate of their own.")
@@ -201,7 +209,7 @@ class FinetuningSuite(_Protocol):
         }
 
     @model_validator(mode="after")
-    def _overrides_name_members(self) -> "FinetuningSuite":
+    def _overrides_name_members(self) -> "Suite":
         for key, given, members, what in (
             ("learning_rate_by_model", self.learning_rate_by_model, self.models, "models"),
             ("micro_batch_size_by_method", self.micro_batch_size_by_method, self.methods, "methods"),
@@ -216,7 +224,7 @@ class FinetuningSuite(_Protocol):
         return self
 
     @model_validator(mode="after")
-    def _step_divides(self) -> "FinetuningSuite":
+    def _step_divides(self) -> "Suite":
         for method in self.methods:
             settings = self.settings_of(self.models[0], method)
             parallel = Parallel(**settings["parallel"])
@@ -236,17 +244,26 @@ class FinetuningSuite(_Protocol):
         return self
 
 
+class FinetuningSuite(Suite, _Encoded):
+    """Every method on every model, on one set of instructions."""
+
+    instructions: Id = Field(description="Id of the instructions.")
+
+
+_Run = TypeVar("_Run", bound=MethodRun)
+
+
 def run_of(suite: FinetuningSuite, method: Method, model: str, method_id: str) -> FinetuningRun:
+    """The run of one method on one model."""
+    return settings_of_run(FinetuningRun, suite, method, model, method_id)
+
+
+def settings_of_run(kind: type[_Run], suite: Suite, method: Method, model: str, method_id: str) -> _Run:
     """The run of one method on one model. Labels are left out: they decide no result."""
-    shared = {key: getattr(suite, key) for key in _Protocol.model_fields}
-    own = suite.settings_of(model, method_id)
-    return FinetuningRun.model_validate(
-        {
-            **{key: value.model_dump() if isinstance(value, Section) else value for key, value in shared.items()},
-            **own,
-            "method": method.model_dump() | {"label": None},
-        }
-    )
+    own = {**suite.settings_of(model, method_id), "method": method.model_dump() | {"label": None}}
+    shared = {key: getattr(suite, key) for key in kind.model_fields if key not in own}
+    plain = {key: value.model_dump() if isinstance(value, Section) else value for key, value in shared.items()}
+    return kind.model_validate({**plain, **own})
 
 
 def suite_misfit(

@@ -15,8 +15,8 @@ import yaml
 
 from effllm.planning.nodes import TABLE, nodes_behind, targets_of
 from effllm.planning.state import states_of
-from effllm.results.data import ImagesSummary, InstructionsSummary, SampleCounts
-from effllm.results.model import ModelSummary
+from effllm.results.data import CaptionsSummary, EncodingsSummary, ImagesSummary, InstructionsSummary, SampleCounts
+from effllm.results.model import GeneratorSummary, ModelSummary
 from effllm.runtime.artifact import Manifest, Parent, digest_file
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
@@ -156,6 +156,19 @@ def stand_in(path: Path, study: dict[str, Any]) -> Workdir:
             parts = {"train": 1000, "held_out": 100}
             images = ImagesSummary(seen=1100, dropped={}, unusable=[], splits=parts, classes=["0"], size=8, channels=1)
             file.with_name(ImagesSummary.FILE).write_text(images.to_json())
+        if node.stage == "captions":
+            # And of captions, of pipelines, and of what these encode.
+            parts = {"train": 1000, "held_out": 100}
+            captions = CaptionsSummary(seen=1100, dropped={}, unusable=[], splits=parts, shapes={}, frames=1)
+            file.with_name(CaptionsSummary.FILE).write_text(captions.to_json())
+        if node.stage == "generator":
+            weights = {"transformer": 10**9}
+            pipeline = GeneratorSummary(family="sd3", parameters=weights, side_step=16, frame_step=1, source={})
+            file.with_name(GeneratorSummary.FILE).write_text(pipeline.to_json())
+        if node.stage == "encode":
+            parts = {"train": 1000, "held_out": 100}
+            encodings = EncodingsSummary(splits=parts, texts=11, text_shapes={}, family="sd3")
+            file.with_name(EncodingsSummary.FILE).write_text(encodings.to_json())
         if node.stage == "model":
             # And jobs on a model on the number of its weights.
             file.with_name(ModelSummary.FILE).write_text(model_summary({"bfloat16": 10**9}, 2 * 10**9))

@@ -13,6 +13,7 @@ from effllm.tables.kinds.kind import Table
 from effllm.tables.kinds.pretraining import PretrainingTable
 from effllm.tables.kinds.scores import QuantizationTable
 from effllm.tables.kinds.serving import ServingTable
+from effllm.tables.kinds.tuning import TuningTable
 from effllm.tables.kinds.vision_language import VisionLanguageTable
 
 
@@ -41,6 +42,7 @@ TABLES: dict[str, Entry] = {
     "table10": Entry(DiffusionTable, 1, "Attention in diffusion transformers.", "attention, images"),
     "table11": Entry(DiffusionTable, 1, "Mixture of experts in diffusion transformers.", "mixtures of experts, images"),
     "table12": Entry(VisionLanguageTable, 1, "Fine-tuning of vision-language models.", "fine-tuning, text and images"),
+    "table13": Entry(TuningTable, 1, "Fine-tuning of models of images and videos.", "fine-tuning, images and videos"),
     "table16": Entry(QuantizationTable, 4, "Quantization by benchmark.", "quantization by benchmark"),
     "serving": Entry(ServingTable, 1, "Models under load, in no table of the paper.", "models under load"),
 }

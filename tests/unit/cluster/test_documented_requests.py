@@ -119,6 +119,28 @@ def _latents(tiny: dict[str, Any], root: Path) -> Case:
     return Case(parse_study(tiny, "test"), "half", {"images": images}, {"encoding": encoding})
 
 
+def _tuned(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
+    """The encoding of many captions, and a suite on them."""
+    tiny["tuning"]["drawings"]["max_steps"] = 10**6
+    study = parse_study(tiny, "test")
+    captions, encodings = manifest(root / "captions", "captions", {}, {}), manifest(root / "codes", "encode", {}, {})
+    summary = {"seen": 9, "dropped": {}, "unusable": [], "shapes": {}, "frames": 1}
+    splits = {"splits": {"train": 500_000, "held_out": 4}}
+    (root / "captions" / "captions.json").write_text(json.dumps(summary | splits))
+    (root / "codes" / "encodings.json").write_text(
+        json.dumps({"texts": 9, "text_shapes": {}, "family": "sd3"} | splits)
+    )
+    generator = manifest(root / "pipeline", "generator", {}, {})
+    parts = {"family": "sd3", "parameters": {"transformer": 2 * 10**9}, "side_step": 16, "frame_step": 1, "source": {}}
+    (root / "pipeline" / "generator.json").write_text(json.dumps(parts))
+    suite = study.tuning["drawings"]
+    training = 6 * 2e9 * suite.max_steps * suite.samples_per_step * 16_384 / 60e12 / 60
+    terms = {"nodes": 1, "devices": 1, "parameters": 2, "training": training}
+    inputs = {"generator": generator, "encodings": encodings}
+    encoded = Case(study, "sd3-0.5m.drawings", {"captions": captions}, {"samples": 500_004})
+    return encoded, Case(study, "sd3-0.5m.drawings.image-lora", inputs, terms)
+
+
 def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     """By a measure of texts, and by the loss of a run."""
     tiny["orders"]["loss"] = tiny["orders"]["compression"] | {"by": {"kind": "loss", "run": "gqa-0.3m"}}
@@ -169,6 +191,7 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
     terms = {"weights": GIGABYTES, "weights_16": GIGABYTES * 16 / BITS}
     protocol = PAPER.inference
     by_text, by_loss = _orders(json.loads(json.dumps(tiny)), tmp_path)
+    encoded, tuned = _tuned(json.loads(json.dumps(tiny)), tmp_path)
     sampled, compared = _sampled(json.loads(json.dumps(tiny)), tmp_path)
     windows = 2 * len(protocol.workloads) * protocol.repeats
     seconds = windows * (protocol.minimum_window_s + protocol.cooldown_s) + protocol.idle_s
@@ -182,6 +205,8 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "diffuse": _diffuse(json.loads(json.dumps(tiny))),
         "sample": sampled,
         "fidelity": compared,
+        "encode": encoded,
+        "tune": tuned,
         "finetune": _finetune(tmp_path),
         "merge": Case(PAPER, "a.b.c", base, whole),
         "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),

@@ -1,0 +1,1 @@
+"""Latents and text embeddings of samples with captions, by a pipeline's own encoders."""

@@ -1,0 +1,152 @@
+"""Stage `encode`: samples with captions, encoded once by a pipeline's autoencoder and text encoders.
+
+in:  captions, generator
+out: <split>.latents.bin, <split>.samples.parquet, text.<argument>.bin, encodings.json
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from effllm.data.captions.store import SPLITS, CaptionedSet
+from effllm.data.encodings.store import STORED, EncodedSample, latents_path, text_path, write_samples
+from effllm.data.writing import named_errors
+from effllm.errors import CellFailure, UserError
+from effllm.fields import Dimension, Section
+from effllm.models.generators import FAMILIES
+from effllm.models.generators.family import Family, load_texts
+from effllm.results.data import CaptionsSummary, EncodingsSummary
+from effllm.results.model import GeneratorSummary
+from effllm.runtime.progress import Progress
+from effllm.runtime.stage import Job, main
+
+# Captions, and samples of one shape, that are encoded together.
+_TEXTS, _SAMPLES = 16, 4
+
+
+class EncodingProtocol(Section):
+    """The stage's slice of the study."""
+
+    text_tokens: Dimension = Field(description="Of a caption, that T5 reads.")
+
+
+def build(job: Job) -> None:
+    """Encode both splits; `UserError` for shapes that do not fit the pipeline, `CellFailure` for no numbers."""
+    protocol = job.config(EncodingProtocol)
+    generator, captions = job.inputs["generator"].directory, job.inputs["captions"].directory
+    summary = GeneratorSummary.read(generator)
+    family = FAMILIES[summary.family]
+    _require_fit(job, family, summary, CaptionsSummary.read(captions))
+    sets = {split: CaptionedSet(captions, split) for split in SPLITS}
+    distinct = dict.fromkeys(sample.caption for split in SPLITS for sample in sets[split].samples)
+    texts = {text: number for number, text in enumerate(dict.fromkeys(("", *distinct)))}
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    # Convolutions in float32, by the same kernels each time.
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    shapes = _encode_texts(job, family, list(texts), protocol.text_tokens, device)
+    autoencoder = family.load_autoencoder(generator / "model", device)
+    total = sum(map(len, sets.values()))
+    with Progress(total, unit="samples", label=f"encoding {job.id}") as bar:
+        for split in SPLITS:
+            samples = list(_encode_samples(job, family, autoencoder, sets[split], split, texts, bar))
+            write_samples(job.output, split, samples)
+    job.write(
+        EncodingsSummary(
+            splits={split: len(samples) for split, samples in sets.items()},
+            texts=len(texts),
+            text_shapes=shapes,
+            family=family.name,
+        )
+    )
+
+
+def _require_fit(job: Job, family: Family, generator: GeneratorSummary, captions: CaptionsSummary) -> None:
+    where, pipeline = f"captions.{job.inputs['captions'].manifest.id}", job.inputs["generator"].manifest.id
+    step, frame_step = generator.side_step, generator.frame_step
+    for shape in captions.shapes:
+        if any(int(side) % step for side in shape.split("x")):
+            raise UserError(
+                f"{where}.shapes: the sides of {shape} are no multiples of the {step} pixels that a patch of "
+                f"{pipeline} is of: change them."
+            )
+    if not family.is_video and captions.frames > 1:
+        raise UserError(
+            f"{where}.frames: {captions.frames} are a clip, and {pipeline} draws images: write 1, or "
+            "fine-tune a model of videos."
+        )
+    if (captions.frames - 1) % frame_step:
+        raise UserError(
+            f"{where}.frames: {captions.frames} less the first one is no multiple of the {frame_step} that "
+            f"{pipeline} makes one of: write {captions.frames // frame_step * frame_step + 1}."
+        )
+
+
+@torch.inference_mode()
+def _encode_texts(job: Job, family: Family, texts: list[str], tokens: int, device: str) -> dict[str, list[int]]:
+    """Write what the transformer takes of each text; the shape of that by argument."""
+    pipeline = load_texts(family, job.inputs["generator"].directory / "model", device)
+    shapes: dict[str, list[int]] = {}
+    with Progress(len(texts), unit="texts", label=f"encoding {job.id}") as bar:
+        for start in range(0, len(texts), _TEXTS):
+            several = texts[start : start + _TEXTS]
+            for argument, values in family.encode_texts(pipeline, several, tokens).items():
+                shapes[argument] = list(values.shape[1:])
+                path = text_path(job.output, argument)
+                with named_errors(path), open(path, "ab") as file:
+                    file.write(_stored(values, f"a text among {several[0][:40]!r} and the next").tobytes())
+            bar.update(len(several))
+    return shapes
+
+
+@torch.inference_mode()
+def _encode_samples(
+    job: Job,
+    family: Family,
+    autoencoder: Any,
+    captioned: CaptionedSet,
+    split: str,
+    texts: dict[str, int],
+    bar: Progress,
+) -> Iterator[EncodedSample]:
+    """Write latents, and yield where they are."""
+    path, offset = latents_path(job.output, split), 0
+    with named_errors(path), open(path, "wb") as file:
+        for numbers in _batches(captioned):
+            pixels = torch.from_numpy(np.stack([captioned.pixels(number) for number in numbers]))
+            for number, latents in zip(numbers, family.encode(autoencoder, pixels), strict=True):
+                sample = captioned.samples[number]
+                values = _stored(latents, sample.name)
+                file.write(values.tobytes())
+                yield EncodedSample(sample.name, sample.caption, values.shape, offset, texts[sample.caption])
+                offset += values.size
+            bar.update(len(numbers))
+
+
+def _batches(captioned: CaptionedSet) -> Iterator[list[int]]:
+    """Numbers of samples in their order, a few of one shape at a time."""
+    batch: list[int] = []
+    for number, sample in enumerate(captioned.samples):
+        first = captioned.samples[batch[0]] if batch else sample
+        if len(batch) == _SAMPLES or (first.width, first.height) != (sample.width, sample.height):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _stored(values: torch.Tensor, what: str) -> np.ndarray:
+    # Beyond float16 a value becomes infinite, and is refused as such.
+    stored = values.float().cpu().numpy().astype(STORED)
+    if not np.isfinite(stored).all():
+        raise CellFailure("nan", f"the encoding of {what} is not finite in float16")
+    return stored
+
+
+if __name__ == "__main__":
+    from effllm.stages.encode import EncodeStage
+
+    main(EncodeStage(), build)

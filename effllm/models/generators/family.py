@@ -1,0 +1,98 @@
+"""What a family of pipelines says of itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Family(ABC):
+    """Base of the families.
+
+    pipeline, transformer, autoencoder: classes of diffusers. parts: folders of a pipeline that are needed.
+    is_video: whether latents have frames.
+    """
+
+    name: ClassVar[str]
+    pipeline: ClassVar[str]
+    transformer: ClassVar[str]
+    autoencoder: ClassVar[str]
+    parts: ClassVar[Sequence[str]]
+    is_video: ClassVar[bool]
+
+    def load_transformer(self, directory: Path, dtype: Any = None) -> "nn.Module":
+        """The transformer of the pipeline in `directory`, on the CPU; `UserError` or `CellFailure` for one damaged."""
+        import diffusers
+
+        return load_part(getattr(diffusers, self.transformer), directory / "transformer", dtype)
+
+    @abstractmethod
+    def load_autoencoder(self, directory: Path, device: str) -> Any:
+        """The autoencoder of the pipeline, in float32."""
+
+    @abstractmethod
+    def encode(self, autoencoder: Any, pixels: "Tensor") -> "Tensor":
+        """Latents float32 [batch, channels, (frames,) height, width] of uint8 [batch, frames, 3, height, width].
+
+        The mean of the posterior, as the transformer has learned it: shifted and scaled.
+        """
+
+    @abstractmethod
+    def decode(self, autoencoder: Any, latents: "Tensor") -> "Tensor":
+        """The way back: uint8 [batch, frames, 3, height, width]."""
+
+    @abstractmethod
+    def encode_texts(self, pipeline: Any, captions: list[str], tokens: int) -> Mapping[str, "Tensor"]:
+        """What the transformer takes of captions, by the names of its arguments; [captions, ...] each."""
+
+    @abstractmethod
+    def size_step(self, directory: Path) -> tuple[int, int]:
+        """Of what height and width of images, and of what frames less the first one, are to be multiples."""
+
+    @abstractmethod
+    def write_tiny(self, directory: Path, seed: int) -> None:
+        """A whole pipeline of random weights, of which the autoencoder has learned strokes."""
+
+    @abstractmethod
+    def patches(self, transformer: Any, shape: Sequence[int]) -> int:
+        """Tokens that the transformer makes of latents of this shape, without the batch."""
+
+
+def load_part(kind: Any, directory: Path, dtype: Any = None) -> Any:
+    """A model of a pipeline, whole; `UserError` or `CellFailure` for what cannot be loaded so."""
+    import torch
+
+    from effllm.models.loading import reading, require_all_weights
+
+    with reading(directory):
+        model, keys = kind.from_pretrained(
+            directory,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype or torch.float32,
+        )
+    require_all_weights(keys)
+    return model.requires_grad_(False)
+
+
+def load_texts(family: Family, directory: Path, device: str) -> Any:
+    """The pipeline with its text encoders alone."""
+    import diffusers
+    import torch
+
+    from effllm.models.loading import reading
+
+    with reading(directory):
+        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+            directory,
+            transformer=None,
+            vae=None,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32,
+        )
+    return pipeline.to(device)
