@@ -1,5 +1,6 @@
 """Attention that sees both sides: the dense variants against a mask of ones, NSA against its sentences one by one."""
 
+import json
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from effllm.models.decoder.attention import ATTENTION
 from effllm.models.decoder.attention.core import Sequence
 from effllm.models.decoder.attention.nsa_layer import Compressor, NativeSparseAttention
 
+from . import nsa_foreign
 from .conftest import ATTENTIONS, small_config
 
 DENSE = [attention for attention in ATTENTIONS if attention != "nsa"]
@@ -135,3 +137,37 @@ def test_sparse_attention_of_both_sides_equals_its_definition(seed):
     # Probabilities of the compressed branch are float32.
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", json.loads(nsa_foreign.FILE.read_text())["cases"], ids=lambda case: str(case["seed"]))
+def test_sparse_attention_of_both_sides_equals_another_implementation(case):
+    layer = layer_of(
+        "nsa",
+        hidden_size=nsa_foreign.WIDTH,
+        num_attention_heads=nsa_foreign.HEADS,
+        num_key_value_heads=nsa_foreign.HEADS,
+        head_dim=nsa_foreign.DIM,
+        nsa_window=2 * case["window"],
+        nsa_compression_stride=case["block"],
+        nsa_compression_block=case["block"],
+        nsa_selection_block=case["block"],
+        nsa_initial_blocks=0,
+        nsa_local_blocks=1,
+        nsa_selected_blocks=case["selected"],
+    )
+    drawn = {name: torch.from_numpy(array) for name, array in nsa_foreign.draws(case).items()}
+    ours = {"q_proj": drawn["query"], "gate_proj": drawn["gate"], "o_proj": drawn["output"]}
+    ours |= {"k_proj": drawn["key"].repeat(3, 1), "v_proj": drawn["value"].repeat(3, 1)}
+    for name in ("key", "value"):
+        ours |= {f"{name}_compressor.{part}_proj": drawn[f"{name}_{part}"] for part in ("up", "down")}
+        layer.get_submodule(f"{name}_compressor").positions.data = drawn[f"{name}_positions"]
+    for name, weight in ours.items():
+        module = layer.get_submodule(name)
+        module.weight.data.copy_(weight)
+        if module.bias is not None:
+            module.bias.data.zero_()
+    output = layer(drawn["hidden"], both_sides(case["tokens"]), None)[0]
+    assert len(case["compares"]) >= 2
+    expected = torch.tensor(case["output"], dtype=torch.double)
+    # Probabilities of our compressed branch are float32.
+    torch.testing.assert_close(output[case["compares"]], expected, rtol=1e-5, atol=1e-5)
