@@ -4,13 +4,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effllm.data.writing import named_errors
+from effllm.data.writing import PieceWriter, named_errors
 
 SPLITS = ("train", "held_out")
 _CHANNELS = 3
@@ -38,25 +37,17 @@ class CaptionedSample:
     offset: int
 
 
-class CaptionWriter:
+class CaptionWriter(PieceWriter):
     """Writes one split; the list of samples is there once it is closed."""
 
     def __init__(self, directory: Path, split: str):
-        self._path, self._list_path = _paths(directory, split)
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed with the writer)
+        path, self._list_path = _paths(directory, split)
+        super().__init__(path)
         self._rows: list[dict[str, str | int]] = []
 
-    def __enter__(self) -> "CaptionWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with named_errors(self._path):
-            self._file.close()
-        if kind is None:
-            with named_errors(self._list_path):
-                pq.write_table(pa.Table.from_pylist(self._rows, _SCHEMA), self._list_path)
+    def finish(self) -> None:
+        with named_errors(self._list_path):
+            pq.write_table(pa.Table.from_pylist(self._rows, _SCHEMA), self._list_path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -64,12 +55,10 @@ class CaptionWriter:
     def write(self, name: str, caption: str, pixels: np.ndarray) -> None:
         """Append a sample, uint8 [frames, 3, height, width]."""
         frames, _, height, width = pixels.shape
-        offset = self._file.tell()
+        offset = self.append(pixels.tobytes())
         self._rows.append(
             {"name": name, "caption": caption, "width": width, "height": height, "frames": frames, "offset": offset}
         )
-        with named_errors(self._path):
-            self._file.write(pixels.tobytes())
 
 
 class CaptionedSet:

@@ -1,44 +1,33 @@
 """Images of one size as files: `<split>.images.bin` (uint8, one image after the other) and `<split>.labels.npy`."""
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from effllm.data import arrays
-from effllm.data.writing import named_errors
+from effllm.data.writing import PieceWriter
 from effllm.results.data import ImagesSummary
 
 SPLITS = ("train", "held_out")
 
 
-class ImageWriter:
+class ImageWriter(PieceWriter):
     """Writes one split; the labels are there once it is closed."""
 
     def __init__(self, directory: Path, split: str):
-        self._path = directory / f"{split}.images.bin"
+        super().__init__(directory / f"{split}.images.bin")
         self._labels_path = directory / f"{split}.labels.npy"
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed with the writer)
         self._labels: list[int] = []
 
-    def __enter__(self) -> "ImageWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with named_errors(self._path):
-            self._file.close()
-        if kind is None:
-            arrays.save(self._labels_path, np.array(self._labels, dtype=np.int32))
+    def finish(self) -> None:
+        arrays.save(self._labels_path, np.array(self._labels, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def write(self, image: np.ndarray, label: int) -> None:
         """Append an image, uint8 [channels, size, size]."""
-        with named_errors(self._path):
-            self._file.write(image.tobytes())
+        self.append(image.tobytes())
         self._labels.append(label)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
 import xxhash
@@ -13,7 +12,7 @@ from PIL import Image
 
 from effllm.data.images.reading import REASONS, UnusableImageError, opened
 from effllm.data.sampling import SPLIT_SALT
-from effllm.data.writing import named_errors
+from effllm.data.writing import PieceWriter
 from effllm.errors import UserError
 
 FILE = "images.bin"
@@ -38,23 +37,12 @@ class Picture:
     height: int
 
 
-class PictureWriter:
+class PictureWriter(PieceWriter):
     """Appends files of images to `images.bin` of an artifact; one with pixels that came before is kept once."""
 
     def __init__(self, directory: Path):
-        self._path = directory / FILE
-        self._file = open(self._path, "wb")  # noqa: SIM115  (closed with the writer)
+        super().__init__(directory / FILE)
         self._known: dict[bytes, Picture] = {}
-        self._offset = 0
-
-    def __enter__(self) -> "PictureWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with named_errors(self._path):
-            self._file.close()
 
     @property
     def count(self) -> int:
@@ -74,10 +62,7 @@ class PictureWriter:
         shape = b"%d %d " % image.size
         digest = xxhash.xxh3_128_digest(shape + image.tobytes(), SPLIT_SALT)
         if digest not in self._known:
-            with named_errors(self._path):
-                self._file.write(content)
-            self._known[digest] = Picture(self._offset, len(content), *image.size)
-            self._offset += len(content)
+            self._known[digest] = Picture(self.append(content), len(content), *image.size)
         return digest, self._known[digest]
 
 
