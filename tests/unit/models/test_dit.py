@@ -1,19 +1,25 @@
 """Diffusion transformers: published sizes, FLOPs as torch counts them, outputs of plain torch, checkpoints."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from effllm.models.dit import DiT, DiTConfig, costs
 from effllm.models.dit.architecture import DiTArchitecture
+from tests.conftest import REPOSITORY
 
 from .conftest import ATTENTIONS
+from .plain_dit import plain
 
 VARIANTS = [(attention, "gelu") for attention in ATTENTIONS] + [("mha", "moe"), ("gqa", "swiglu")]
 # Layers, width, heads, patch; parameters in millions with the fixed positions among them, and multiply-adds in billions
@@ -63,56 +69,54 @@ def test_parameters_and_flops_are_those_of_the_model(attention, feed_forward):
     assert counter.get_total_flops() == costs.forward_flops(model.config)
 
 
-def plain(model: DiT, images: Tensor, times: Tensor, labels: Tensor) -> Tensor:
-    """Sections 3.1 and 3.2 by torch's convolution and multi-head attention, one module after the other."""
-    weights, config = dict(model.named_parameters()), model.config
-    width, patch = config.hidden_size, config.patch_size
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
-    def norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        standard = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
-        return standard * (1 + scale[:, None]) + shift[:, None]
-
-    kernel = weights["patch_proj.weight"].view(width, config.channels, patch, patch)
-    x = F.conv2d(images, kernel, weights["patch_proj.bias"], stride=patch)
-    rows = x.shape[-1]
-    for row in range(rows):
-        for column in range(rows):
-            for feature in range(width // 4):
-                frequency = 10_000 ** (-feature / (width // 4))
-                for offset, place in ((0, column), (width // 2, row)):
-                    x[:, offset + feature, row, column] += math.cos(place * frequency)
-                    x[:, offset + width // 4 + feature, row, column] += math.sin(place * frequency)
-    x = x.flatten(2).transpose(1, 2)
-    angles = times[:, None] * 10_000 ** (-torch.arange(128) / 128)
-    condition = linear("time_down_proj", F.silu(linear("time_up_proj", torch.cat((angles.cos(), angles.sin()), 1))))
-    condition = F.silu(condition + weights["label_embedding.weight"][labels])
-    for index in range(config.num_hidden_layers):
-        name = f"layers.{index}"
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = linear(f"{name}.modulation", condition).chunk(6, 1)
-        y = norm(x, shift_a, scale_a).transpose(0, 1)
-        attention, _ = F.multi_head_attention_forward(
-            y, y, y, width, config.num_attention_heads,
-            torch.cat([weights[f"{name}.attn.{part}_proj.weight"] for part in "qkv"]),
-            torch.cat([weights[f"{name}.attn.{part}_proj.bias"] for part in "qkv"]),
-            None, None, False, 0.0, weights[f"{name}.attn.o_proj.weight"], weights[f"{name}.attn.o_proj.bias"],
-        )  # fmt: skip
-        x = x + gate_a[:, None] * attention.transpose(0, 1)
-        y = F.gelu(linear(f"{name}.mlp.up_proj", norm(x, shift_f, scale_f)), approximate="tanh")
-        x = x + gate_f[:, None] * linear(f"{name}.mlp.down_proj", y)
-    y = linear("output_proj", norm(x, *linear("modulation", condition).chunk(2, 1))).transpose(1, 2)
-    channels = 2 * config.channels
-    # torch's fold wants the channels before the places of a patch.
-    y = y.unflatten(1, (patch**2, channels)).transpose(1, 2).flatten(1, 2)
-    return F.fold(y, images.shape[-1], patch, stride=patch)
-
-
 @torch.no_grad()
 def test_the_model_is_the_papers_in_plain_torch():
     model, arguments = small(), batch()
-    torch.testing.assert_close(model(*arguments), plain(model, *arguments), rtol=1e-4, atol=1e-4)
+    expected = plain(dict(model.named_parameters()), model.config.to_dict(), *arguments)
+    torch.testing.assert_close(model(*arguments), expected, rtol=1e-4, atol=1e-4)
+
+
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+
+sys.modules["effllm"] = None  # An import of it fails.
+from plain_dit import plain
+
+dense, mixed, inputs, outputs = map(Path, sys.argv[1:])
+arguments = [load_file(inputs)[name] for name in ("images", "times", "labels")]
+config = json.loads((dense / "config.json").read_text())
+found = {"dense": plain(load_file(dense / "model.safetensors"), config, *arguments)}
+assert "transformers" not in sys.modules
+
+del sys.modules["effllm"]
+import effllm.models.dit.model
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(mixed)
+found["mixed"] = model(*arguments).detach()
+save_file({name: tensor.contiguous() for name, tensor in found.items()}, outputs)
+"""
+
+
+@torch.no_grad()
+def test_a_checkpoint_runs_without_this_package_or_by_one_import_of_it(tmp_path):
+    dense, mixed = small(), small("mla", "moe")
+    dense.save_pretrained(tmp_path / "dense")
+    mixed.save_pretrained(tmp_path / "mixed")
+    arguments = batch()
+    save_file(dict(zip(("images", "times", "labels"), arguments, strict=True)), tmp_path / "inputs")
+    paths = [str(tmp_path / name) for name in ("dense", "mixed", "inputs", "outputs")]
+    # The package is found where it is, and nothing of the tests but one file.
+    path = os.pathsep.join((str(Path(__file__).parent), str(REPOSITORY)))
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", ELSEWHERE, *paths]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    found = load_file(tmp_path / "outputs")
+    torch.testing.assert_close(found["dense"], dense(*arguments), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["mixed"], mixed(*arguments))
 
 
 @torch.no_grad()
