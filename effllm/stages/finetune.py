@@ -35,8 +35,7 @@ class FinetuneStage(Stage):
 
     def config(self, study: Study, id: str) -> FinetuningRun:
         model, suite, method = id.rsplit(".", 2)
-        resolved = study.methods[method].resolved(f"methods.{method}", study.methods)
-        return run_of(study.finetuning[suite], resolved, model, method)
+        return run_of(study.finetuning[suite], study.methods[method], model, method)
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         model, suite, _ = id.rsplit(".", 2)

@@ -99,6 +99,12 @@ class Study(Section):
     scaling: Scaling | None = Field(default=None, description="Scaling laws over the tables; null fits none.")
 
     @model_validator(mode="after")
+    def _methods_are_whole(self) -> "Study":
+        """Methods hold what they take from others: a run's settings say all that decides it."""
+        methods = {id: method.resolved(f"methods.{id}", self.methods) for id, method in self.methods.items()}
+        return self if methods == self.methods else self.model_copy(update={"methods": methods})
+
+    @model_validator(mode="after")
     def _references_exist(self) -> "Study":
         for id, tokenizer in self.tokenizers.items():
             if isinstance(tokenizer, TrainedTokenizer):
@@ -203,7 +209,6 @@ class Study(Section):
         is_synthetic = self.instructions[suite.instructions].is_synthetic
         for id in suite.methods:
             require(f"{where}.methods", id, self.methods)
-        methods = {id: self.methods[id].resolved(f"methods.{id}", self.methods) for id in suite.methods}
         for id in suite.models:
             require(f"{where}.models", id, self.models)
             source = self.models[id].source
@@ -215,7 +220,7 @@ class Study(Section):
                     "give the suite synthetic instructions, or take the model out of it"
                 )
             shape = self.architecture_of(id)
-            if shape is not None and (misfit := suite_misfit(suite, methods, id, shape)):
+            if shape is not None and (misfit := suite_misfit(suite, self.methods, id, shape)):
                 raise ValueError(f"{where}: {misfit}")
         check_images(self, where, suite)
 
