@@ -1,6 +1,7 @@
 """The section of a study that says how models are served and measured. Nothing here imports torch."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -102,4 +103,7 @@ class ServeConfig(Serving):
 def serving_need(weights_b: float, directory: Path, serving: Serving) -> Need:
     """What serving the model in `directory` needs of the GPUs."""
     engine = serving.engine
-    return need_of(weights_b, directory, [(1, engine.batch_tokens(), engine.cached_tokens() or serving.load.longest)])
+    tokens = engine.cached_tokens() or serving.load.longest
+    need = need_of(weights_b, directory, [(1, engine.batch_tokens(), tokens)])
+    given_b = engine.cache_b()
+    return need if given_b is None else replace(need, caches_b=given_b)

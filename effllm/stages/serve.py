@@ -87,8 +87,9 @@ def _cost_of_model(serving: Serving, node: NodeContext, shape: "Shape") -> Mappi
         "scratch_b": "as much as it publishes, and the engine's own files are not counted",
     }
     known = {"work": float(forward_flops(shape, 1))}
-    cached = serving.engine.cached_tokens()
-    if cached is None:
+    cache_b, cached = serving.engine.cache_b(), serving.engine.cached_tokens()
+    if cached is not None:
+        cache_b = cache_bytes(shape, cached, number_type("bfloat16"))
+    if cache_b is None:
         return known | {"reasons": reasons | {"memory_b": "the engine takes what memory it finds"}}
-    memory_b = parents_precision_b(node, shape) + cache_bytes(shape, cached, number_type("bfloat16"))
-    return known | {"memory_b": memory_b, "reasons": reasons}
+    return known | {"memory_b": parents_precision_b(node, shape) + cache_b, "reasons": reasons}

@@ -12,6 +12,7 @@ import transformers
 from transformers import ContinuousBatchingConfig
 
 from effllm.errors import CellFailure, EngineError, reason_of
+from effllm.models.costs import cache_bytes_per_token
 from effllm.models.greedy import decode_greedily, greedy_config
 from effllm.models.text import context_length
 from effllm.quantization.loading import load_quantized
@@ -34,10 +35,10 @@ _LIBRARY_LOG = "ContinuousBatchingLogger"
 
 
 class ContinuousEngine:
-    """Serves a model that is loaded; `kernel` is what its quantized layers run by."""
+    """Serves a model that is loaded, requests of `longest` tokens at most; `kernel` runs its quantized layers."""
 
-    def __init__(self, settings: "TransformersEngine", model: "CausalLM", kernel: str | None = None):
-        self._settings, self._kernel = settings, kernel
+    def __init__(self, settings: "TransformersEngine", model: "CausalLM", longest: int = 1, kernel: str | None = None):
+        self._settings, self._longest, self._kernel = settings, longest, kernel
         self._model: Any = model.eval()
         self._manager: ContinuousBatchingManager | None = None
         self._indices: dict[str, int] = {}
@@ -58,7 +59,7 @@ class ContinuousEngine:
         if positions and served.longest > positions:
             raise CellFailure("unsupported", f"the model has {positions} positions, {served.longest} are needed")
         decode_greedily(model, None)
-        return cls(settings, model, precision.running_kernel(model))
+        return cls(settings, model, served.longest, precision.running_kernel(model))
 
     @property
     def description(self) -> EngineDescription:
@@ -68,6 +69,7 @@ class ContinuousEngine:
         if self._manager is not None:
             chosen = self._manager.continuous_batching_config
             flags |= {
+                "num_blocks": chosen.num_blocks,
                 "async_batching": chosen.use_async_batching,
                 "cuda_graphs": list(chosen.cuda_graph_booleans),
                 "scheduler": chosen.scheduler_type,
@@ -95,16 +97,13 @@ class ContinuousEngine:
         """Make the cache, start the thread, and see it answer."""
         if not self._model.is_backend_compatible():
             # Its layers know no pages, and would mix the keys and values of different requests.
-            raise CellFailure(
-                "unsupported",
-                f"{type(self._model).__name__} does not attend by Transformers' interface",
-            )
+            raise CellFailure("unsupported", f"{type(self._model).__name__} does not attend by Transformers' interface")
         # The library prints a traceback of what is told here in a sentence.
         logging.getLogger(_LIBRARY_LOG).setLevel(logging.CRITICAL)
         settings = self._settings
         config = ContinuousBatchingConfig(
             page_size=settings.page_size,
-            num_blocks=settings.num_blocks,
+            num_blocks=self._blocks(),
             max_batch_tokens=settings.max_batch_tokens,
             max_requests_per_batch=settings.max_requests,
             allow_block_sharing=settings.shares_prefixes,
@@ -124,6 +123,15 @@ class ContinuousEngine:
         sys.setswitchinterval(_SWITCH_S)
         manager.start()
         self._probe()
+
+    def _blocks(self) -> int:
+        if self._settings.num_blocks is not None:
+            return self._settings.num_blocks
+        try:
+            token_b = cache_bytes_per_token(self._model.config, self._model.dtype, 1)
+        except ValueError as error:
+            raise CellFailure("unsupported", f"cache_gb needs the size of the model's cache: {error}") from error
+        return self._settings.blocks(token_b, self._longest)
 
     def _probe(self) -> None:
         """A request of few tokens: what the library finds out in a forward pass alone, such as values of another size

@@ -54,7 +54,11 @@ class EngineSettings(Section):
         return None
 
     def cached_tokens(self) -> int | None:
-        """Tokens that its cache holds; None where the engine decides that itself."""
+        """Tokens that its cache holds; None where the engine decides that itself, or its bytes are given."""
+        return None
+
+    def cache_b(self) -> float | None:
+        """Bytes of its cache; None where they follow from its tokens, or the engine decides that itself."""
         return None
 
     def batch_tokens(self) -> int:

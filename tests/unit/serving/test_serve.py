@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure, EngineError
@@ -74,6 +75,25 @@ def test_requests_served_together_get_what_each_gets_alone(blocks: int) -> None:
     assert max(sample.usage.running or 0 for sample in together.usage) <= 5
     with pytest.raises(EngineError, match="was stopped"):
         engine.submit(trace.requests[0])
+
+
+def test_a_cache_of_so_many_bytes_has_as_many_pages_as_fit() -> None:
+    """Two layers, keys and values of two heads of eight numbers, in float32: 256 bytes a token, 2,048 a page."""
+    settings = TransformersEngine(kind="transformers", cache_gb=50 * 2048e-9, page_size=8, max_batch_tokens=64)
+    model = small_model()
+    decode_greedily(model, None)
+    engine = ContinuousEngine(settings, model, longest=20)
+    try:
+        engine.start()
+        stored = engine._manager.batch_processor.cache.cache_tensor.numel()  # type: ignore[union-attr]
+        assert engine.description.flags["num_blocks"] == 50
+    finally:
+        engine.stop()
+    assert stored == 52 * 2048, "two pages are the library's own"
+    with pytest.raises(CellFailure, match=r"cache_gb 0\.0001024 holds less than a request of 400 tokens"):
+        settings.blocks(256, 400)
+    with pytest.raises(ValidationError, match="either num_blocks or cache_gb"):
+        TransformersEngine(kind="transformers", max_batch_tokens=64)
 
 
 @pytest.mark.parametrize(
