@@ -57,8 +57,9 @@ def run(checkout: Path, *command: str) -> str:
 
 def test_it_is_checked_and_planned(checkout: Path, tmp_path: Path) -> None:
     effllm = [sys.executable, "-m", "effllm.cli"]
-    listed = run(checkout, *effllm, "check", "config/tiny.yaml").splitlines()
-    assert any(line.split()[0] == "sparsity" and f" {ID}, " in line for line in listed)
+    listed = [line.split() for line in run(checkout, *effllm, "check", "config/tiny.yaml").splitlines()]
+    nodes = {stage: ids for stage, *ids in filter(None, listed)}
+    assert nodes["sparsity"] == nodes["quantize"], "a node of each model in each precision"
     place = ("--study", "config/tiny.yaml", "--results", str(tmp_path / "results"), "--json")
     plan = json.loads(run(checkout, *effllm, "plan", *place, f"sparsity/{ID}"))
     (node,) = (node for node in plan["nodes"] if node["stage"] == "sparsity")
