@@ -36,7 +36,7 @@ def study(tiny: dict[str, Any]) -> dict[str, Any]:
         run["dtype"] = "bfloat16"
     tiny["models"] = {id: tiny["models"][id] for id in tiny["pretraining"]}
     tiny["tables"] = {"table9": tiny["tables"]["table9"] | {"models": list(tiny["models"])}}
-    for key in ("finetuning", "methods", "instructions"):
+    for key in ("finetuning", "tuning", "methods", "instructions"):
         tiny.pop(key, None)
     return tiny
 
