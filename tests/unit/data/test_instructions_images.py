@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +28,8 @@ from effllm.models.vision_language.architecture import VisionLanguageArchitectur
 from effllm.models.vision_language.processing import ImageProcessing
 from effllm.models.vision_language.random_model import random_vision_language_model, save_image_processor
 from effllm.results.data import InstructionsSummary
+from tests.hub.server import Hub
+from tests.unit.data.instruction_files import Prepare
 from tests.unit.data.instruction_tokenizers import byte_level
 
 QUESTION = "How many?"
@@ -116,6 +120,36 @@ def test_images_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> Non
     assert sample.picture is not None
     assert np.array_equal(np.asarray(reader.read(sample.picture)), np.asarray(_picture(0)))
     assert len(np.unique(np.asarray(reader.blank(sample.picture)))) == 1
+
+
+def test_chartqa_in_its_published_columns(hub: Hub, prepare: Prepare) -> None:
+    charts = [_png(_picture(number)) for number in range(20)]
+    rows = [
+        {
+            "image": {"bytes": charts[number // 2] if number < 40 else charts[0][:300], "path": f"{number}.png"},
+            "query": f"How high is bar {number % 2}?",
+            "label": [str(number), "about that"],
+            "human_or_machine": 1,
+        }
+        for number in range(41)
+    ]
+    parts = [io.BytesIO(), io.BytesIO()]
+    for part, of_part in zip(parts, (rows[:15], rows[15:]), strict=True):
+        pq.write_table(pa.Table.from_pylist(of_part), part)
+    files = {f"data/train-0000{index}-of-00002.parquet": part.getvalue() for index, part in enumerate(parts)}
+    revision = hub.add("dataset", "HuggingFaceM4/ChartQA", files)
+    columns = {"kind": "prompt_response", "prompt": "query", "response": "label", "image": "image"}
+    found = prepare({"kind": "hub", "repo": "HuggingFaceM4/ChartQA", "revision": revision, "columns": columns})
+    summary = InstructionsSummary.read(found.directory)
+    assert (summary.seen, summary.images, summary.unusable) == (41, 20, ["row 40: unreadable"])
+    reader = PictureReader(found.directory)
+    answers = {}
+    for sample in (sample for split in ("train", "held_out") for sample in read_samples(found.directory, split)):
+        assert sample.picture is not None
+        number = int(sample.messages[-1].content)
+        answers[number] = sample.messages[0].content
+        assert np.array_equal(np.asarray(reader.read(sample.picture)), np.asarray(_picture(number // 2)))
+    assert answers == {number: f"How high is bar {number % 2}?" for number in range(40)}
 
 
 def test_images_that_nobody_listed_are_none(tmp_path: Path) -> None:

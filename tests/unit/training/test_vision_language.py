@@ -16,6 +16,8 @@ from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
 from effllm.study import parse_study
 from effllm.tables.finetuning import finetuning_table
+from effllm.training.answer_loss import AnswerLoss
+from effllm.training.images import image_figures
 from tests.unit.conftest import Builder
 
 BASE, TUNED = "llava-random.read-digits.full", "llava-0.2m.digit-parity.lora"
@@ -126,6 +128,19 @@ def test_an_adapter_is_on_the_language_model_and_its_merged_model_generates(buil
     ids = tokenizer(text + "Is this digit even or odd?", return_tensors="pt")["input_ids"]
     answer = model.generate(input_ids=ids, pixel_values=pixels["pixel_values"], max_new_tokens=3, do_sample=False)
     assert ids.shape[1] < answer.shape[1] <= ids.shape[1] + 3
+
+
+def test_the_gain_is_of_the_same_samples_and_its_error_of_whole_images() -> None:
+    # Two questions about each of three images: the gain a token is 4, 2 and 0 by image.
+    ids = ["a", "a#2", "b", "b#2", "c", "c#2"]
+    true = AnswerLoss(2.0, 0.1, 6, 6, [(id, 2.0, 1) for id in ids])
+    blank = AnswerLoss(4.0, 0.1, 6, 6, [(id, 2.0 + gain, 1) for id, gain in zip(ids, (5, 3, 1, 3, 0, 0), strict=True)])
+    figures = image_figures(true, blank)
+    assert figures["image_gain"] == figures["held_out_loss_blank"] - 2.0 == 2.0
+    # The standard error of the mean of 4, 2 and 0.
+    assert figures["image_gain_stderr"] == pytest.approx(2 / 3**0.5)
+    none = image_figures(true, true)
+    assert (none["image_gain"], none["image_gain_stderr"]) == (0, 0)
 
 
 @pytest.mark.parametrize("family", OTHERS)
