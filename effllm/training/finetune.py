@@ -42,6 +42,7 @@ from effllm.models import costs
 from effllm.models.loading import load_causal_lm, load_tokenizer, moved
 from effllm.models.saving import copy_processor, save_causal_lm
 from effllm.models.text import context_length, text_config
+from effllm.models.vision_language.flops import TextView, text_shape
 from effllm.results.data import InstructionsSummary
 from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
 from effllm.runtime.artifact import write_text
@@ -49,7 +50,7 @@ from effllm.runtime.stage import Job, main
 from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
-from effllm.training.images import ImageInputs, fix_vision, image_figures
+from effllm.training.images import ImageInputs, fix_vision, image_figures, image_flops
 from effllm.training.methods import Method
 from effllm.training.methods.method import PreparedModel
 from effllm.training.run import Setup, train
@@ -209,7 +210,7 @@ class Finetuning:
             dataset=Ordered(dataset, order),
             collate=self.collate(run.encoding.packing),
             tokens_of_step=lambda step: int(lengths[step].sum()),
-            flops_of_step=self._flops_of_step(prepared.model, lengths),
+            flops_of_step=self._flops_of_step(model, prepared.model, lengths, order.reshape(recipe.max_steps, -1)),
             make_optimizer=make_optimizer,
             shuffle=False,
             take=record.take,
@@ -233,13 +234,29 @@ class Finetuning:
         marks = None if self.images is None else self.images.marks
         return encode(samples, self.tokenizer, encoding, f"{split} samples of {self.job.id}", marks)
 
-    def _flops_of_step(self, model: PreTrainedModel | PeftModel, lengths: np.ndarray) -> Any:
-        """Model FLOPs; None without formula, and where samples share sequences but do not see each other."""
-        if self.run.encoding.packing or not costs.has_formulas(model.config):
+    def _flops_of_step(
+        self, bare: PreTrainedModel, model: PreTrainedModel | PeftModel, lengths: np.ndarray, order: np.ndarray
+    ) -> Any:
+        """Model FLOPs; None without formula, and where samples share sequences but do not see each other.
+
+        `bare` is the model as the method has changed it, without peft's own around it.
+        """
+        asked: Any = model
+        if (shape := text_shape(bare.config)) is not None:
+            asked = TextView(model, shape)
+        if self.run.encoding.packing or not costs.has_formulas(asked.config):
             return None
-        of_length = {length: self.run.method.sequence_flops(model, int(length)) for length in np.unique(lengths)}
+        of_length = {length: self.run.method.sequence_flops(asked, int(length)) for length in np.unique(lengths)}
         of_passes = self.run.method.pass_flops(model) * self.run.samples_per_step // self.run.micro_batch_size
-        return lambda step: sum(of_length[length] for length in lengths[step]) + of_passes
+        of_images = np.zeros(len(self.training.sequences), dtype=np.int64)
+        if self.images is not None:
+            of_images = image_flops(self.images.marks, bare, self.run.vision, self.training.sequences)
+
+        def flops(step: int) -> int:
+            of_text = sum(of_length[length] for length in lengths[step])
+            return of_text + of_passes + int(of_images[order[step]].sum())
+
+        return flops
 
 
 def build(job: Job) -> None:

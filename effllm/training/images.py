@@ -3,18 +3,24 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from effllm.data.instructions.batches import ImageBatches
 from effllm.intervals import ratio_standard_error, sums_by_cluster
+from effllm.models.vision_language.flops import ImageFlops
 from effllm.models.vision_language.parts import vision_parameters
 from effllm.models.vision_language.processing import ImageProcessing
 from effllm.results.data import InstructionsSummary
 from effllm.runtime.artifact import Artifact
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Sequence
 
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from effllm.data.instructions.encoding import TrainingSequence
     from effllm.training.answer_loss import AnswerLoss
     from effllm.training.suites import Vision
 
@@ -46,6 +52,17 @@ def fix_vision(model: "nn.Module", model_type: str, vision: "Vision | None") -> 
     """Fix the tower and the projector of a model that is trained itself, unless they are to be trained too."""
     for part, _, parameter in vision_parameters(model, model_type):
         parameter.requires_grad_(parameter.requires_grad and vision is not None and vision.trains(part))
+
+
+def image_flops(
+    marks: ImageProcessing, model: "PreTrainedModel", vision: "Vision | None", sequences: "Sequence[TrainingSequence]"
+) -> np.ndarray:
+    """Model FLOPs of training of the images of each sequence, int64."""
+    flops = ImageFlops(model, model.config)
+    tokens = [sum(int((s.input_ids == marks.token_id).sum()) for s in sequence.samples) for sequence in sequences]
+    trained = [] if vision is None else vision.trained
+    of_tokens = {count: flops.training(count, trained) for count in set(tokens)}
+    return np.array([of_tokens[count] for count in tokens], dtype=np.int64)
 
 
 def image_figures(after: "AnswerLoss", blank: "AnswerLoss") -> dict[str, Any]:
