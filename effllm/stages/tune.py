@@ -55,7 +55,10 @@ class TuneStage(Stage):
 
         parameters = GeneratorSummary.read(job.artifact("generator").directory).parameters["transformer"]
         run = self.config(job.study, job.id)
-        samples = EncodingsSummary.read(job.artifact("encodings").directory).splits["train"]
+        encodings = job.artifact("encodings")
+        # A failed cell is not trained on.
+        is_there = encodings.manifest.status == "ok"
+        samples = EncodingsSummary.read(encodings.directory).splits["train"] if is_there else 0
         # A backward pass through all weights.
         flops = 6 * parameters * run.steps(samples) * run.samples_per_step * _PATCHES
         return training_request(run.parallel, run.dtype, parameters, flops)

@@ -44,6 +44,7 @@ def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
         "models": {"llama-1m": tiny_text["models"]["llama-1m"]},
         "methods": {method: tiny_text["methods"][method] for method in METHODS},
         "finetuning": {"describe": suite},
+        "tuning": {},
         "tables": tables,
     }
 

@@ -22,6 +22,7 @@ from effllm.runtime.artifact import MANIFEST, PROVENANCE, PUBLISHED, Artifact
 from effllm.runtime.stage import _open_inputs
 from effllm.stages.graph import Graph
 from effllm.tables.record import damage_of_table, write_record
+from tests.summaries import model_summary
 from tests.unit.planning.conftest import build
 
 GraphOf = Callable[[dict[str, Any]], Graph]
@@ -225,14 +226,20 @@ def test_every_job_is_sized_or_waits_for_an_input_from_every_partial_state(
         "instructions": {"splits": {"train": {"samples": 1000, "answers": 1000, "answer_utf8_bytes": 100_000}}},
         "images": {"seen": 9, "dropped": {}, "unusable": [], "splits": {"train": 6, "held_out": 3}}
         | {"classes": ["0"], "size": 8, "channels": 1},
+        "captions": {"seen": 9, "dropped": {}, "unusable": [], "splits": {"train": 6, "held_out": 3}}
+        | {"shapes": {}, "frames": 1},
+        "generator": {"family": "sd3", "parameters": {"transformer": 9}, "side_step": 4, "frame_step": 1, "source": {}},
+        "encode": {"splits": {"train": 6, "held_out": 3}, "texts": 2, "text_shapes": {}, "family": "sd3"},
     }
+    counts["model"] = json.loads(model_summary({"bfloat16": 10**9}, 2 * 10**9))
+    names = {"encode": "encodings.json"}
     for stage in stages:
         for id in graph.ids(stage)[:1]:
             build(graph, f"{stage}/{id}")
     for stage, content in counts.items():
         for directory in Path(graph.results, stage).iterdir():
             shutil.rmtree(directory)
-            build(graph, f"{stage}/{directory.name}", {f"{stage}.json": json.dumps(content)})
+            build(graph, f"{stage}/{directory.name}", {names.get(stage, f"{stage}.json"): json.dumps(content)})
     built = sorted({path.parts[-3] for path in Path(graph.results).glob(f"[!.]*/*/{MANIFEST}")})
     aside = Path(graph.results, ".aside")
     aside.mkdir()

@@ -86,7 +86,7 @@ def graph(hub: Hub, tiny: dict[str, Any], tmp_path: Path) -> Graph:  # noqa: F81
     tiny["tokens"] = {"text": {"corpus": "text", "tokenizer": "words"}}
     tiny["pretraining"] = {"gqa-0.3m": tiny["pretraining"]["gqa-0.3m"] | {"tokens": "text"}}
     tiny["tables"] = {"table3": {"rows": [{"method": "GQA", "parameters": "0.3M", "runs": ["gqa-0.3m"]}]}}
-    for key in ("orders", "instructions", "models", "methods", "finetuning", "precisions", "benchmarks"):
+    for key in ("orders", "instructions", "models", "methods", "finetuning", "tuning", "precisions", "benchmarks"):
         tiny.pop(key, None)
     del tiny["evaluation"]["divergence_from"]
     return Graph(parse_study(tiny, "test"), str(tmp_path / "results"))
