@@ -105,6 +105,10 @@ class TuningQuality(Figures, ResultFile):
     train_loss_last: float | None = Field(description="Its last point.")
     parameters: int = Field(description="Of the base model's transformer.")
     parameters_trainable: int = Field(description="Of what is trained.")
+    adapter_rank: int | None = Field(default=None, description="Rank of the adapter; absent where there is none.")
+    parameters_matched: int | None = Field(
+        default=None, description="Trained parameters by which the rank was chosen; absent where the study gives it."
+    )
     adapter_bytes: int | None = Field(description="Tensors of the adapter on disk.")
     learning_rate: float = Field(description="The highest.")
     micro_batch_size: int = Field(description="Samples per device and forward pass.")

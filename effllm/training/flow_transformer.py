@@ -71,21 +71,30 @@ def arithmetic(dtype: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def training_flops(model: FlowTransformer, sample: Mapping[str, Tensor]) -> int:
-    """FLOPs of the products of a step with one sample, forward and backward, without any recomputation.
+def step_flops(model: FlowTransformer, sample: Mapping[str, Tensor], samples: int, passes: int) -> int:
+    """FLOPs of a step of so many samples like this batch of one, in so many forward and backward passes.
+
+    What a method forms of its factors it forms once in each pass, whatever the batch.
+    """
+    one, two = (training_flops(model, sample, batch) for batch in (1, 2))
+    return samples * (two - one) + passes * (2 * one - two)
+
+
+def training_flops(model: FlowTransformer, sample: Mapping[str, Tensor], batch: int) -> int:
+    """FLOPs of the products of a forward and a backward pass of a batch, without any recomputation.
 
     `sample` is a batch of one. Counted on tensors without content, where the method's own products are counted too.
     """
 
-    def like(tensor: Tensor) -> Tensor:
+    def like(tensor: Tensor, *shape: int) -> Tensor:
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+        return torch.empty(shape or tensor.shape, dtype=dtype, device="meta")
 
     parameters = {
         name: like(parameter).requires_grad_(parameter.requires_grad) for name, parameter in model.named_parameters()
     }
     buffers = {name: like(buffer) for name, buffer in model.named_buffers()}
     with FlopCounterMode(display=False) as counter:
-        inputs = {name: like(tensor) for name, tensor in sample.items()}
+        inputs = {name: like(tensor, batch, *tensor.shape[1:]) for name, tensor in sample.items()}
         functional_call(model, {**parameters, **buffers}, kwargs=inputs)["loss"].backward()
     return counter.get_total_flops()

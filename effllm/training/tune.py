@@ -7,6 +7,7 @@ out: adapter/ (peft's format), and for diffusers lora/ of LoRA's kin or transfor
 """
 
 import gc
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -28,12 +29,13 @@ from effllm.models.generators import FAMILIES
 from effllm.models.loading import moved
 from effllm.results.data import EncodingsSummary
 from effllm.results.training import TuningQuality
+from effllm.runtime.artifact import write_text
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
 from effllm.training.adapters import adapter_bytes, write_start
 from effllm.training.caption_draws import CaptionDraws, batches_of_one_shape, collate, held_out_batches, shaped_order
 from effllm.training.consumed import order_digest
-from effllm.training.flow_transformer import FlowTransformer, arithmetic, training_flops
+from effllm.training.flow_transformer import FlowTransformer, arithmetic, step_flops
 from effllm.training.preview import draw, write_previews
 from effllm.training.run import Setup, train
 from effllm.training.settings import Recipe
@@ -41,6 +43,8 @@ from effllm.training.tune_output import save_tuned
 from effllm.training.tuning_settings import TuningRun
 
 _START = "start"
+_CHOSEN = "chosen.json"
+"""Below the scratch, written by whoever trains: the rank of an adapter, where the program has chosen it."""
 _TRAINED = "model.safetensors"
 _NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
 _WHY_NULL = {
@@ -122,6 +126,9 @@ class Tuning:
         prepared = self.run.method.apply(model.transformer, f"methods.{self.method}")
         if prepared.initial_adapter is not None:
             write_start(prepared.initial_adapter, self.job.scratch / _START)
+        chosen = {"adapter_rank": prepared.rank, "parameters_matched": prepared.parameters_matched}
+        given = {key: value for key, value in chosen.items() if value is not None}
+        write_text(self.job.scratch / _CHOSEN, json.dumps(given))
         return FlowTransformer(prepared.model, self.family), prepared
 
     def setup(self) -> Setup[FlowTransformer]:
@@ -131,11 +138,12 @@ class Tuning:
         dataset = CaptionDraws(samples, order.reshape(-1), self.run)
         shapes = [samples.samples[int(numbers[0])].shape for numbers in order]
         per_step = self.run.samples_per_step
+        passes = per_step // self.run.micro_batch_size
         flops: dict[tuple[int, ...], int] = {}
         patches: dict[tuple[int, ...], int] = {}
         for step, shape in enumerate(shapes):
             if shape not in flops:
-                flops[shape] = training_flops(model, collate([dataset[step * per_step]]))
+                flops[shape] = step_flops(model, collate([dataset[step * per_step]]), per_step, passes)
                 patches[shape] = self.family.patches(model.transformer, shape)
 
         def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
@@ -154,7 +162,7 @@ class Tuning:
             dataset=dataset,
             collate=collate,
             tokens_of_step=lambda step: per_step * patches[shapes[step]],
-            flops_of_step=lambda step: per_step * flops[shapes[step]],
+            flops_of_step=lambda step: flops[shapes[step]],
             make_optimizer=make_optimizer,
             shuffle=False,
         )
@@ -208,6 +216,7 @@ def build(job: Job) -> None:
     points = [point.loss for point in curve.curve]
     figures: dict[str, Any] = {
         **sizes,
+        **json.loads((job.scratch / _CHOSEN).read_text()),
         **_losses("held_out_loss", after),
         **_losses("held_out_loss_before", before),
         "held_out_loss_by_time": _by_time(task, after),

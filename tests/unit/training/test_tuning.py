@@ -22,13 +22,13 @@ from effllm.stages.graph import Graph
 from effllm.study import parse_study
 from effllm.training.adapters import load_adapter
 from effllm.training.caption_draws import CaptionDraws, shaped_order, shifted
-from effllm.training.flow_transformer import FlowTransformer, training_flops
+from effllm.training.flow_transformer import FlowTransformer, step_flops
 from effllm.training.methods import METHODS
 
 SUITE = {
     "captions": "pictures",
     "models": ["sd3"],
-    "methods": ["lora", "full"],
+    "methods": ["lora", "lokr", "full"],
     "samples_per_step": 4,
     "micro_batch_size": 2,
     "max_steps": 6,
@@ -55,6 +55,7 @@ class Study:
             "generators": {name: {"source": {"kind": "tiny", "family": name}, "text_tokens": 8} for name in FAMILIES},
             "methods": {
                 "lora": {"kind": "lora", "rank": 2, "alpha": 4, "target_modules": TARGETS},
+                "lokr": {"kind": "lokr", "match_parameters": "lora", "target_modules": TARGETS, "factor": 4},
                 "full": {"kind": "full"},
             },
             "tuning": {"pictures": SUITE, "clips": SUITE | {"captions": "clips", "models": ["wan"]}},
@@ -170,6 +171,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights(study: Study, monkeypatch: py
     assert again.json("training.json")["held_out_loss"] == whole.json("training.json")["held_out_loss"]
 
 
+def test_a_merged_update_is_that_of_the_adapter(study: Study) -> None:
+    lokr = study.build("tune", "sd3.pictures.lokr")
+    quality, inputs = lokr.json("training.json"), inputs_of("sd3")
+    assert quality["parameters_trainable"] == pytest.approx(quality["parameters_matched"], rel=0.3)
+    base = FAMILIES["sd3"].load_transformer(study.model("sd3"))
+    before = output_of(base, inputs)
+    tuned = output_of(load_adapter(base, lokr.directory / "adapter"), inputs)
+    merged = SD3Transformer2DModel.from_pretrained(lokr.directory / "transformer")
+    torch.testing.assert_close(output_of(merged, inputs), tuned, rtol=1e-4, atol=1e-5)
+    assert (tuned - before).abs().max() > 1e-4
+
+
 def test_what_does_not_fit_a_pipeline_is_a_sentence() -> None:
     from effllm.data.encodings.encode import _require_fit
     from effllm.results.data import CaptionsSummary
@@ -245,7 +258,7 @@ def test_flops_are_those_of_the_published_shape() -> None:
     scores = layers * 2 * (pixels + tokens) ** 2 * width + dual * 2 * pixels**2 * width
     transformer.requires_grad_(True)
     model = FlowTransformer(transformer, FAMILIES["sd3"])
-    assert training_flops(model, sample) == pytest.approx(6 * (products + scores), rel=0.02)
+    assert step_flops(model, sample, 3, 1) == pytest.approx(3 * 6 * (products + scores), rel=0.02)
     transformer.requires_grad_(False)
     lora = METHODS["lora"].model_validate({"kind": "lora", "rank": 16, "alpha": 16, "target_modules": TARGETS})
     model = FlowTransformer(lora.apply(transformer, "methods.lora").model, FAMILIES["sd3"])
@@ -253,4 +266,10 @@ def test_flops_are_those_of_the_published_shape() -> None:
     rows = sum(products * pixels for products in added.values())
     # Fixed weights have no gradient of their own, and nothing needs that of what goes into the first ones.
     first = tokens * 4096 * width + pixels * 64 * width + 3 * (2 * pixels + tokens) * width**2
-    assert training_flops(model, sample) == pytest.approx(4 * products - 2 * first + 6 * (scores + rows), rel=0.01)
+    assert step_flops(model, sample, 1, 1) == pytest.approx(4 * products - 2 * first + 6 * (scores + rows), rel=0.01)
+    transformer = model.transformer.unload()
+    loha = METHODS["loha"].model_validate({"kind": "loha", "rank": 16, "target_modules": TARGETS})
+    model = FlowTransformer(loha.apply(transformer, "methods.loha").model, FAMILIES["sd3"])
+    # Its update is formed once in each pass, and taken by one product more a row.
+    more = step_flops(model, sample, 8, 2) - step_flops(model, sample, 8, 1)
+    assert more == pytest.approx(loha.pass_flops(model.transformer), rel=0.02)
