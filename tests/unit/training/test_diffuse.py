@@ -172,6 +172,15 @@ def test_two_ranks_train_what_one_trains_and_publish_its_average(tiny, digits, w
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_a_run_in_bfloat16_keeps_its_weights_in_float32_and_loses_little(tiny, digits, whole, tmp_path):
+    half = train(tiny, digits, tmp_path, "half", dtype="bfloat16")
+    losses = [[point["loss"] for point in each.json("records/loss_curve.json")["curve"]] for each in (half, whole)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+    weights = AutoModel.from_pretrained(half.directory / "model").state_dict()
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
 def test_a_batch_of_more_images_than_there_are_ends_in_a_sentence(tiny, digits, tmp_path):
     with pytest.raises(UserError, match="global_batch_size: 2000 is more than the 1"):
         train(tiny, digits, tmp_path, "large", global_batch_size=2000, micro_batch_size=2000)
