@@ -1,11 +1,11 @@
-"""The latencies that the client of servers measures, beside those that guidellm measures of the same requests.
+"""The latencies that the client of servers measures, beside those that guidellm measures under the same load.
 
     python benchmarks/serving_client.py --url http://127.0.0.1:8000 --model DIR --version 0.33.0
         --guidellm VENV/bin/guidellm [--requests 150] [--rate 1.5] [--rounds 3] [--output figures.json]
 
-vLLM serves the model in DIR at the URL. In each round both replay one trace of Poisson arrivals at the same time,
-so that both meet the same machine: same times, same lengths, prompts of random tokens by the one, of words by the
-other. Latencies count from sending, as guidellm counts them. guidellm 0.8 is installed in an environment of its own.
+vLLM serves the model in DIR at the URL. In each round both replay a trace of Poisson arrivals at the same time, so that
+both meet the same machine: one rate, the same lengths, prompts of random tokens by the one, of words by the other.
+Latencies count from sending, as guidellm counts them. guidellm 0.8 is installed in an environment of its own.
 """
 
 import argparse
@@ -109,7 +109,8 @@ def main() -> None:
     vocabulary = json.loads((arguments.model / "config.json").read_text())["vocab_size"]
     prompts, outputs = (FixedLength(kind="fixed", tokens=tokens) for tokens in (PROMPT, OUTPUT))
     load = Load(arrivals=PoissonArrivals(kind="poisson"), prompt_tokens=prompts, output_tokens=outputs)
-    trace = make_trace(load, arguments.requests, vocabulary, 0, rate_per_s=arguments.rate)
+    # Two draws of one load: in step, the prompt of the one would always delay the same tokens of the other.
+    trace, other = (make_trace(load, arguments.requests, vocabulary, s, rate_per_s=arguments.rate) for s in (0, 1))
     artifact = Artifact(arguments.model.parent, cast(Any, None), "")
     settings = ServerEngine(
         kind="server", url=arguments.url, version=arguments.version, served_model=str(arguments.model)
@@ -121,7 +122,7 @@ def main() -> None:
         engine = OpenAIEngine(settings, Served("client", artifact, ("cpu",), PROMPT + OUTPUT, directory, log))
         engine.start()
         for _ in range(arguments.rounds):
-            process = start_theirs(arguments.guidellm, arguments.url, arguments.model, trace, directory)
+            process = start_theirs(arguments.guidellm, arguments.url, arguments.model, other, directory)
             # It begins when it has loaded its libraries, which the server's metrics show.
             before = prompt_tokens(arguments.url)
             while process.poll() is None and prompt_tokens(arguments.url) == before:
