@@ -1,6 +1,7 @@
 """Every stage that uses the network, against every fault of a hub: the same bytes, or one sentence in a stated time."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from effllm.errors import UserError
 from effllm.evaluation import benchmark
 from effllm.hub import patience
 from effllm.models import import_autoencoder, import_model
+from effllm.models.generators import import_generator
 from effllm.runtime import stage
 from effllm.runtime.artifact import Artifact
 from effllm.stages import STAGES
@@ -148,6 +150,24 @@ def model_files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def pipeline_files() -> dict[str, bytes]:
+    """The parts of a pipeline of Wan, as far as the stage looks into them."""
+    import torch
+    from safetensors.torch import save
+
+    configs = {
+        "model_index.json": {"_class_name": "WanPipeline"},
+        "transformer/config.json": {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2]},
+        "vae/config.json": {"_class_name": "AutoencoderKLWan", "dim_mult": [1, 2], "temperal_downsample": [True]},
+        "text_encoder/config.json": {},
+        "tokenizer/tokenizer_config.json": {},
+        "scheduler/scheduler_config.json": {},
+    }
+    weights = save({"weight": torch.arange(1000, dtype=torch.float32)})
+    found = {path: json.dumps(config).encode() for path, config in configs.items()}
+    return found | {"transformer/diffusion_pytorch_model.safetensors": weights}
+
+
 def dataset_files(splits: dict[str, list[dict]]) -> dict[str, bytes]:
     lines = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split in splits)
     readme = f"---\nconfigs:\n- config_name: default\n  data_files:\n{lines}---\n"
@@ -201,6 +221,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Downloading]:
         ),
         Downloading(
             "autoencoder", import_autoencoder.build, "model", "owner/vae", autoencoder, hub_source("owner/vae")
+        ),
+        Downloading(
+            "generator", import_generator.build, "model", "owner/clips", pipeline_files(), hub_source("owner/clips")
         ),
         Downloading("model", import_model.build, "model", "owner/name", model, hub_source("owner/name")),
         Downloading(
