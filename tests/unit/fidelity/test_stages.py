@@ -313,7 +313,7 @@ def test_what_they_cost_is_planned_and_what_was_measured_is_found(tiny, whole):
     assert sorted(nodes_behind(graph, ["fidelity/dit.near"])) == sorted(nodes)
     parent, config = graph.spec("diffuse", "dit")["config"], graph.spec("sample", "dit.few")["config"]
     assert "runs" not in config
-    cost = STAGES["sample"].cost(SimpleNamespace(config=config, config_of=lambda name: parent))
+    cost = STAGES["sample"].cost(SimpleNamespace(config=config, config_of={"run": parent}.get))
     shape = graph.study.diffusion["dit"].architecture.shape()
     assert cost.flops == 50 * 6 * costs.forward_flops(shape)
     assert (cost.disk_b, cost.scratch_b) == (50 * 64, 50 * 64)

@@ -187,6 +187,7 @@ def test_a_run_on_a_gpu_records_why_its_package_failed(tmp_path, monkeypatch):
     (tmp_path / "mamba_ssm.py").write_text("raise OSError('libcudart.so.12: no such file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", num_hidden_layers=1, vocab_size=30))
     with choosing({}) as used, pytest.warns(RuntimeWarning, match="libcudart"), recurrent_kernels(model):
         pass

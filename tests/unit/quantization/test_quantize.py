@@ -224,7 +224,7 @@ def test_an_operation_that_is_missing_while_weights_load_is_no_refusal(
     def fail(*_: Any, **__: Any) -> None:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
 
-    monkeypatch.setattr(gptq_kernels, "load_causal_lm", fail)
+    monkeypatch.setattr(gptq_kernels, "load_on", fail)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         gptq_kernels.check_runs(builder.build("quantize", "llama-1m.int4").directory / "model")
 
