@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModel, TrainerControl
@@ -23,6 +26,7 @@ from effllm.stages.graph import Graph
 from effllm.study import parse_study
 from effllm.training.diffuse import build
 from effllm.training.ema import MovingAverage, take_average
+from tests.slowdown import Held, environment
 
 RUN = {
     "images": "digits",
@@ -163,11 +167,27 @@ def test_runs_that_do_not_fit_are_refused_before_anything_runs(tiny, changes, sa
         study_of(tiny, **changes)
 
 
-def test_two_ranks_train_what_one_trains_and_publish_its_average(tiny, digits, whole, tmp_path):
-    ranks = train(tiny, digits, tmp_path, "ranks", parallel={"strategy": "ddp", "devices": 2}, micro_batch_size=4)
-    assert ranks.json("records/efficiency.json")["world_size"] == 2
+def test_a_killed_run_of_two_ranks_goes_on_to_what_one_rank_trains(tiny, digits, whole, tmp_path):
+    changes = {"parallel": {"strategy": "ddp", "devices": 2}, "micro_batch_size": 4}
+    (tmp_path / "spec.json").write_text(json.dumps(study_of(tiny, **changes).spec("diffuse", "dit")))
+    held = Held(tmp_path / "results" / ".scratch" / "diffuse" / "ranks")
+    held.hold(2)
+    command = [sys.executable, "-m", "effllm.training.diffuse", "--spec", str(tmp_path / "spec.json")]
+    command += ["--output", str(tmp_path / "results" / "diffuse" / "ranks"), "--input", f"images={digits}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()) as process:
+        try:
+            held.reach(2)
+            family = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.kill()
+    assert len(family) >= 3 and not psutil.wait_procs(family, timeout=20)[1]
+    held.release()
+    ranks = train(tiny, digits, tmp_path, "ranks", **changes)
+    efficiency = ranks.json("records/efficiency.json")
+    assert (efficiency["world_size"], efficiency["resumed_at_step"]) == (2, 2)
     losses = [[point["loss"] for point in each.json("records/loss_curve.json")["curve"]] for each in (ranks, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
+    # The moving average too comes from the checkpoint.
     ours, theirs = (AutoModel.from_pretrained(each.directory / "model").state_dict() for each in (ranks, whole))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
