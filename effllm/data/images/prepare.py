@@ -7,77 +7,49 @@ pixels decides its side, so that neither another image nor the order moves it; a
 from collections import Counter
 from contextlib import ExitStack
 
-import xxhash
-
-from effllm.data.images.reading import ODD, REASONS, ImageSource, UnusableImageError, open_source, pixels
+from effllm.data.images.reading import ODD, REASONS, UnusableImageError, open_source, pixels
 from effllm.data.images.settings import Images
+from effllm.data.images.sifting import Sifting
 from effllm.data.images.store import SPLITS, ImageWriter
-from effllm.data.sampling import SPLIT_SALT
-from effllm.errors import UserError
 from effllm.results.data import ImagesSummary
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
-
-# Names of images that were left out, to look at.
-_NAMED = 20
 
 
 def build(job: Job) -> None:
     """Prepare the images that `job.spec` describes; `UserError` if either split ends up empty."""
     config = job.config(Images)
     source = open_source(config, job.files, job.scratch / "hub")
-    dropped: Counter[str] = Counter(dict.fromkeys((*REASONS, "duplicate"), 0))
+    sifting = Sifting(REASONS, config.held_out_fraction)
     odd: Counter[str] = Counter()
-    names: list[str] = []
-    count = 0
-    seen: set[bytes] = set()
     with ExitStack() as stack:
         writers = {split: stack.enter_context(ImageWriter(job.output, split)) for split in SPLITS}
         for name, label, picture in progress(source.pictures(), unit="images", label=f"reading {source.label}"):
-            count += 1
+            sifting.seen += 1
             try:
                 if label < 0:
                     raise UnusableImageError("unlabelled")
                 image, oddities = pixels(picture, config.size, config.channels, config.crop)
             except UnusableImageError as error:
-                dropped[str(error)] += 1
-                names.append(f"{name}: {error}")
+                sifting.drop(name, str(error))
                 continue
-            digest = xxhash.xxh3_128_digest(image.tobytes(), SPLIT_SALT)
-            if digest in seen:
-                dropped["duplicate"] += 1
-                continue
-            seen.add(digest)
-            odd.update(oddities)
-            is_held_out = int.from_bytes(digest[:8], "big") < config.held_out_fraction * 2**64
-            writers["held_out" if is_held_out else "train"].write(image, label)
+            if split := sifting.split_of(image):
+                odd.update(oddities)
+                writers[split].write(image, label)
     counts = {split: len(writer) for split, writer in writers.items()}
-    _require_images(counts, count, dropped, names, source)
+    sifting.require(counts, "image", source.label, "give more images, or change held_out_fraction")
     job.write(
         ImagesSummary(
-            seen=count,
-            dropped=dict(dropped),
+            seen=sifting.seen,
+            dropped=dict(sifting.dropped),
             **({"odd": {name: odd[name] for name in ODD if odd[name]}} if odd else {}),
-            unusable=names[:_NAMED],
+            unusable=sifting.unusable,
             splits=counts,
             classes=source.classes,
             size=config.size,
             channels=config.channels,
         )
     )
-
-
-def _require_images(
-    counts: dict[str, int], seen: int, dropped: Counter[str], names: list[str], source: ImageSource
-) -> None:
-    for split, count in counts.items():
-        if not count:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number) or "none dropped"
-            first = f"; the first is {names[0]}" if names else ""
-            raise UserError(
-                f"no image is left for {split} of the {seen} of {source.label} ({reasons}{first}): give more "
-                "images, or change held_out_fraction."
-            )
 
 
 if __name__ == "__main__":
