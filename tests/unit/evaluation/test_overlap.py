@@ -86,7 +86,7 @@ def test_models_of_the_study_have_the_column_and_others_the_reason(tiny, tmp_pat
     tiny["tables"]["table16"]["models"] += ["theirs", "llama-1m.dora"]
     graph = Builder(tiny, tmp_path).graph
     assert graph.study.corpus_behind("theirs") is None
-    corpora = dict.fromkeys(("llama-1m", "qwen2-1m", "phi3-1m", "llama-1m.dora"), "python-docs")
+    corpora = dict.fromkeys(("llama-1m", "phi3-1m", "llama-1m.dora"), "python-docs")
     assert graph.table_spec("table16")["corpora"] == corpora
     assert len(graph.table_parents("table16")["overlap"]) == 5
     from effllm.tables.benchmarks import _covered
