@@ -11,7 +11,7 @@ from effllm.tables.runs import finish, ratio, set_conditions, set_efficiency
 from effllm.tables.training import Training
 from effllm.telemetry.metrics import sample_throughput
 
-_SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
+SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
 
 
 class FinetuningResult(Training):
@@ -95,12 +95,7 @@ def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
     set_learned(row, run)
     if has_images:
         _set_images(row, run)
-    row.set("parameters_total", *run.quality("parameters"))
-    row.set("parameters_trainable", *run.quality("parameters_trainable"))
-    row.set("adapter_rank", *run.adapter_rank())
-    row.set("parameters_matched", *run.parameters_matched())
-    row.set("adapter_bytes", *run.quality("adapter_bytes"))
-    row.set("samples_per_step", run.samples_per_step)
+    set_trained(row, run)
     if not has_images:
         # Samples with images are never packed.
         row.set("packing", run.recipe["encoding"]["packing"])
@@ -109,7 +104,7 @@ def _fill(row: Row, run: FinetuningResult, has_images: bool) -> dict[str, Any]:
     row.set("steps", *run.total_steps())
     row.set("samples_seen", *run.quality("samples_seen"))
     set_time_and_energy(row, run)
-    set_conditions(row, [run], _SETTINGS)
+    set_conditions(row, [run], SETTINGS)
     return finish(row, [run])
 
 
@@ -121,6 +116,16 @@ def set_costs(row: Row, run: FinetuningResult) -> None:
     row.set("AL_s_per_iter", *run.efficiency("latency_s_per_iteration"))
     row.set("ST_samples_per_param_s", *run.sample_throughput())
     row.set("AEC_W", *run.window.figure("power_avg_w"))
+
+
+def set_trained(row: Row, run: FinetuningResult) -> None:
+    """How much of the model a step trains, and on how many samples."""
+    row.set("parameters_total", *run.quality("parameters"))
+    row.set("parameters_trainable", *run.quality("parameters_trainable"))
+    row.set("adapter_rank", *run.adapter_rank())
+    row.set("parameters_matched", *run.parameters_matched())
+    row.set("adapter_bytes", *run.quality("adapter_bytes"))
+    row.set("samples_per_step", run.samples_per_step)
 
 
 def set_time_and_energy(row: Row, run: FinetuningResult) -> None:

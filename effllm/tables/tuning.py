@@ -5,10 +5,15 @@ from typing import Any
 
 from effllm.tables.artifacts import read_results
 from effllm.tables.cells import Row
-from effllm.tables.finetuning import FinetuningResult, set_costs, set_learned, set_time_and_energy
+from effllm.tables.finetuning import (
+    SETTINGS,
+    FinetuningResult,
+    set_costs,
+    set_learned,
+    set_time_and_energy,
+    set_trained,
+)
 from effllm.tables.runs import finish, set_conditions
-
-_SETTINGS = ("dtype", "activation_checkpointing", "deterministic")
 
 
 def tuning_table(spec: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -31,15 +36,10 @@ def _fill(row: Row, run: FinetuningResult, captions: str) -> dict[str, Any]:
     set_costs(row, run)
     set_learned(row, run)
     row.set("captions", captions)
-    row.set("parameters_total", *run.quality("parameters"))
-    row.set("parameters_trainable", *run.quality("parameters_trainable"))
-    row.set("adapter_rank", *run.adapter_rank())
-    row.set("parameters_matched", *run.parameters_matched())
-    row.set("adapter_bytes", *run.quality("adapter_bytes"))
-    row.set("samples_per_step", run.samples_per_step)
+    set_trained(row, run)
     row.set("micro_batch", run.recipe["micro_batch_size"])
     row.set("steps", *run.total_steps())
     row.set("samples_seen", *run.quality("samples_seen"))
     set_time_and_energy(row, run)
-    set_conditions(row, [run], _SETTINGS)
+    set_conditions(row, [run], SETTINGS)
     return finish(row, [run])

@@ -52,6 +52,25 @@ TRAINING = (
     Column("seconds_measured", "condition"),
     *STATUS,
 )
+# A fine-tuning's steps, of text, images or videos.
+TUNING_STEPS = (
+    *TRAINING,
+    Column("PCU", "condition", label="share of time with a kernel"),
+    Column("ST_samples_per_param_s", "cost", "samples/(parameter s)", "throughput per parameter", "higher"),
+    Column("AL_s_per_sample", "cost", "s", "time of a sample", "lower"),
+    Column("energy_J_per_sample", "cost", "J", "energy per sample", "lower", conditions=ENERGY_CONDITIONS),
+    Column("parameters_trainable", "cost", label="trained parameters", better="lower"),
+    Column("adapter_rank", "setting"),
+    Column("parameters_matched", "condition"),
+    Column("adapter_bytes", "cost", "bytes", "size of the adapter", "lower"),
+    Column("held_out_loss_before", "condition"),
+    Column("samples_per_step", "setting"),
+    Column("steps", "setting"),
+    Column("samples_seen", "setting"),
+    Column("run", "condition"),
+    Column("seed", "condition"),
+    Column("learning_rate", "setting"),
+)
 TRAINING_SCOPE = (
     "device",
     "device_id",
@@ -62,3 +81,13 @@ TRAINING_SCOPE = (
     "world_size",
     "software",
 )
+
+
+def tuning_losses(unit: str, conditions: tuple[str, ...]) -> tuple[Column, ...]:
+    """The losses of a fine-tuning, which compare where `conditions` are equal."""
+    bounds = ("held_out_loss_low", "held_out_loss_high")
+    return (
+        Column("loss", "quality", unit, "training loss", "lower", conditions=conditions),
+        Column("held_out_loss", "quality", unit, "held-out loss", "lower", interval=bounds, conditions=conditions),
+        Column("loss_last", "quality", unit, "last training loss", "lower", conditions=conditions),
+    )
