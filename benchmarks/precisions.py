@@ -2,11 +2,12 @@
 
     python benchmarks/precisions.py --output DIR [--shapes 1.5b 7b] [--precisions bfloat16 gptq] [--until-s 300]
 
-Random weights, packed on the device: no checkpoint is written. A prompt of 512 tokens and 128 new ones, at batch 1, 8
-and 64, in two ways: by CUDA graphs, and as the library generates. Beside each, `bare`: a plain `generate`, and graphs
-replayed without a look at the clock between tokens. Each row goes to DIR/precisions.csv at once; a later call over the
-same DIR leaves out what is there. Energy is that of NVML's counter over the generations of a row. `--rehearse` takes a
-small shape, which also runs on a CPU.
+Random weights, packed on the device: no checkpoint is written, and the layers are those that a checkpoint is loaded
+into. A prompt of 512 tokens and 128 new ones, at batch 1, 8 and 64, in two ways: by CUDA graphs, and as the library
+generates. By turns with each the same without this project's code: graphs replayed without a look at the clock between
+tokens, and a plain `generate`; `over_bare` is the one time over the other. Each row goes to DIR/precisions.csv at once;
+a later call over the same DIR leaves out what is there. Energy is that of NVML's counter over the generations of a row,
+the bare ones too. `--rehearse` takes a small shape, which also runs on a CPU.
 """
 
 import argparse
@@ -49,12 +50,12 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "fp8-tensor": {"kind": "fp8", "scales": "tensor"},
     "llm-int8": {"kind": "bnb", "format": "int8", "compute_dtype": "float16"},
 }
-BATCHES = (1, 8, 64)
+WAYS = ("graph", "generate")
 PROMPT_TOKENS, NEW_TOKENS = 512, 128
 WINDOW_S = 1.5
 COLUMNS = (
     "shape", "precision", "batch", "way", "status", "ms_generation", "ms_prefill", "ms_token", "tokens_per_s",
-    "J_token", "power_W", "weights_GB", "peak_GB", "generations", "kernel", "device", "reason",
+    "J_token", "power_W", "weights_GB", "peak_GB", "over_bare", "generations", "kernel", "device", "reason",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -117,15 +118,19 @@ def _bnb_layer(layer: nn.Linear, form: str, device: str) -> nn.Module:
     with torch.device("meta"):
         if form == "nf4":
             packed = bnb.nn.Linear4bit(
-                layer.in_features, layer.out_features, bias, compute_dtype=layer.weight.dtype, quant_type="nf4"
-            )
+                layer.in_features, layer.out_features, bias, layer.weight.dtype, compress_statistics=False,
+                quant_type="nf4",
+            )  # fmt: skip
         else:
             packed = bnb.nn.Linear8bitLt(
                 layer.in_features, layer.out_features, bias, has_fp16_weights=False, threshold=6.0
             )
     weight = layer.weight.data.cpu() if form == "int8" else layer.weight.data
     if form == "nf4":
-        packed.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=packed).to(device)
+        made = bnb.nn.Params4bit(
+            weight, requires_grad=False, compress_statistics=False, quant_type="nf4", module=packed
+        )
+        packed.weight = made.to(device)
     else:
         packed.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
     packed.bias = layer.bias
@@ -164,25 +169,6 @@ def _by_gptqmodel(model: Any, kind: str, device: str, dtype: torch.dtype) -> Non
     hf_gptqmodel_post_init(model, use_act_order=False)
 
 
-class Bare:
-    """A plain `generate` with nothing of this project around it."""
-
-    def __init__(self, model: Any, prompt: torch.Tensor, new_tokens: int):
-        self.model, self.prompt, self.new_tokens = model, prompt, new_tokens
-
-    @torch.inference_mode()
-    def seconds(self) -> float:
-        """Of one generation."""
-        synchronize()
-        start = time.perf_counter()
-        self.model.generate(
-            self.prompt, attention_mask=torch.ones_like(self.prompt), do_sample=False, pad_token_id=0,
-            min_new_tokens=self.new_tokens, max_new_tokens=self.new_tokens,
-        )  # fmt: skip
-        synchronize()
-        return time.perf_counter() - start
-
-
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -201,62 +187,64 @@ class Energy:
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1e3 if self.handle else None
 
 
-def window(decoding: Decoding, energy: Energy, batch: int, least: int) -> Row:
-    """Generate for a window, and what came out."""
-    found = []
+def by_turns(decoding: Decoding, bare: Callable[[], object], energy: Energy, batch: int) -> Row:
+    """Generate for a window, by turns with the bare way, and what came out."""
+    found, plain = [], []
     synchronize()
     joules, start = energy.now(), time.perf_counter()
-    while len(found) < least or (least > 1 and time.perf_counter() - start < WINDOW_S):
+    while not found or time.perf_counter() - start < WINDOW_S:
         found.append(decoding.run())
+        began = time.perf_counter()
+        bare()
+        synchronize()
+        plain.append(time.perf_counter() - began)
     spent, taken = time.perf_counter() - start, energy.now()
-    tokens = sum(each.generated_tokens for each in found)
     times = sorted(second for each in found for second in each.token_s)
+    seconds = sum(each.total_s for each in found) / len(found)
     row: Row = {
-        "ms_generation": 1e3 * sum(each.total_s for each in found) / len(found),
+        "ms_generation": 1e3 * seconds,
         "ms_prefill": 1e3 * sum(each.first_token_s for each in found) / len(found),
         "ms_token": 1e3 * times[len(times) // 2],
+        "tokens_per_s": NEW_TOKENS * batch / seconds,
+        "over_bare": seconds * len(plain) / sum(plain),
         "generations": len(found),
     }
-    row["tokens_per_s"] = 1e3 * NEW_TOKENS * batch / row["ms_generation"]
     if joules is not None and taken is not None and spent > 1:
+        tokens = (len(found) + len(plain)) * NEW_TOKENS * batch
         row |= {"J_token": (taken - joules) / tokens, "power_W": (taken - joules) / spent}
     return row
 
 
-def rows(model: Any, batch: int, device: str, energy: Energy, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """The rows of a model at one batch, by graphs and as the library generates."""
+def measured(model: Any, way: str, batch: int, device: str, energy: Energy) -> Row:
+    """The row of a model at one batch, generating in one way."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(model.config.vocab_size, (batch, PROMPT_TOKENS), generator=generator).to(device)
-    if wanted("graph"):
-        yield from _by_graphs(model, prompt, device, energy)
-    if wanted("generate"):
-        _reset_peak()
-        TimedDecoding(model, prompt, 4, device).run()
-        yield {"way": "generate"} | window(TimedDecoding(model, prompt, NEW_TOKENS, device), energy, batch, 1)
-        if wanted("bare"):
-            seconds = Bare(model, prompt, NEW_TOKENS).seconds()
-            yield {"way": "bare", "ms_generation": 1e3 * seconds, "generations": 1}
-
-
-def _by_graphs(model: Any, prompt: torch.Tensor, device: str, energy: Energy) -> Iterator[Row]:
     _reset_peak()
+    if way == "generate":
+        return _by_generate(model, prompt, device, energy)
     try:
         graphs = Graphs(model, prompt, NEW_TOKENS, device)
     except CellFailure as failure:
-        yield {"way": "graph", "status": failure.status, "reason": failure.reason}
-        return
-    decoding = GraphedDecoding(graphs, NEW_TOKENS)
-    decoding.run()
-    yield {"way": "graph"} | window(decoding, energy, prompt.shape[0], 2)
-    bare = []
-    for _ in range(2):
-        synchronize()
-        start = time.perf_counter()
-        for graph in (graphs.prefill, *[graphs.step] * (NEW_TOKENS - 1)):
+        return {"status": failure.status, "reason": failure.reason}
+
+    def replay(tokens: int = NEW_TOKENS) -> None:
+        for graph in (graphs.prefill, *[graphs.step] * (tokens - 1)):
             graph.replay()
-        synchronize()
-        bare.append(time.perf_counter() - start)
-    yield {"way": "bare-graph", "ms_generation": 1e3 * min(bare), "generations": 2}
+
+    replay(8)
+    return by_turns(GraphedDecoding(graphs, NEW_TOKENS), replay, energy, batch)
+
+
+def _by_generate(model: Any, prompt: torch.Tensor, device: str, energy: Energy) -> Row:
+    @torch.inference_mode()
+    def bare(tokens: int = NEW_TOKENS) -> None:
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0, min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )  # fmt: skip
+
+    bare(4)
+    return by_turns(TimedDecoding(model, prompt, NEW_TOKENS, device), bare, energy, prompt.shape[0])
 
 
 def _reset_peak() -> None:
@@ -277,7 +265,8 @@ class Table:
         if not path.exists():
             path.write_text(",".join(COLUMNS) + "\n")
         with open(path) as stream:
-            self.done = {tuple(row[key] for key in COLUMNS[:4]) for row in csv.DictReader(stream)}
+            rows = [row for row in csv.DictReader(stream) if row["status"] != "failed"]
+        self.done = {tuple(row[key] for key in COLUMNS[:4]) for row in rows}
 
     def add(self, row: Row) -> None:
         with open(self.path, "a", newline="") as stream:
@@ -289,52 +278,56 @@ class Table:
         return (shape, name, str(batch), way) in self.done
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Take the rows in the order of the arguments until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["1.5b", "7b"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--ways", nargs="+", default=["graph", "generate", "bare"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 8])
     parser.add_argument("--until-s", type=float, default=1e9, help="seconds after which no model is begun")
     parser.add_argument("--rehearse", action="store_true")
-    arguments = parser.parse_args()
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    asked = parser.parse_args(arguments)
     name_of_device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    table, energy, began = Table(arguments.output / "precisions.csv"), Energy(), time.monotonic()
-    for shape in ["rehearsal"] if arguments.rehearse else arguments.shapes:
-        for name in arguments.precisions:
-            if time.monotonic() - began > arguments.until_s:
+    table, energy, began = Table(asked.output / "precisions.csv"), Energy(), time.monotonic()
+    for shape in ["rehearsal"] if asked.rehearse else asked.shapes:
+        for name in asked.precisions:
+            if time.monotonic() - began > asked.until_s:
                 return
             start = {"shape": shape, "precision": name, "device": name_of_device}
             try:
-                _measure(start, arguments.ways, device, table, energy)
-            except Exception as error:  # a row that fails ends no other
-                table.add(start | {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]})
+                _measure(start, [(way, batch) for way in asked.ways for batch in asked.batches], table, energy)
+            except Exception as error:  # nor a model that cannot be built
+                table.add(start | {"status": "failed", "reason": _first_line(error)})
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def _measure(start: Row, ways: list[str], device: str, table: Table, energy: Energy) -> None:
+def _measure(start: Row, wanted: list[tuple[str, int]], table: Table, energy: Energy) -> None:
     shape, name = start["shape"], start["precision"]
-    if all(table.has(shape, name, batch, way) for batch in BATCHES for way in ways if way != "bare"):
+    missing = [(way, batch) for way, batch in wanted if not table.has(shape, name, batch, way)]
+    if not missing:
         return
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     model, precision = build(shape, name, device)
     held = torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else None
     common = start | {"weights_GB": held, "kernel": precision.running_kernel(model)}
-    for batch in BATCHES:
-
-        def wanted(way: str, batch: int = batch) -> bool:
-            # Alone, a sequence is decoded at the host's pace: there what a loop adds shows.
-            return way in ways and not table.has(shape, name, batch, way) and (way != "bare" or batch == 1)
-
+    for way, batch in missing:
+        row: Row = {"batch": batch, "way": way, "status": "ok"}
         try:
-            for row in rows(model, batch, device, energy, wanted):
-                table.add(common | {"batch": batch, "status": "ok", "peak_GB": _peak_gb()} | row)
+            row |= measured(model, way, batch, device, energy)
         except torch.cuda.OutOfMemoryError:
-            table.add(common | {"batch": batch, "status": "oom"})
+            row["status"] = "oom"
+        except Exception as error:  # a row that fails ends no other
+            row |= {"status": "failed", "reason": _first_line(error)}
+        table.add(common | {"peak_GB": _peak_gb()} | row)
         gc.collect()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 if __name__ == "__main__":
