@@ -66,12 +66,12 @@ class ServingRoofline(Figures):
 
 
 class ServedLoad(Part):
-    """One load: a rate of requests, or a closed loop. Null figures, with status and reason, where it has none."""
+    """One load: a rate, a closed loop or a replay. Null figures, with status and reason, where it has none."""
 
     status: Status = Field(description="ok, or why it must not be ranked.")
     reason: str | None = Field(description="The errors among the findings.")
     findings: list[Finding] = Field(description="What the plausibility rules say.")
-    fraction: float | None = Field(description="Asked: part of the saturated rate; null for a closed loop.")
+    fraction: float | None = Field(description="Asked: part of the saturated rate; null where there is none.")
     requests_per_s: float | None = Field(description="Asked: requests that arrive a second; null for a closed loop.")
     concurrency: int | None = Field(description="Requests under way at once; null where they arrive at a rate.")
     warmup_requests: int = Field(description="Requests before those that count.")

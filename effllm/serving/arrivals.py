@@ -20,10 +20,10 @@ def arrival_times(
     """Seconds from the trace's start, the first request at 0.
 
     The gaps are those of one draw whatever the rate, so that two rates are the same load, faster and slower. Recorded
-    times are stretched to the rate as a whole. A closed loop has no times, and is refused by ValueError.
+    times are stretched to the rate as a whole. What has no rate is refused by ValueError.
     """
-    if arrivals.kind == "closed_loop":
-        raise ValueError("requests of a closed loop come when a place is free, and at no rate")
+    if arrivals.kind in ("closed_loop", "replayed"):
+        raise ValueError("requests of a closed loop come when a place is free, replayed ones at their own times")
     gaps = requests - 1
     if arrivals.kind == "recorded":
         times = [time - recorded_s[0] for time in recorded_s]

@@ -42,8 +42,14 @@ class RecordedArrivals(Section):
     kind: Literal["recorded"]
 
 
+class ReplayedArrivals(Section):
+    """The requests of the trace file once, at their own times, or in the closed loop that they were sent in."""
+
+    kind: Literal["replayed"]
+
+
 Arrivals = Annotated[
-    PoissonArrivals | GammaArrivals | ConstantArrivals | ClosedLoopArrivals | RecordedArrivals,
+    PoissonArrivals | GammaArrivals | ConstantArrivals | ClosedLoopArrivals | RecordedArrivals | ReplayedArrivals,
     Field(discriminator="kind"),
 ]
 
@@ -106,9 +112,10 @@ Length = Annotated[FixedLength | UniformLength | LognormalLength, Field(discrimi
 class TraceFile(Section):
     """A file of recorded requests, of which lengths and, if wanted, times are taken."""
 
-    format: Literal["azure", "mooncake"] = Field(
+    format: Literal["azure", "effllm", "mooncake"] = Field(
         description="azure: CSV with TIMESTAMP, ContextTokens and GeneratedTokens. mooncake: JSON lines with "
-        "timestamp (ms), input_length, output_length and hash_ids, by which requests share blocks of 512 tokens."
+        "timestamp (ms), input_length, output_length and hash_ids, by which requests share blocks of 512 tokens. "
+        "effllm: a file of traces/ of an earlier result, whose prompts are sent as they are."
     )
     path: Text = Field(description="The file.")
     length_factor: PositiveFloat = Field(
@@ -145,13 +152,16 @@ class Load(Section):
         if self.trace is None:
             if absent := [key for key, length in drawn.items() if length is None]:
                 raise ValueError(f"{' and '.join(absent)}: a load without a trace states its lengths: add them")
-            if self.arrivals.kind == "recorded":
-                raise ValueError("arrivals: recorded times come from a trace file: add trace, or choose poisson")
+            if self.arrivals.kind in ("recorded", "replayed"):
+                kind = self.arrivals.kind
+                raise ValueError(f"arrivals: {kind} times come from a trace file: add trace, or choose poisson")
         else:
             if given := [key for key, length in drawn.items() if length is not None]:
                 raise ValueError(f"{' and '.join(given)}: the trace gives the lengths: drop either of the two")
             if self.shared_prefix and self.trace.format == "mooncake":
                 raise ValueError("shared_prefix: hash_ids of the trace say what its prompts share: drop shared_prefix")
+            if self.trace.format == "effllm":
+                self._is_sent_as_it_is(self.trace)
         shared, prompts = self.shared_prefix, self.prompt_tokens
         if shared and prompts:
             least = prompts.tokens if prompts.kind == "fixed" else prompts.least
@@ -161,6 +171,18 @@ class Load(Section):
                     "the request itself: lower it"
                 )
         return self
+
+    def _is_sent_as_it_is(self, trace: TraceFile) -> None:
+        if self.arrivals.kind != "replayed":
+            raise ValueError("arrivals: a trace of the format effllm is sent as it is: choose replayed")
+        if trace.length_factor != 1 or self.shared_prefix:
+            key = "shared_prefix" if self.shared_prefix else "trace.length_factor"
+            raise ValueError(f"{key}: a trace of the format effllm has its prompts: drop {key}")
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether requests arrive at a rate that the stage sets."""
+        return self.arrivals.kind not in ("closed_loop", "replayed")
 
     @property
     def longest(self) -> int:

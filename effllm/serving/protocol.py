@@ -90,7 +90,8 @@ def run_protocol(
 
         if serving.saturation is None:
             trace = make_trace(serving.load, _requests(serving), vocabulary, serving.seed + _RATE_SEED)
-            return Measured(before, [], {CLOSED: measured(Load(CLOSED, trace, serving.warmup_requests))})
+            load = Load(serving.only_id, trace, serving.warmup_requests, requests_per_s=trace.rate_per_s)
+            return Measured(before, [], {load.id: measured(load)})
         steps, best = _saturate(serving, vocabulary, measured)
         result = Measured(before, steps, {SATURATED: best})
         for load in _rates(serving, vocabulary, max(step.requests_per_s for step in steps)):

@@ -14,6 +14,7 @@ from effllm.serving.load import Load
 
 DEFAULT_FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 CLOSED = "closed"
+REPLAYED = "replayed"
 SATURATED = "saturated"
 
 
@@ -44,7 +45,8 @@ class Serving(Section):
     engine: AnyEngine = Field(description="What serves.")
     load: Load = Field(description="When requests come, and how long they are.")
     saturation: Saturation | None = Field(
-        default=None, description="How the saturated rate is found; null for a closed loop, which has no rate."
+        default=None,
+        description="How the saturated rate is found; null for a closed loop or a replayed trace, which has no rate.",
     )
     fractions: Annotated[list[Annotated[PositiveFloat, Field(le=1)]], Field(min_length=1)] = Field(
         default=list(DEFAULT_FRACTIONS), description="Rates that are measured, as parts of the saturated rate."
@@ -75,10 +77,10 @@ class Serving(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Serving":
-        if (self.load.arrivals.kind == "closed_loop") != (self.saturation is None):
+        if self.load.has_rate == (self.saturation is None):
             raise ValueError(
                 "saturation: a load with arrivals at a rate states how the saturated rate is found, and a closed loop "
-                "has none: add it, or drop it"
+                "or a replayed trace has none: add it, or drop it"
             )
         if misfit := self.engine.misfit(self.load):
             raise ValueError(f"engine: {misfit}")
@@ -91,7 +93,12 @@ class Serving(Section):
 
     def load_ids(self) -> list[str]:
         """Ids of the loads that a result has."""
-        return [CLOSED] if self.saturation is None else [SATURATED, *self.rate_ids]
+        return [SATURATED, *self.rate_ids] if self.load.has_rate else [self.only_id]
+
+    @property
+    def only_id(self) -> str:
+        """The id of the one load that is measured where there is no rate."""
+        return REPLAYED if self.load.arrivals.kind == "replayed" else CLOSED
 
 
 class ServeConfig(Serving):

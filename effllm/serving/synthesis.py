@@ -9,7 +9,7 @@ from effllm.serving.arrivals import arrival_times
 from effllm.serving.lengths import draw_lengths
 from effllm.serving.load import Load, SharedPrefix, TraceFile
 from effllm.serving.trace import Trace, TracedRequest
-from effllm.serving.trace_files import BLOCK_TOKENS, Recorded, read_trace
+from effllm.serving.trace_files import BLOCK_TOKENS, Recorded, read_own_trace, read_trace
 
 # What is drawn from streams of its own, so that a change of one leaves the others as they are.
 _TIMES, _PROMPTS, _OUTPUTS, _TOKENS, _SHARED, _BLOCKS = range(6)
@@ -23,18 +23,27 @@ def make_trace(
     rate_per_s: float | None = None,
     concurrency: int | None = None,
 ) -> Trace:
-    """So many requests of a load, either at a rate or, with a `concurrency`, in a closed loop.
+    """So many requests of a load, either at a rate or, with a `concurrency`, in a closed loop, or as they are replayed.
 
     One seed gives the same prompts and lengths at every rate, and the same gaps but for their scale. `UserError` for a
     trace file that is damaged or too short.
     """
-    recorded = read_trace(load.trace, requests) if load.trace else None
+    recorded = None
+    if load.trace and load.trace.format == "effllm":
+        own = read_own_trace(load.trace, requests, vocabulary)
+        if concurrency is None:
+            return own
+        recorded = [Recorded(0.0, len(request.prompt), request.output_tokens) for request in own.requests]
+    elif load.trace:
+        recorded = read_trace(load.trace, requests)
     prompts, outputs = _lengths(load, requests, seed, recorded)
     tokens = _prompts(load, prompts, vocabulary, seed, recorded)
     if concurrency is None and load.arrivals.kind == "closed_loop":
         concurrency = load.arrivals.concurrency
     times: Sequence[float | None] = [None] * requests
-    if concurrency is None:
+    if concurrency is None and recorded and load.arrivals.kind == "replayed":
+        times = [request.time_s for request in recorded]
+    elif concurrency is None:
         if rate_per_s is None:
             raise ValueError("a load that is no closed loop has a rate")
         recorded_s = [request.time_s for request in recorded or ()]

@@ -51,6 +51,15 @@ class Trace:
                     raise ValueError(f"request {number} is at {request.scheduled_s} s, before the one before it")
                 before = request.scheduled_s
 
+    @property
+    def rate_per_s(self) -> float | None:
+        """Requests a second over the gaps between the first and the last; None where they have no times or gaps."""
+        last_s = self.requests[-1].scheduled_s
+        first_s = self.requests[0].scheduled_s
+        if first_s is None or last_s is None or last_s == first_s:
+            return None
+        return (len(self.requests) - 1) / (last_s - first_s)
+
     def write(self, path: Path) -> None:
         """Write the trace; equal traces are equal files."""
         lines: list[dict[str, Any]] = [{"concurrency": self.concurrency, "requests": len(self.requests)}]

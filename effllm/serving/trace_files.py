@@ -3,7 +3,8 @@
 Azure's are CSV files with the columns TIMESTAMP (an instant, to 100 ns), ContextTokens and GeneratedTokens, as
 AzureLLMInferenceDataset2023.md and ...2024.md of github.com/Azure/AzurePublicDataset describe them. Mooncake's are
 JSON lines with timestamp (ms from the trace's start), input_length, output_length and hash_ids, one for each block of
-512 tokens of the prompt, as FAST25-release/README.md of github.com/kvcache-ai/Mooncake describes them.
+512 tokens of the prompt, as FAST25-release/README.md of github.com/kvcache-ai/Mooncake describes them. Those that this
+package has written have the tokens of the prompts themselves (trace.py).
 """
 
 import csv
@@ -18,6 +19,7 @@ from typing import Any, TextIO
 from effllm.errors import UserError
 from effllm.fields import shortened
 from effllm.serving.load import TraceFile
+from effllm.serving.trace import Trace
 
 BLOCK_TOKENS = 512
 _LONGEST_COUNT = 9
@@ -77,6 +79,36 @@ def read_trace(trace: TraceFile, requests: int) -> list[Recorded]:
         f"trace.most_output_tokens {trace.most_output_tokens}, and {requests} are wanted: raise the limits, lower "
         "trace.length_factor or the number of requests."
     )
+
+
+def read_own_trace(trace: TraceFile, requests: int, vocabulary: int) -> Trace:
+    """The first `requests` requests of a trace that this package has written, each as it was sent.
+
+    Raises:
+        UserError: the file is missing or damaged, or has fewer; or a request is longer than the study allows, or has a
+            token that a model of so many words has not.
+    """
+    path = Path(trace.path)
+    found = Trace.read(path)
+    if len(found.requests) < requests:
+        raise UserError(
+            f"{path} has {len(found.requests)} requests, and warmup_requests and requests are {requests} together: "
+            "state those of the study that it is from."
+        )
+    for request in (taken := found.requests[:requests]):
+        lengths = {"most_prompt_tokens": len(request.prompt), "most_output_tokens": request.output_tokens}
+        for key, length in lengths.items():
+            if length > getattr(trace, key):
+                raise UserError(
+                    f"{path}: request {request.index} has {length} tokens, above trace.{key} {getattr(trace, key)}; "
+                    "raise it."
+                )
+        if max(request.prompt) >= vocabulary:
+            raise UserError(
+                f"{path}: request {request.index} has the token {max(request.prompt)}, and the model {vocabulary} "
+                "words; replay it to models of one vocabulary."
+            )
+    return Trace(taken, found.concurrency)
 
 
 def _scaled(recorded: Recorded, factor: float) -> Recorded:

@@ -6,7 +6,7 @@ from typing import Any
 from effllm.results.evaluation import Evaluation
 from effllm.results.latency import LoadFigures, RequestLatencies, ServedRequests
 from effllm.results.serving import ServedLoad, Serving
-from effllm.serving.settings import CLOSED, SATURATED
+from effllm.serving.settings import CLOSED, REPLAYED, SATURATED
 from effllm.serving.slo import LargestRate, MeasuredRate, Slo, largest_rate, requests_that_meet, share_interval
 from effllm.tables.accuracy import average_performance
 from effllm.tables.artifacts import Result, read_results
@@ -16,7 +16,8 @@ from effllm.tables.conditions import device_id, software
 from effllm.tables.window import Window
 
 _NO_SLO = "the table has no slo"
-_LOADS = {SATURATED: "saturation", CLOSED: "closed loop"}
+_LOADS = {SATURATED: "saturation", CLOSED: "closed loop", REPLAYED: "replay"}
+_NO_RATE = "a closed loop has no rate, nor has a trace that is replayed"
 _TELEMETRY_COLUMNS = ("util_nvml", "util_cpu", "power_peak_w", "energy_source", "energy_scope")
 _ENGINE_COLUMNS = {
     "cache_mean": "cache_mean_fraction",
@@ -75,7 +76,7 @@ class _Served:
         if self.slo is None or content is None:
             return _NO_SLO if self.slo is None else self.serve.absent
         if content.saturated_requests_per_s is None:
-            return "a closed loop has no rate"
+            return _NO_RATE
         measured = [
             MeasuredRate(load.requests_per_s, met)
             for id, load in content.loads.items()
@@ -198,7 +199,7 @@ def _set_conditions(row: Row, variant: _Served, load: ServedLoad | None, absent:
 def _saturated(content: Serving | None, absent: str) -> Cell:
     if content is None:
         return None, absent
-    return content.saturated_requests_per_s, "a closed loop has no rate"
+    return content.saturated_requests_per_s, _NO_RATE
 
 
 def _phrase(settings: Mapping[str, Any]) -> str:

@@ -106,7 +106,7 @@ class Answer:
             if error := event.get("error"):
                 raise EngineError(f"the server breaks an answer off: {message_of(json.dumps(error))}")
             choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
-            tokens = tuple(choice.get("token_ids") or ())
+            tokens = tuple(int(token) for token in choice.get("token_ids") or ())
             usage = event.get("usage") or {}
             produced = int(usage.get("completion_tokens") or 0)
         except (ValueError, AttributeError, TypeError):

@@ -17,6 +17,7 @@ from effllm.models.greedy import decode_greedily, greedy_config
 from effllm.models.text import context_length
 from effllm.quantization.loading import load_quantized
 from effllm.serving.engine import EngineDescription, EngineUsage, TokenEvent
+from effllm.serving.engines.varlen import use_varlen
 from effllm.serving.trace import TracedRequest
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class ContinuousEngine:
         # The library prints a traceback of what is told here in a sentence.
         logging.getLogger(_LIBRARY_LOG).setLevel(logging.CRITICAL)
         settings = self._settings
+        if settings.flash_attention == "varlen":
+            use_varlen(self._model)
         config = ContinuousBatchingConfig(
             page_size=settings.page_size,
             num_blocks=self._blocks(),
@@ -109,7 +112,7 @@ class ContinuousEngine:
             allow_block_sharing=settings.shares_prefixes,
             use_cuda_graph=settings.cuda_graphs,
             default_compile_level=settings.compile_level,
-            auto_switch_to_flash=settings.flash_attention,
+            auto_switch_to_flash=settings.flash_attention is True,
         )
         try:
             manager = self._model.init_continuous_batching(greedy_config(_NO_END, None), config)

@@ -28,6 +28,9 @@ _IDLE_S = 2.0
 _PERIOD_S = 0.2
 _QUICK_S = 10.0
 _METRICS_PERIOD_S = 0.5
+# How long the end of a stream is waited for that has said it is over: a connection that has ended can be used again.
+_LAST_S = 0.2
+_STREAM = "text/event-stream"
 _PROBE = TracedRequest(0, None, (1, 2, 3), 3)
 _BROKEN = (aiohttp.ClientError, asyncio.IncompleteReadError, OSError)
 _Result = TypeVar("_Result")
@@ -185,9 +188,9 @@ class OpenAIEngine:
         try:
             models = {str(entry["id"]): entry for entry in json.loads(text)["data"]}
         except (ValueError, KeyError, TypeError):
-            raise EngineError(
-                f"the server at {self._url} answers {status} to /v1/models, and no list of models"
-            ) from None
+            self._require_alive()
+            how = "does not answer" if status is None else f"answers {status}"
+            raise EngineError(f"the server at {self._url} {how} to /v1/models, and gives no list of models") from None
         if self._model not in models:
             served = ", ".join(sorted(models)[:4]) or "no model"
             raise UserError(
@@ -261,8 +264,8 @@ class OpenAIEngine:
         assert self._session is not None
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
-            async with self._session.get(self._url + path, timeout=timeout) as response:
-                return response.status, await response.text()
+            async with self._session.get(self._url + path, timeout=timeout, allow_redirects=False) as response:
+                return response.status, await response.text(errors="replace")
         except (*_BROKEN, TimeoutError) as error:
             return None, str(error)
 
@@ -282,13 +285,16 @@ class OpenAIEngine:
         timeout = aiohttp.ClientTimeout(total=settings.ready_timeout_s if is_probe else None, sock_connect=_QUICK_S)
         assert self._session is not None
         try:
-            async with self._session.post(self._url + "/v1/completions", data=body, timeout=timeout) as response:
+            asked = self._session.post(self._url + "/v1/completions", data=body, timeout=timeout, allow_redirects=False)
+            async with asked as response:
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.text(), is_probe)
-                while data := await response.content.readany():
+                    raise self._refusal(response.status, await response.text(errors="replace"), is_probe)
+                while data := await _more(response.content, answer):
                     last_s = time.perf_counter()
                     for piece in answer.feed(data):
                         self._arrivals.put(TokenEvent(request.index, last_s, piece.tokens, count=piece.count))
+            if not answer.usage and not answer.produced and response.content_type != _STREAM:
+                raise EngineError(f"the server answers with {response.content_type}, where a stream was asked for")
             if rest := answer.rest():
                 self._arrivals.put(TokenEvent(request.index, last_s, count=rest.count))
             self._flags["counted_by"] = answer.counted_by
@@ -322,6 +328,15 @@ class OpenAIEngine:
 
     def _public(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+async def _more(content: aiohttp.StreamReader, answer: Answer) -> bytes:
+    """What comes next of a stream; nothing once it has ended, or has said so and stays open."""
+    if not answer.is_over:
+        return await content.readany()
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(content.readany(), _LAST_S)
+    return b""
 
 
 def _key(settings: "ServerEngine") -> str | None:

@@ -36,8 +36,10 @@ class TransformersEngine(EngineSettings):
     shares_prefixes: bool = Field(
         default=False, description="Whether pages are shared by prompts that begin alike, of earlier requests too."
     )
-    flash_attention: bool = Field(
-        default=False, description="Attention by the package flash-attn, which must be installed; false takes SDPA."
+    flash_attention: Literal["varlen"] | bool = Field(
+        default=False,
+        description="Attention by the package flash-attn, which must be installed, or varlen, which is PyTorch's own; "
+        "false takes SDPA, of every request with the keys of all.",
     )
     cuda_graphs: bool | None = Field(
         default=None, description="Replay forward passes as CUDA graphs; null where attention takes no mask."

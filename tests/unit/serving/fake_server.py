@@ -52,11 +52,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def _say(self, status: int, text: str) -> None:
+    def _say(self, status: int, text: str, **headers: str) -> None:
+        data = text.encode(errors="surrogatepass")
         self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(text.encode())
+        self.wfile.write(data)
 
     def do_GET(self) -> None:
         server = self.server
@@ -85,7 +87,15 @@ class Handler(BaseHTTPRequestHandler):
             return self._say(422, json.dumps({"detail": f"Unexpected fields in the request: {sorted(unknown)}"}))
         if "text" in server.faults:
             return self._say(400, json.dumps({"detail": "prompt must be a string."}))
+        if "moved" in server.faults:
+            return self._say(307, "elsewhere", Location="http://192.0.2.1/v1/completions")
+        if "html" in server.faults:
+            return self._say(200, "<html>Welcome</html>", **{"Content-Type": "text/html"})
         later = server.answered > 1
+        if "busy" in server.faults and later:
+            return self._say(429, json.dumps({"error": {"message": "Too many requests."}}))
+        if "binary" in server.faults and later:
+            return self._say(500, "\ud800")
         if "fails" in server.faults and later:
             return self._say(500, json.dumps({"error": {"message": f"boom, {KEY}", "code": 500}}))
         self.send_response(200)
@@ -98,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, body: dict[str, Any], later: bool) -> None:
         faults = self.server.faults
         prompt, wanted = body["prompt"], body["max_tokens"]
-        produced = wanted - 1 if "early" in faults and later else wanted
+        produced = wanted + later * (("more" in faults) - ("early" in faults))
         for number in range(produced):
             if later and number == 1:
                 if "dies" in faults:
@@ -106,6 +116,12 @@ class Handler(BaseHTTPRequestHandler):
                     os._exit(3)
                 if "hangs" in faults:
                     time.sleep(60)
+                if "stops" in faults:
+                    return
+                if "half" in faults:
+                    return self._chunk(b'data: {"choices": [{"te')
+                if "garbles" in faults:
+                    return self._chunk(b'data: {"choices": [{"te\xff\n\n')
                 if "breaks" in faults:
                     self.connection.close()
                     raise ConnectionError
@@ -124,7 +140,10 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": len(prompt) + ("bos" in faults), "completion_tokens": produced}
         if "uncounted" not in faults:
             self._event({"choices": [], "usage": usage})
-        self._chunk(b"data: [DONE]\n\n")
+        if "undone" not in faults:
+            self._chunk(b"data: [DONE]\n\n")
+        if "open" in faults:
+            time.sleep(60)
 
     def _event(self, event: dict[str, Any]) -> None:
         text = f"data: {json.dumps(event)}\n\n".encode()
@@ -139,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     port, model, *faults = sys.argv[1:]
+    if "leaves" in faults:
+        sys.exit()
     if "refuses" in faults:
         sys.exit("ValueError: unknown architecture")
     if "memory" in faults:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure, EngineError
 from effllm.models.greedy import decode_greedily
@@ -15,6 +17,7 @@ from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.runtime.stage import run
 from effllm.serving import protocol
 from effllm.serving.dispatch import play
+from effllm.serving.engines import continuous, varlen
 from effllm.serving.engines.continuous import ContinuousEngine
 from effllm.serving.engines.transformers import TransformersEngine
 from effllm.serving.serve import build
@@ -96,6 +99,48 @@ def test_a_cache_of_so_many_bytes_has_as_many_pages_as_fit() -> None:
         TransformersEngine(kind="transformers", max_batch_tokens=64)
 
 
+def test_sequences_attend_to_themselves_by_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel needs a GPU; in its place, by what it is told of lengths, stands attention sequence by sequence."""
+
+    def by_sequence(query: Any, key: Any, value: Any, ends: Any, longest: Any, scale: float) -> Any:
+        parts = []
+        for begin_q, end_q, begin_k, end_k in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
+            assert end_q - begin_q <= longest[0] and end_k - begin_k <= longest[1]
+            # The last token of a sequence sees all of its keys, which begin with those of the cache.
+            seen = torch.ones(end_q - begin_q, end_k - begin_k, dtype=torch.bool).tril(
+                end_k - begin_k - end_q + begin_q
+            )
+            heads = [t.transpose(0, 1) for t in (query[begin_q:end_q], key[begin_k:end_k], value[begin_k:end_k])]
+            out = scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale, enable_gqa=True)
+            parts.append(out.transpose(0, 1))
+        return torch.cat(parts)
+
+    def use(model: Any) -> None:
+        AttentionInterface.register(varlen.VARLEN, varlen.attend)
+        model.config._attn_implementation = varlen.VARLEN
+
+    model = small_model()
+    decode_greedily(model, None)
+    settings = TransformersEngine(
+        kind="transformers", num_blocks=64, page_size=8, max_batch_tokens=64, flash_attention="varlen"
+    )
+    refusing = ContinuousEngine(settings, model)
+    with pytest.raises(CellFailure, match=r"runs in 16 bits on an NVIDIA GPU, .* and this is float32 on cpu"):
+        refusing.start()
+    monkeypatch.setattr(varlen, "_by_sequence", by_sequence)
+    monkeypatch.setattr(continuous, "use_varlen", use)
+    engine = ContinuousEngine(settings, model)
+    trace = make_trace(Settings.model_validate(SETTINGS).load, 8, WORDS, 0, concurrency=4)
+    alone = [engine.alone(request) for request in trace.requests]
+    engine.start()
+    try:
+        played = play(engine, trace)
+        assert engine.description.flags["attention"] == varlen.VARLEN
+    finally:
+        engine.stop()
+    assert [completion.tokens for completion in played.completions] == alone
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
@@ -173,6 +218,20 @@ def test_a_stage_that_was_killed_goes_on_at_the_next_rate(
     assert (artifact.directory / "records" / "telemetry" / "0.9" / "samples.parquet").is_file()
     latencies = json.loads((artifact.directory / "requests.json").read_text())
     assert {id: len(columns["e2e_ms"]) for id, columns in latencies.items()} == {"0.5": 12, "0.9": 12, "saturated": 4}
+
+
+def test_the_requests_of_a_result_are_sent_again(variant: Artifact, tmp_path: Path) -> None:
+    """To another engine: here to one of another cache."""
+    first = _serve(variant, tmp_path / "results" / "serve" / "small.bfloat16.short", fractions=[0.9])
+    trace = {"format": "effllm", "path": str(first.directory / "traces" / "0.9.jsonl")}
+    load = {"arrivals": {"kind": "replayed"}, "trace": trace | {"most_prompt_tokens": 20, "most_output_tokens": 8}}
+    output = tmp_path / "results" / "serve" / "small.bfloat16.again"
+    again = _serve(variant, output, load=load, saturation=None, engine=SETTINGS["engine"] | {"num_blocks": 32})
+    assert (again.manifest.status, list(Serving.read(again.directory).loads)) == ("ok", ["replayed"])
+    sent = (again.directory / "traces" / "replayed.jsonl").read_bytes()
+    assert sent == (first.directory / "traces" / "0.9.jsonl").read_bytes()
+    load_of = [Serving.read(each.directory).loads for each in (first, again)]
+    assert load_of[1]["replayed"].requests_per_s == pytest.approx(load_of[0]["0.9"].requests_per_s, rel=0.5)
 
 
 def _trace_of(id: str, served: Serving) -> str:

@@ -118,6 +118,8 @@ def test_many_streams_at_once_arrive_whole(at: _At, faults: tuple[str, ...], cou
         ("key", UserError, r"wants a key, or another \(401\); name the environment variable"),
         ("plain uncounted", EngineError, r"gives no usage of tokens"),
         ("bos", EngineError, r"counts 4 tokens of a prompt of 3"),
+        ("html", EngineError, r"answers with text/html, where a stream was asked for"),
+        ("moved", UserError, r"answers 307 to a request of three tokens: elsewhere"),
         ("never", EngineError, r"is not ready after ready_timeout_s 0.3 s"),
     ],
 )
@@ -162,6 +164,12 @@ def test_another_version_or_no_server_is_refused(at: _At, tmp_path: Path) -> Non
         ("fails", "the server answers 500 to a request: boom, ***"),
         ("breaks", "broke off after 1 of 8 tokens"),
         ("early", "7 tokens came where 8 were asked for"),
+        ("more", "9 tokens came where 8 were asked for"),
+        ("stops", "broke an answer off after 1 of 8 tokens"),
+        ("half", "broke an answer off after 1 of 8 tokens"),
+        ("garbles", "which is no part of a completion"),
+        ("busy", "answers 429 to a request: Too many requests"),
+        ("binary", "answers 500 to a request"),
     ],
 )
 def test_a_request_that_fails_says_why(at: _At, monkeypatch: pytest.MonkeyPatch, fault: str, sentence: str) -> None:
@@ -174,6 +182,18 @@ def test_a_request_that_fails_says_why(at: _At, monkeypatch: pytest.MonkeyPatch,
         engine.stop()
     for completion in played.completions:
         assert completion.error is not None and sentence in completion.error
+
+
+@pytest.mark.parametrize("fault", ["undone", "open"])
+def test_an_answer_is_whole_whether_its_stream_ends_or_not(at: _At, fault: str) -> None:
+    """Without the mark of the end, or with it and a connection that stays open."""
+    engine = at(fault)
+    engine.start()
+    try:
+        played = play(engine, _closed(2, concurrency=2), patience_s=2)
+    finally:
+        engine.stop()
+    assert [completion.error for completion in played.completions] == [None, None]
 
 
 def test_a_server_that_hangs_is_given_up(at: _At) -> None:
@@ -192,6 +212,7 @@ def test_a_server_that_hangs_is_given_up(at: _At) -> None:
     ("fault", "error", "sentence"),
     [
         ("refuses", EngineError, r"the server ended with code 1: ValueError: unknown architecture"),
+        ("leaves", EngineError, r"the server ended with code 0 without a word"),
         ("memory", CellFailure, r"CUDA out of memory"),
         ("dies", EngineError, r"the server ended with code 3: RuntimeError: the sky fell"),
     ],

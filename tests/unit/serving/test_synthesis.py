@@ -15,6 +15,12 @@ from effllm.serving.load import FixedLength, GammaArrivals, Load, LognormalLengt
 from effllm.serving.synthesis import make_trace
 
 _SHORT = {"kind": "fixed", "tokens": 8}
+_OWN = {
+    "arrivals": {"kind": "replayed"},
+    "prompt_tokens": None,
+    "output_tokens": None,
+    "trace": {"format": "effllm", "path": "t.jsonl", "most_prompt_tokens": 9, "most_output_tokens": 9},
+}
 
 
 def _load(**changes: Any) -> Load:
@@ -109,6 +115,62 @@ def test_a_trace_gives_lengths_times_and_common_blocks(tmp_path: Path) -> None:
         make_trace(load, 4, 1000, 5, 10.0)
 
 
+def _replayed(path: Path, format: str = "effllm", **changes: Any) -> Load:
+    trace = {"format": format, "path": str(path), "most_prompt_tokens": 9, "most_output_tokens": 9}
+    return Load.model_validate({"arrivals": {"kind": "replayed"}, "trace": trace, **changes})
+
+
+@pytest.mark.parametrize("sent", [{"rate_per_s": 3.0}, {"concurrency": 2}], ids=["at a rate", "closed loop"])
+def test_a_trace_that_was_written_is_replayed_as_it_was(tmp_path: Path, sent: dict[str, Any]) -> None:
+    """Whatever the seed, and to the byte; a warm-up has the same lengths, and prompts that no load has."""
+    path = tmp_path / "0.9.jsonl"
+    lengths = {"prompt_tokens": {"kind": "uniform", "least": 2, "most": 9}}
+    written = make_trace(_load(**lengths), 12, 50, 7, **sent)
+    written.write(path)
+    again = make_trace(_replayed(path), 12, 50, 8)
+    assert again == written
+    again.write(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    assert make_trace(_replayed(path), 5, 50, 8).requests == written.requests[:5]
+    warm_up = make_trace(_replayed(path), 5, 50, 8, concurrency=5)
+    for request, other in zip(warm_up.requests, written.requests, strict=False):
+        assert len(request.prompt) == len(other.prompt) and request.prompt != other.prompt
+    assert written.rate_per_s is None or written.rate_per_s == pytest.approx(
+        11 / (written.requests[-1].scheduled_s or 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("requests", "vocabulary", "message"),
+    [
+        (13, 50, "has 12 requests, and warmup_requests and requests are 13 together: state those"),
+        (12, 20, r"has the token \d\d, and the model 20 words; replay it to models of one vocabulary"),
+    ],
+)
+def test_a_written_trace_that_cannot_be_replayed_is_refused(
+    tmp_path: Path, requests: int, vocabulary: int, message: str
+) -> None:
+    path = tmp_path / "t.jsonl"
+    make_trace(_load(), 12, 50, 7, 1.0).write(path)
+    with pytest.raises(UserError, match=message):
+        make_trace(_replayed(path), requests, vocabulary, 0)
+    trace = {"format": "effllm", "path": str(path), "most_prompt_tokens": 7, "most_output_tokens": 9}
+    with pytest.raises(UserError, match=r"request 0 has 8 tokens, above trace\.most_prompt_tokens 7; raise it"):
+        make_trace(Load.model_validate({"arrivals": {"kind": "replayed"}, "trace": trace}), 12, 50, 0)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(UserError, match="is not a whole trace of requests"):
+        make_trace(_replayed(path), 12, 50, 0)
+
+
+def test_public_traces_are_replayed_at_their_own_times(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        "".join(f'{{"timestamp": {at}, "input_length": 9, "output_length": 2}}\n' for at in (500, 700, 1700))
+    )
+    times = [request.scheduled_s for request in make_trace(_replayed(path, "mooncake"), 3, 50, 0).requests]
+    assert times == pytest.approx([0, 0.2, 1.2])
+
+
 def test_recorded_requests_of_one_moment_have_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text('{"timestamp": 5, "input_length": 9, "output_length": 2}\n' * 3)
@@ -133,6 +195,12 @@ def test_recorded_requests_of_one_moment_have_no_rate(tmp_path: Path) -> None:
             "median 9 is not between least 10 and most 30",
         ),
         ({"shared_prefix": {"share": 0.5, "tokens": 8}}, "leaves nothing of the shortest prompt, 8 tokens"),
+        ({"arrivals": {"kind": "replayed"}}, "replayed times come from a trace file: add trace"),
+        (_OWN | {"arrivals": {"kind": "recorded"}}, "format effllm is sent as it is: choose replayed"),
+        (
+            _OWN | {"shared_prefix": {"share": 0.5, "tokens": 8}},
+            "shared_prefix: a trace of the format effllm has its prompts: drop shared_prefix",
+        ),
         (
             {"trace": {"format": "azure", "path": "a.csv", "most_prompt_tokens": 9, "most_output_tokens": 9}},
             "prompt_tokens and output_tokens: the trace gives the lengths: drop either",

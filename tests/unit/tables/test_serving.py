@@ -164,7 +164,7 @@ def test_a_closed_loop_has_no_largest_rate(plain: dict[str, Any], tmp_path: Path
     assert "the table has no slo" in row["not_measured"] and row["average_performance"] is None
     study = Study(study.graph.study.plain() | {"tables": {"serving": table | {"slo": {"ttft_ms": 9}}}}, tmp_path)
     assert (
-        "max_rate_between, saturated_requests_per_s: a closed loop has no rate"
+        "max_rate_between, saturated_requests_per_s: a closed loop has no rate, nor has a trace that is replayed"
         in study.rows("serving")[0]["not_measured"]
     )
 
