@@ -34,6 +34,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "0.5b": (896, 4864, 24, 14, 2, 151936, True),
     "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
     "3b": (2048, 11008, 36, 16, 2, 151936, True),
+    "1.5b-mqa": (1536, 8960, 28, 12, 1, 151936, True),
+    "1.5b-mha": (1536, 8960, 28, 12, 12, 151936, True),
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
     "14b": (5120, 13824, 48, 40, 8, 152064, False),
     "rehearsal": (256, 512, 2, 4, 2, 512, True),
@@ -60,8 +62,8 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-def build(shape: str, name: str, device: str) -> tuple[Any, Precision]:
-    """A model of random weights in the precision, whose layers are packed in place."""
+def build(shape: str, name: str, device: str, kernel: str = "marlin") -> tuple[Any, Precision]:
+    """A model of random weights in the precision, whose layers are packed in place; `kernel` is gptqmodel's."""
     hidden, intermediate, layers, heads, keys, words, tied = SHAPES[shape]
     config = AutoConfig.for_model(
         "qwen2", hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, vocab_size=words,
@@ -80,7 +82,7 @@ def build(shape: str, name: str, device: str) -> tuple[Any, Precision]:
     elif kind == "bnb":
         _replace(model, lambda layer: _bnb_layer(layer, settings["format"], device))
     elif kind in ("gptq", "awq"):
-        _by_gptqmodel(model, kind, device, dtype)
+        _by_gptqmodel(model, kind, device, dtype, kernel)
     gc.collect()
     return model, precision
 
@@ -137,7 +139,7 @@ def _bnb_layer(layer: nn.Linear, form: str, device: str) -> nn.Module:
     return packed
 
 
-def _by_gptqmodel(model: Any, kind: str, device: str, dtype: torch.dtype) -> None:
+def _by_gptqmodel(model: Any, kind: str, device: str, dtype: torch.dtype, backend: str) -> None:
     from gptqmodel.quantization import METHOD
     from gptqmodel.utils.importer import hf_select_quant_linear_v2
     from gptqmodel.utils.model import hf_gptqmodel_post_init
@@ -146,7 +148,7 @@ def _by_gptqmodel(model: Any, kind: str, device: str, dtype: torch.dtype) -> Non
     kernel = hf_select_quant_linear_v2(
         bits=4, group_size=128, desc_act=False, sym=is_gptq, format="gptq" if is_gptq else "gemm",
         quant_method=METHOD.GPTQ if is_gptq else METHOD.AWQ, zero_point=None if is_gptq else True,
-        backend="marlin" if device != "cpu" else "auto", device_map={"": device}, pack=False, dtype=dtype,
+        backend=backend if device != "cpu" else "auto", device_map={"": device}, pack=False, dtype=dtype,
     )  # fmt: skip
 
     def packed(layer: nn.Linear) -> nn.Module:
