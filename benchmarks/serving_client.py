@@ -1,11 +1,12 @@
-"""The latencies that the client of servers measures, beside those that guidellm measures under the same load.
+"""The medians that the client of servers measures, beside those of vLLM's own benchmark client for the same trace.
 
-    python benchmarks/serving_client.py --url http://127.0.0.1:8000 --model DIR --version 0.33.0
-        --guidellm VENV/bin/guidellm [--requests 150] [--rate 1.5] [--rounds 3] [--output figures.json]
+    python benchmarks/serving_client.py --vllm VENV/bin/python --model DIR --version 0.33.0 [--servers paced vllm]
+        [--requests 40] [--rate 2] [--order ABBA] [--output figures.json]
 
-vLLM serves the model in DIR at the URL. In each round both replay a trace of Poisson arrivals at the same time, so that
-both meet the same machine: one rate, the same lengths, prompts of random tokens by the one, of words by the other.
-Latencies count from sending, as guidellm counts them. guidellm 0.8 is installed in an environment of its own.
+Both clients send one trace of Poisson arrivals, one after the other in the order ABBA (A is ours), so that a drift of
+the machine meets both alike: to a server that gives tokens at set times (paced_server.py), where what differs is the
+clients' alone, and to vLLM, without prefix caching, since all prompts come again. A second of rest lies between two
+runs. Latencies count from sending, as vLLM counts them. vLLM is installed in an environment of its own.
 """
 
 import argparse
@@ -13,9 +14,9 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,13 +30,15 @@ from effllm.serving.synthesis import make_trace
 from effllm.serving.trace import Trace
 
 PROMPT, OUTPUT = 64, 32
-REPORT = "report.json"
-FIGURES = {"ttft_ms": "time_to_first_token_ms", "tpot_ms": "inter_token_latency_ms", "e2e_ms": "request_latency"}
+FIRST_MS, TOKEN_MS = 40, 10
+FIGURES = ("ttft_ms", "tpot_ms", "e2e_ms")
+# The paced server bears more requests at once than a model on two cores.
+PACED_FASTER = 3
+REST_S = 1.0
 
 
 def ours(engine: OpenAIEngine, trace: Trace) -> dict[str, float]:
     """Medians by the project's client, and the share of a core that it took."""
-    start_s = time.time()
     played = play(engine, trace)
     if errors := [completion.error for completion in played.completions if completion.error]:
         raise SystemExit(f"error: {len(errors)} requests failed: {errors[0]}.")
@@ -45,104 +48,137 @@ def ours(engine: OpenAIEngine, trace: Trace) -> dict[str, float]:
         "tpot_ms": 1000 * statistics.median((last - first) / (tokens - 1) for _, first, last, tokens in times),
         "e2e_ms": 1000 * statistics.median(last - sent for sent, _, last, _ in times),
         "client_cpu": played.client_cpu_s / played.duration_s,
-        "start_s": start_s,
     }
 
 
-def prompt_tokens(url: str) -> list[str]:
-    """What vLLM says of the tokens of all prompts so far."""
-    with urllib.request.urlopen(url + "/metrics", timeout=60) as answer:
-        return [line for line in answer.read().decode().splitlines() if line.startswith("vllm:prompt_tokens_total")]
+class Theirs:
+    """vLLM's client, in a process of its environment that has its libraries loaded."""
+
+    def __init__(self, python: Path, log: Path):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"DO_NOT_TRACK": "1"}
+        script = Path(__file__).with_name("vllm_client.py")
+        with open(log, "wb") as stream:
+            self.process = subprocess.Popen(
+                [str(python), str(script)],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+            )
+        self.log = log
+        self._line("ready")
+
+    def __call__(self, url: str, model: str, trace: Path) -> dict[str, float]:
+        """Medians of a trace."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"url": url, "model": model, "trace": str(trace)}).encode() + b"\n")
+        self.process.stdin.flush()
+        found: dict[str, float] = json.loads(self._line("{"))
+        return found
+
+    def _line(self, beginning: str) -> str:
+        """The next line that begins so: libraries print too while they are loaded."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline().decode():
+            if line.startswith(beginning):
+                return line
+        raise SystemExit(f"error: vLLM's client ended: {self.log.read_text()[-1000:]}")
+
+    def end(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def start_theirs(guidellm: Path, url: str, model: Path, trace: Trace, directory: Path) -> subprocess.Popen[bytes]:
-    """guidellm, which will replay the trace and write what it measured of every request."""
-    recorded = directory / "trace.jsonl"
-    lines = [
-        {"timestamp": r.scheduled_s, "input_length": len(r.prompt), "output_length": r.output_tokens}
-        for r in trace.requests
-    ]
-    recorded.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (directory / REPORT).unlink(missing_ok=True)
-    source = {"kind": "trace_synthetic", "source": {"kind": "json_file", "path": str(recorded)}}
-    command = [str(guidellm), "run", "--disable-console", "--data", json.dumps(source)]
-    backend = {"kind": "openai_http", "target": url, "model": str(model), "request_format": "/v1/completions"}
-    command += ["--backend", json.dumps(backend | {"extras": {"body": {"temperature": 0}}})]
-    command += ["--profile", "kind=replay,schedule_turn=timestamp"]
-    command += ["--output", f"kind=json,path={directory / REPORT}"]
-    command += ["--tokenizer", f"kind=huggingface_auto,model={model}"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    environment["GUIDELLM__MAX_WORKER_PROCESSES"] = "1"
-    with open(directory / "guidellm.log", "wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+def commands(vllm: Path) -> dict[str, list[str]]:
+    """How each server is started."""
+    paced = Path(__file__).with_name("paced_server.py")
+    return {
+        "paced": [sys.executable, str(paced), "{port}", "{model}", str(FIRST_MS), str(TOKEN_MS)],
+        "vllm": [
+            str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}", "--dtype", "bfloat16",
+            "--host", "127.0.0.1", "--port", "{port}", "--max-model-len", str(2 * (PROMPT + OUTPUT)),
+            "--max-num-seqs", "32", "--enforce-eager", "--no-enable-prefix-caching",
+        ],
+    }  # fmt: skip
 
 
-def theirs(process: subprocess.Popen[bytes], requests: int, directory: Path) -> dict[str, float]:
-    """Medians by guidellm, once it has ended."""
-    code = process.wait()
-    if not (directory / REPORT).is_file():
-        raise SystemExit(f"error: guidellm ended with {code}: {(directory / 'guidellm.log').read_text()[-500:]}")
-    (benchmark,) = json.loads((directory / REPORT).read_text())["benchmarks"]
-    answered = benchmark["requests"]["successful"]
-    if len(answered) != requests:
-        raise SystemExit(f"error: of {requests} requests guidellm had {len(answered)} answered.")
-    if wrong := [r for r in answered if r["output_tokens"] != OUTPUT]:
-        raise SystemExit(f"error: {len(wrong)} answers to guidellm have other lengths than {OUTPUT}.")
-    medians = {name: statistics.median(request[key] for request in answered) for name, key in FIGURES.items()}
-    start_s = min(request["info"]["timings"]["request_start"] for request in answered)
-    prompts = statistics.mean(request["prompt_tokens"] for request in answered)
-    return medians | {"e2e_ms": 1000 * medians["e2e_ms"], "prompt_tokens": prompts, "start_s": start_s}
+def compare(
+    engine: OpenAIEngine, model: str, theirs: Theirs, trace: Trace, order: str, directory: Path
+) -> dict[str, Any]:
+    """Runs by both clients in their order, and the means of their medians over each other."""
+    path = directory / "trace.jsonl"
+    trace.write(path)
+    short = Trace(trace.requests[:4])
+    short.write(directory / "short.jsonl")
+    # A first few by both, which do not count.
+    ours(engine, short)
+    theirs(engine._url, model, directory / "short.jsonl")
+    runs: list[dict[str, Any]] = []
+    for letter in order:
+        time.sleep(REST_S)
+        found = ours(engine, trace) if letter == "A" else theirs(engine._url, model, path)
+        if letter == "B" and (found["completed"], found["output_tokens"]) != (
+            len(trace.requests),
+            len(trace.requests) * OUTPUT,
+        ):
+            raise SystemExit(f"error: vLLM's client had {found['completed']} requests answered: {found}.")
+        runs.append({"client": "ours" if letter == "A" else "vllm", **found})
+        print(json.dumps(runs[-1]), flush=True)
+    means = {
+        client: {name: statistics.mean(run[name] for run in runs if run["client"] == client) for name in FIGURES}
+        for client in ("ours", "vllm")
+    }
+    ratios = {name: means["ours"][name] / means["vllm"][name] for name in FIGURES}
+    return {"runs": runs, "means": means, "ratio": ratios}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--vllm", type=Path, required=True, help="Python of vLLM's environment")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--version", required=True, help="of the server")
-    parser.add_argument("--guidellm", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--rate", type=float, default=1.5, help="requests a second of each")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--version", required=True, help="of vLLM")
+    parser.add_argument("--servers", nargs="+", choices=["paced", "vllm"], default=["paced", "vllm"])
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument(
+        "--rate", type=float, default=2.0, help="requests a second to vLLM; the paced one gets three times"
+    )
+    parser.add_argument("--order", default="ABBA", help="A is this project's client, B is vLLM's")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     vocabulary = json.loads((arguments.model / "config.json").read_text())["vocab_size"]
     prompts, outputs = (FixedLength(kind="fixed", tokens=tokens) for tokens in (PROMPT, OUTPUT))
     load = Load(arrivals=PoissonArrivals(kind="poisson"), prompt_tokens=prompts, output_tokens=outputs)
-    # Two draws of one load: in step, the prompt of the one would always delay the same tokens of the other.
-    trace, other = (make_trace(load, arguments.requests, vocabulary, s, rate_per_s=arguments.rate) for s in (0, 1))
-    artifact = Artifact(arguments.model.parent, cast(Any, None), "")
-    settings = ServerEngine(
-        kind="server", url=arguments.url, version=arguments.version, served_model=str(arguments.model)
-    )
-    rounds = []
+    summary: dict[str, Any] = {"requests": arguments.requests, "load_average": os.getloadavg(), "servers": {}}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        log = directory / "server.log"
-        engine = OpenAIEngine(settings, Served("client", artifact, ("cpu",), PROMPT + OUTPUT, directory, log))
-        engine.start()
-        for _ in range(arguments.rounds):
-            process = start_theirs(arguments.guidellm, arguments.url, arguments.model, other, directory)
-            # It begins when it has loaded its libraries, which the server's metrics show.
-            before = prompt_tokens(arguments.url)
-            while process.poll() is None and prompt_tokens(arguments.url) == before:
-                time.sleep(0.2)
-            figures = {"ours": ours(engine, trace)}
-            figures["guidellm"] = theirs(process, len(trace.requests), directory)
-            rounds.append(figures)
-            print(json.dumps(figures), flush=True)
-        engine.stop()
-    ratios = {name: [pair["ours"][name] / pair["guidellm"][name] for pair in rounds] for name in FIGURES}
-    summary = {
-        "load_average": os.getloadavg(),
-        "rounds": rounds,
-        "ratio": {
-            name: {"median": statistics.median(r), "least": min(r), "most": max(r)} for name, r in ratios.items()
-        },
-    }
-    print(json.dumps(summary["ratio"], indent=1))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(summary, indent=1) + "\n")
+        theirs = Theirs(arguments.vllm, directory / "client.log")
+        for server in arguments.servers:
+            rate = arguments.rate * (PACED_FASTER if server == "paced" else 1)
+            trace = make_trace(load, arguments.requests, vocabulary, 0, rate_per_s=rate)
+            # The directory above the checkpoint is what an artifact is.
+            artifact = Artifact(arguments.model.parent, cast(Any, None), "")
+            settings = ServerEngine(
+                kind="server",
+                command=commands(arguments.vllm)[server],
+                version=arguments.version,
+                environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+            )
+            served = Served("client", artifact, ("cpu",), PROMPT + OUTPUT, directory, directory / f"{server}.log")
+            engine = OpenAIEngine(settings, served)
+            try:
+                engine.start()
+                model = str(served.directory.resolve())
+                found = compare(engine, model, theirs, trace, arguments.order, directory)
+            finally:
+                engine.stop()
+            summary["servers"][server] = {"rate_per_s": rate, **found}
+            print(server, json.dumps(found["ratio"]), flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(summary, indent=1) + "\n")
+        theirs.end()
 
 
 if __name__ == "__main__":
