@@ -147,8 +147,11 @@ class Estimator:
 
     def _context(self, node: Node) -> NodeContext:
         def parent(name: str) -> Node | None:
-            items = node.inputs.get(name, ())
-            return self._states[items[0]].node if items and items[0] in self._states else None
+            found: Node | None = node
+            for part in name.split("."):
+                items = found.inputs.get(part, ()) if found else ()
+                found = self._states[items[0]].node if items and items[0] in self._states else None
+            return found
 
         def config_of(name: str) -> Mapping[str, Any] | None:
             found = parent(name)

@@ -197,13 +197,16 @@ def _context(artifact: Artifact) -> NodeContext:
     results = artifact.directory.parent.parent
 
     def parent_config(name: str) -> dict[str, Any] | None:
-        if name not in manifest.parents:
-            return None
-        parent = manifest.parents[name]
-        path = results / parent.stage / parent.id / MANIFEST
-        # The parent may have been rebuilt since, to another specification: then it says nothing about this build.
-        found = Artifact.open(path)
-        return found.manifest.spec["config"] if found.sha256 == parent.sha256 else None
+        found = artifact
+        for part in name.split("."):
+            if part not in found.manifest.parents:
+                return None
+            parent = found.manifest.parents[part]
+            found = Artifact.open(results / parent.stage / parent.id / MANIFEST)
+            # It may have been rebuilt since, to another specification: then it says nothing about this build.
+            if found.sha256 != parent.sha256:
+                return None
+        return found.manifest.spec["config"]
 
     def shape() -> "Shape":
         own = artifact.directory / "model"

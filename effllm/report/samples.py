@@ -32,8 +32,9 @@ _KINDS = (
     _Kind(
         "tune",
         "records/previews.png",
-        "Samples before a fine-tuning (above) and after it (below), of the same captions and from the same noise for "
-        "every method; of a clip, frames below each other.",
+        "Samples before a fine-tuning (above) and after it (in the middle), of the same captions and from the same "
+        "noise for every method; at the bottom held-out samples that have these captions. Of a clip, frames below each "
+        "other.",
     ),
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from effllm.data.captions.settings import HubRowsWithCaptions
 from effllm.data.images.settings import HubImageSource
 from effllm.data.instructions.settings import HubInstructionSource
 from effllm.data.settings import Corpus, FilesCorpusSource, HubCorpusSource
@@ -59,7 +60,7 @@ class CorpusStage(Stage):
 
 
 def dataset_files(
-    source: HubCorpusSource | HubInstructionSource | HubImageSource, folder: Path
+    source: HubCorpusSource | HubInstructionSource | HubImageSource | HubRowsWithCaptions, folder: Path
 ) -> "Iterator[tuple[Repository, list[HubFile]]]":
     """The files of one split of a dataset on the hub."""
     from effllm.hub.dataset import HubDataset

@@ -21,7 +21,8 @@ class NodeContext:
     """What a stage may ask about a node.
 
     config: the node's slice of the study (`spec["config"]`). shape: the configuration of its model; raises `Unknown`.
-    config_of: the slice of the parent behind an input name, id_of its id; None where there is none.
+    config_of: the slice of the parent behind an input name, id_of its id; None where there is none. Behind two names,
+    "encodings.captions", is a parent's parent.
     """
 
     id: str

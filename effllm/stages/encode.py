@@ -1,7 +1,10 @@
 """Stage `encode`: samples with captions, encoded by a pipeline."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.errors import UserError
+from effllm.models.generators.shapes import shape_of_source
 from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.request import PROCESS_MB, JobContext, Request, rounded
 from effllm.stages.stage import Parents, Stage
@@ -44,4 +47,10 @@ class EncodeStage(Stage):
     def cost(self, node: NodeContext) -> Cost:
         kind = f"encodings of {node.id_of('captions')} by {node.id_of('generator')}"
         why = dict.fromkeys(("memory_b", "disk_b", "scratch_b"), "the pipeline and the number of samples decide")
-        return Cost(1, kind, reasons=why)
+        generator, least_b = node.config_of("generator"), None
+        if generator is not None:
+            with suppress(UserError, ValueError):
+                parameters = shape_of_source(generator).text_parameters
+                # In bfloat16, all of them at once.
+                least_b = None if parameters is None else 2.0 * parameters
+        return Cost(1, kind, memory_least_b=least_b, reasons=why)

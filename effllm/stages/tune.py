@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllm.errors import UserError
 from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
 from effllm.stages.stage import Parents, Stage
-from effllm.stages.training import training_request, training_work
+from effllm.stages.training import RANKS, checkpoints_b, training_request, training_state_b, training_work
 from effllm.study import Study
+from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.suites import settings_of_run
+from effllm.training.tuning_costs import TuningCosts, largest_costs
 from effllm.training.tuning_settings import TuningRun
 
 if TYPE_CHECKING:
@@ -25,8 +28,9 @@ class TuneStage(Stage):
 
     name: ClassVar[str] = "tune"
     module: ClassVar[str] = "effllm.training.tune"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_device: ClassVar[bool] = True
+    kept_to: ClassVar[tuple[str, ...]] = RANKS
 
     def ids(self, study: Study) -> list[str]:
         return [node for id, suite in study.tuning.items() for node in suite.nodes(id)]
@@ -65,10 +69,52 @@ class TuneStage(Stage):
 
     def cost(self, node: NodeContext) -> Cost:
         run = TuningRun.model_validate(dict(node.config))
-        amount = f"{run.max_steps} steps of {run.samples_per_step}" if run.max_steps else f"{run.epochs} epochs"
-        kind = f"{node.config['method']['kind']} in {run.dtype}, {amount} of {node.id_of('encodings')}"
-        why = dict.fromkeys(("memory_b", "disk_b", "scratch_b"), "the pipeline and the shapes of samples decide")
-        return Cost(run.parallel.world_size, kind, reasons=why)
+        method = f"{node.config['method']['kind']} in {run.dtype}"
+        costs = costs_of(node)
+        if isinstance(costs, str):
+            amount = f"{run.max_steps} steps of {run.samples_per_step}" if run.max_steps else f"{run.epochs} epochs"
+            why = dict.fromkeys(("memory_b", "disk_b", "scratch_b"), costs)
+            return Cost(run.parallel.world_size, f"{method}, {amount} of {node.id_of('encodings')}", reasons=why)
+        flops = training_flops(run, costs)
+        fixed = 0 if run.trains_whole_model else costs.shape.parameters()
+        is_published_twice = isinstance(run.method, LowRankMethod)
+        reasons = {"memory_b": "no formula gives what this transformer keeps for the backward pass"}
+        if not is_published_twice:
+            reasons["disk_b"] = "the type of the pipeline's weights decides"
+        if flops is None:
+            reasons["work"] = "the number of samples decides how many steps an epoch has: set max_steps"
+        return Cost(
+            run.parallel.world_size,
+            f"tuning by {method}",
+            work=flops,
+            flops=flops,
+            memory_least_b=training_state_b(costs.trained, fixed, run.parallel, run.dtype),
+            # An adapter in float32, in peft's form and in that of diffusers.
+            disk_b=8.0 * costs.trained if is_published_twice else None,
+            scratch_b=checkpoints_b(costs.trained),
+            reasons=reasons,
+        )
 
     def measured_work(self, artifact: "Artifact") -> MeasuredWork:
         return training_work(artifact)
+
+
+def costs_of(node: NodeContext) -> TuningCosts | str:
+    """What a node's method takes on its transformer; the reason where nothing here tells it."""
+    run = TuningRun.model_validate(dict(node.config))
+    generator, encoding, captions = map(node.config_of, ("generator", "encodings", "encodings.captions"))
+    if generator is None or encoding is None or captions is None:
+        return "the pipeline and the shapes of samples decide"
+    try:
+        costs = largest_costs(run, generator, encoding, captions)
+        return costs if costs.trained else "the method trains no layer of this transformer"
+    except (UserError, ValueError) as error:
+        return str(error).splitlines()[0].rstrip(".")
+
+
+def training_flops(run: TuningRun, costs: TuningCosts) -> float | None:
+    """Of all steps, with every sample in the largest shape; None where the samples decide how many they are."""
+    if run.max_steps is None:
+        return None
+    passes = run.samples_per_step // run.micro_batch_size
+    return float(run.max_steps * costs.step_flops(run.samples_per_step, passes))

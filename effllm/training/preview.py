@@ -1,4 +1,4 @@
-"""Samples of a model before and after its fine-tuning, from the same noise: one PNG to look at."""
+"""Samples of a model before and after its fine-tuning, from the same noise, and what was to be learned: one PNG."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,14 +11,15 @@ from PIL import Image
 
 from effllm.data.encodings.store import EncodedSet
 from effllm.diffusion.draws import sampling_noise
+from effllm.models.generators.family import Family
 from effllm.training.caption_draws import batches_of_one_shape, empty_texts, shifted, texts_of
 from effllm.training.flow_transformer import FlowTransformer, arithmetic
 from effllm.training.tuning_settings import TuningRun
 
 # Noise of previews: the same for every run.
 _SEED = 0
-# Pixels of the side of a sample in the picture, at least and at most, and between samples; frames of a clip.
-_SMALLEST, _LARGEST, _GAP, _FRAMES = 32, 192, 2, 4
+# Pixels of the side of a sample in the picture, at least and at most, and between samples and bands; frames of a clip.
+_SMALLEST, _LARGEST, _GAP, _BAND_GAP, _FRAMES = 48, 192, 2, 8, 4
 
 
 def previewed(samples: EncodedSet, count: int) -> list[int]:
@@ -52,6 +53,17 @@ def draw(model: FlowTransformer, autoencoder: Any, samples: EncodedSet, run: Tun
     return dict(sorted(drawn.items()))
 
 
+@torch.inference_mode()
+def held_out(family: Family, autoencoder: Any, samples: EncodedSet, run: TuningRun) -> dict[int, np.ndarray]:
+    """The samples themselves whose captions are drawn, as the autoencoder gives them back."""
+    assert run.preview is not None
+    decoded = {}
+    for number in previewed(samples, run.preview.samples):
+        latents = torch.from_numpy(samples.latents(number))[None]
+        decoded[number] = family.decode(autoencoder, latents)[0].cpu().numpy()
+    return dict(sorted(decoded.items()))
+
+
 def _guided(
     model: FlowTransformer, latents: torch.Tensor, time: float, ways: dict[str, torch.Tensor], guidance: float
 ) -> torch.Tensor:
@@ -64,12 +76,15 @@ def _guided(
     return without + guidance * (with_caption - without)
 
 
-def write_previews(path: Path, before: dict[int, np.ndarray], after: dict[int, np.ndarray]) -> None:
-    """A column for each sample, of a clip some frames below each other: first what was drawn before, then after."""
-    top, bottom = (_row(list(drawn.values())) for drawn in (before, after))
-    picture = Image.new("RGB", (top.width, top.height + bottom.height + 4 * _GAP), "black")
-    picture.paste(top, (0, 0))
-    picture.paste(bottom, (0, top.height + 4 * _GAP))
+def write_previews(path: Path, bands: Sequence[dict[int, np.ndarray]]) -> None:
+    """A column for each sample, of a clip some frames below each other; a band below the other."""
+    rows = [_row(list(band.values())) for band in bands]
+    height = sum(row.height + _BAND_GAP for row in rows) - _BAND_GAP
+    picture = Image.new("RGB", (rows[0].width, height), "black")
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height + _BAND_GAP
     picture.save(path, optimize=True)
 
 

@@ -3,7 +3,7 @@
 in:  generator, encodings
 out: adapter/ (peft's format), and for diffusers lora/ of LoRA's kin or transformer/ of other methods; training.json
      records/loss_curve.json, records/efficiency.json, records/telemetry/, records/held_out.parquet (loss of each sample
-     and time, before and after), records/previews.png (samples before and after)
+     and time, before and after), records/previews.png (samples before and after, and held-out ones)
 """
 
 import gc
@@ -36,7 +36,7 @@ from effllm.training.adapters import adapter_bytes, write_start
 from effllm.training.caption_draws import CaptionDraws, batches_of_one_shape, collate, held_out_batches, shaped_order
 from effllm.training.consumed import order_digest
 from effllm.training.flow_transformer import FlowTransformer, arithmetic, step_flops
-from effllm.training.preview import draw, write_previews
+from effllm.training.preview import draw, held_out, write_previews
 from effllm.training.run import Setup, train
 from effllm.training.settings import Recipe
 from effllm.training.tune_output import save_tuned
@@ -185,11 +185,14 @@ class Tuning:
             raise CellFailure("nan", f"the held-out loss {when} is not finite")
         return losses
 
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The pipeline's."""
+        return self.family.load_autoencoder(self.base.directory / "model", self.device)
+
     def draw(self, model: FlowTransformer) -> dict[int, np.ndarray]:
         """The previews of a model."""
-        moved(model, self.device)
-        autoencoder = self.family.load_autoencoder(self.base.directory / "model", self.device)
-        return draw(model, autoencoder, self.held_out, self.run)
+        return draw(moved(model, self.device), self.autoencoder, self.held_out, self.run)
 
 
 def build(job: Job) -> None:
@@ -210,7 +213,8 @@ def build(job: Job) -> None:
     base = task.load_base()
     before = task.score(base, "before")
     if task.run.preview:
-        write_previews(job.records / "previews.png", task.draw(base), previews)
+        wanted = held_out(task.family, task.autoencoder, task.held_out, task.run)
+        write_previews(job.records / "previews.png", [task.draw(base), previews, wanted])
     pq.write_table(_by_sample(task, before, after), job.records / "held_out.parquet")
     names = [[task.training.samples[number].name for number in numbers] for numbers in task.order.tolist()]
     points = [point.loss for point in curve.curve]

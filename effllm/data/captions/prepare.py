@@ -1,6 +1,6 @@
 """Stage `captions`: images or clips with captions, scaled and cropped to a few shapes, split by their content.
 
-in:  nothing (digits), or files
+in:  nothing (digits, the hub), or files
 out: <split>.pixels.bin, <split>.samples.parquet, captions.json
 
 The hash of a sample's pixels decides its side of the split; a sample whose pixels came before is left out.
@@ -11,7 +11,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from effllm.data.captions.reading import REASONS, Found, caption_of, open_source, pixels_of
+from effllm.data.captions.found import REASONS, Found
+from effllm.data.captions.reading import caption_of, open_source, pixels_of
 from effllm.data.captions.settings import Captions
 from effllm.data.captions.store import SPLITS, CaptionWriter
 from effllm.data.images.reading import UnusableImageError
@@ -24,7 +25,7 @@ from effllm.runtime.stage import Job, main
 def build(job: Job) -> None:
     """Prepare the samples that `job.spec` describes; `UserError` if either split ends up empty."""
     config = job.config(Captions)
-    source = open_source(config, job.files)
+    source = open_source(config, job.files, job.scratch / "hub")
     sifting = Sifting(REASONS, config.held_out_fraction)
     shapes: Counter[str] = Counter(dict.fromkeys(config.shapes, 0))
     with ExitStack() as stack:
@@ -40,7 +41,7 @@ def build(job: Job) -> None:
                 shapes[f"{pixels.shape[3]}x{pixels.shape[2]}"] += 1
                 writers[split].write(found.name, caption, pixels)
     counts = {split: len(writer) for split, writer in writers.items()}
-    videos = "; split videos into folders of frames" if sifting.dropped["video"] else ""
+    videos = "; give frames if videos are to be read" if sifting.dropped["video"] else ""
     remedy = f"give more images with captions, or change held_out_fraction{videos}"
     sifting.require(counts, "sample", source.label, remedy)
     job.write(

@@ -1,49 +1,18 @@
-"""Samples with their captions out of files and packages; what cannot be one is told apart by its reason."""
+"""Samples with their captions out of what a study names; what cannot be one is told apart by its reason."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from effllm.data.captions.settings import Captions, DigitsWithCaptions
+from effllm.data.captions.found import VIDEOS, Files, Found, Picture
+from effllm.data.captions.settings import Captions, DigitsWithCaptions, HubFilesWithCaptions, HubRowsWithCaptions
 from effllm.data.images.reading import Digits, UnusableImageError, opened, scaled
 
-REASONS = (
-    "unreadable",
-    "huge",
-    "deep",
-    "without_image",
-    "without_caption",
-    "without_frames",
-    "empty_caption",
-    "unreadable_caption",
-    "short",
-    "video",
-    "other",
-)
-"""Why files make no sample. The first three are those of images; a caption may be without its image, or its clip
-without frames; a clip may be shorter than asked for; a video is in a format that Pillow does not read; other files are
-neither.
-"""
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng"})
-_VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
-_CAPTION = ".txt"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What may be a sample: its name, its caption, and its frames in their order; or the reason why it is none."""
-
-    name: str
-    caption: str | Path = ""
-    frames: Sequence[Path | Image.Image] = ()
-    reason: str | None = None
 
 
 class CaptionSource(Protocol):
@@ -54,11 +23,17 @@ class CaptionSource(Protocol):
     def found(self) -> Iterator[Found]: ...
 
 
-def open_source(config: Captions, files: Mapping[str, Path]) -> CaptionSource:
-    """What a study names."""
-    if isinstance(config.source, DigitsWithCaptions):
+def open_source(config: Captions, files: Mapping[str, Path], scratch: Path) -> CaptionSource:
+    """What a study names; downloads go to `scratch`."""
+    source, is_clip = config.source, config.frames > 1
+    if isinstance(source, DigitsWithCaptions):
         return _Digits((config.frames - 1) * config.every + 1)
-    return _Files(files, is_clip=config.frames > 1)
+    if isinstance(source, HubRowsWithCaptions | HubFilesWithCaptions):
+        # The hub's libraries take seconds to import.
+        from effllm.data.captions.hub import HubRows, hub_files
+
+        return HubRows(source, scratch) if source.kind == "hub" else hub_files(source, scratch, is_clip)
+    return Files(files.values(), is_clip)
 
 
 class _Digits:
@@ -75,34 +50,6 @@ class _Digits:
             levels = 255 - np.asarray(picture)
             frames = [Image.fromarray(np.roll(levels, shift, axis=1)) for shift in range(self._frames)]
             yield Found(name, caption.format(_NUMBERS[digit]), frames)
-
-
-class _Files:
-    """Files by their paths."""
-
-    def __init__(self, files: Mapping[str, Path], is_clip: bool):
-        self._paths, self._is_clip = sorted(files.values()), is_clip
-        self.label = f"{len(self._paths)} files"
-
-    def found(self) -> Iterator[Found]:
-        """Samples in the order of their captions' paths; before them files that make none."""
-        captions = {path.with_suffix(""): path for path in self._paths if path.suffix.lower() == _CAPTION}
-        frames: dict[Path, list[Path]] = defaultdict(list)
-        for path in self._paths:
-            suffix = path.suffix.lower()
-            if suffix in _IMAGES:
-                own = path.with_suffix("")
-                if own not in captions and path.parent not in captions:
-                    yield Found(str(path), reason="without_caption")
-                frames[own if own in captions else path.parent].append(path)
-            elif suffix in _VIDEOS:
-                yield Found(str(path), reason="video")
-                captions.pop(path.with_suffix(""), None)
-            elif suffix != _CAPTION:
-                yield Found(str(path), reason="other")
-        absent = "without_frames" if self._is_clip else "without_image"
-        for own, caption in captions.items():
-            yield Found(str(caption), caption, frames[own], None if frames[own] else absent)
 
 
 def caption_of(found: Found) -> str:
@@ -122,24 +69,36 @@ def pixels_of(found: Found, config: Captions) -> np.ndarray:
 
     Raises `UnusableImageError`; the operating system's own errors pass.
     """
-    pictures = [opened(picture, 3)[0] for picture in _frames(found.frames, config)]
-    first = math.log(pictures[0].width / pictures[0].height)
-    width, height = min(config.sizes, key=lambda size: abs(math.log(size[0] / size[1]) - first))
-    return np.stack([_cropped(picture, width, height) for picture in pictures])
+    cropped: list[np.ndarray] = []
+    shape = config.sizes[0]
+    for frame in _frames(found.frames, config):
+        picture = opened(frame, 3)[0]
+        if not cropped:
+            first = math.log(picture.width / picture.height)
+            shape = min(config.sizes, key=lambda size: abs(math.log(size[0] / size[1]) - first))
+        cropped.append(_cropped(picture, *shape))
+    return np.stack(cropped)
 
 
-def _frames(pictures: Sequence[Path | Image.Image], config: Captions) -> Sequence[Path | Image.Image]:
-    """As many as asked for: of a folder, or of one animated file."""
+def _frames(pictures: Sequence[Picture], config: Captions) -> Iterator[Picture]:
+    """As many as asked for: of a folder, of a video, or of one animated file."""
     wanted = range(0, config.frames * config.every, config.every)
-    if len(pictures) > wanted[-1]:
-        return [pictures[number] for number in wanted]
-    if len(pictures) > 1 or not isinstance(pictures[0], Path):
+    first = pictures[0]
+    if len(pictures) == 1 and isinstance(first, Path) and first.suffix.lower() in VIDEOS:
+        # Only sets of videos pay for the import.
+        from effllm.data.captions.videos import frames_of
+
+        yield from frames_of(first, wanted)
+    elif len(pictures) > wanted[-1]:
+        yield from (pictures[number] for number in wanted)
+    elif len(pictures) > 1 or not isinstance(first, Path):
         raise UnusableImageError("short")
-    # Refuses what is damaged or too large, before frames are decoded.
-    _, animation = opened(pictures[0], 3)
-    if getattr(animation, "n_frames", 1) <= wanted[-1]:
-        raise UnusableImageError("short")
-    return list(_animated(animation, wanted))
+    else:
+        # Refuses what is damaged or too large, before frames are decoded.
+        _, animation = opened(first, 3)
+        if getattr(animation, "n_frames", 1) <= wanted[-1]:
+            raise UnusableImageError("short")
+        yield from _animated(animation, wanted)
 
 
 def _animated(animation: Image.Image, wanted: range) -> Iterator[Image.Image]:

@@ -2,8 +2,11 @@
 
 in:  captions, generator
 out: <split>.latents.bin, <split>.samples.parquet, text.<argument>.bin, encodings.json
+
+A killed run goes on with what it has encoded.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +15,8 @@ import torch
 from pydantic import Field
 
 from effllm.data.captions.store import SPLITS, CaptionedSet
+from effllm.data.encodings.growing import Growing
 from effllm.data.encodings.store import STORED, EncodedSample, latents_path, text_path, write_samples
-from effllm.data.writing import named_errors
 from effllm.errors import CellFailure, UserError
 from effllm.fields import Dimension, Section
 from effllm.models.generators import FAMILIES
@@ -46,18 +49,23 @@ def build(job: Job) -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     # Convolutions in float32, by the same kernels each time.
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    shapes = _encode_texts(job, family, list(texts), protocol.text_tokens, device)
-    autoencoder = family.load_autoencoder(generator / "model", device)
-    total = sum(map(len, sets.values()))
-    with Progress(total, unit="samples", label=f"encoding {job.id}") as bar:
+    encoded = {name: Growing(job.scratch, name) for name in ("texts", *SPLITS)}
+    with encoded["texts"] as kept:
+        _encode_texts(job, family, list(texts), protocol.text_tokens, device, kept)
+    with Progress(sum(map(len, sets.values())), unit="samples", label=f"encoding {job.id}") as bar:
+        autoencoder = family.load_autoencoder(generator / "model", device)
         for split in SPLITS:
-            samples = list(_encode_samples(job, family, autoencoder, sets[split], split, texts, bar))
-            write_samples(job.output, split, samples)
+            with encoded[split] as kept:
+                _encode_samples(job, family, autoencoder, sets[split], split, kept, bar)
+    for split in SPLITS:
+        write_samples(job.output, split, _listed(sets[split], encoded[split].shapes, texts))
+    for kept in encoded.values():
+        kept.publish(job.output)
     job.write(
         EncodingsSummary(
             splits={split: len(samples) for split, samples in sets.items()},
             texts=len(texts),
-            text_shapes=shapes,
+            text_shapes=encoded["texts"].shapes,
             family=family.name,
         )
     )
@@ -85,20 +93,22 @@ def _require_fit(job: Job, family: Family, generator: GeneratorSummary, captions
 
 
 @torch.inference_mode()
-def _encode_texts(job: Job, family: Family, texts: list[str], tokens: int, device: str) -> dict[str, list[int]]:
-    """Write what the transformer takes of each text; the shape of that by argument."""
+def _encode_texts(job: Job, family: Family, texts: list[str], tokens: int, device: str, kept: Growing) -> None:
+    """Write what the transformer takes of each text, and keep the shape of that by argument."""
+    if kept.count == len(texts):
+        return
     pipeline = load_texts(family, job.inputs["generator"].directory / "model", device)
-    shapes: dict[str, list[int]] = {}
     with Progress(len(texts), unit="texts", label=f"encoding {job.id}") as bar:
-        for start in range(0, len(texts), _TEXTS):
+        bar.update(kept.count)
+        for start in range(kept.count, len(texts), _TEXTS):
             several = texts[start : start + _TEXTS]
+            pieces = {}
             for argument, values in family.encode_texts(pipeline, several, tokens).items():
-                shapes[argument] = list(values.shape[1:])
-                path = text_path(job.output, argument)
-                with named_errors(path), open(path, "ab") as file:
-                    file.write(_stored(values, f"a text among {several[0][:40]!r} and the next").tobytes())
+                kept.shapes[argument] = list(values.shape[1:])
+                stored = _stored(values, f"a text among {several[0][:40]!r} and the next")
+                pieces[text_path(job.output, argument).name] = stored.tobytes()
+            kept.append(pieces, len(several))
             bar.update(len(several))
-    return shapes
 
 
 @torch.inference_mode()
@@ -108,21 +118,36 @@ def _encode_samples(
     autoencoder: Any,
     captioned: CaptionedSet,
     split: str,
-    texts: dict[str, int],
+    kept: Growing,
     bar: Progress,
-) -> Iterator[EncodedSample]:
-    """Write latents, and yield where they are."""
-    path, offset = latents_path(job.output, split), 0
-    with named_errors(path), open(path, "wb") as file:
-        for numbers in _batches(captioned):
-            pixels = torch.from_numpy(np.stack([captioned.pixels(number) for number in numbers]))
-            for number, latents in zip(numbers, family.encode(autoencoder, pixels), strict=True):
-                sample = captioned.samples[number]
-                values = _stored(latents, sample.name)
-                file.write(values.tobytes())
-                yield EncodedSample(sample.name, sample.caption, values.shape, offset, texts[sample.caption])
-                offset += values.size
-            bar.update(len(numbers))
+) -> None:
+    """Write latents, and keep their shape by that of the pixels."""
+    path = latents_path(job.output, split)
+    bar.update(kept.count)
+    for numbers in _batches(captioned):
+        if numbers[0] < kept.count:
+            continue
+        pixels = torch.from_numpy(np.stack([captioned.pixels(number) for number in numbers]))
+        names = f"{captioned.samples[numbers[0]].name} and the next"
+        latents = _stored(family.encode(autoencoder, pixels), names)
+        kept.shapes[_shape_of(captioned, numbers[0])] = list(latents.shape[1:])
+        kept.append({path.name: latents.tobytes()}, len(numbers))
+        bar.update(len(numbers))
+
+
+def _listed(captioned: CaptionedSet, shapes: dict[str, list[int]], texts: dict[str, int]) -> list[EncodedSample]:
+    """Where the latents of each sample are."""
+    samples, offset = [], 0
+    for number, sample in enumerate(captioned.samples):
+        shape = tuple(shapes[_shape_of(captioned, number)])
+        samples.append(EncodedSample(sample.name, sample.caption, shape, offset, texts[sample.caption]))
+        offset += math.prod(shape)
+    return samples
+
+
+def _shape_of(captioned: CaptionedSet, number: int) -> str:
+    sample = captioned.samples[number]
+    return f"{sample.frames}x{sample.width}x{sample.height}"
 
 
 def _batches(captioned: CaptionedSet) -> Iterator[list[int]]:

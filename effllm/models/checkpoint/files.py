@@ -69,7 +69,7 @@ def weight_files(directory: Path, names: Collection[str], where: str) -> Mapping
     """
     indices = sorted(name for name in names if name.endswith(_INDEX_SUFFIX))
     # Those that are not used as well: nothing that is published may lead out of its directory.
-    maps = {name: _weight_map(directory / name, where) for name in indices}
+    maps = {name: weight_map(directory / name, where) for name in indices}
     if WEIGHTS in names:
         return {WEIGHTS: None}
     if INDEX not in maps:
@@ -127,7 +127,7 @@ def stray_names(directory: Path) -> list[str]:
         if path.is_symlink() or not path.is_file():
             continue
         try:
-            _weight_map(path, str(path.parent))
+            weight_map(path, str(path.parent))
         except UserError as error:
             found.append(str(error).rstrip("."))
     return found
@@ -152,18 +152,19 @@ def _require_plain(path: Path, directory: Path, where: str) -> None:
         raise UserError(f"{where}: {_short(path.name)} is {what}; rename it, or delete it.")
 
 
-def _weight_map(path: Path, where: str) -> dict[str, str]:
-    weight_map = read_object(path, where).get("weight_map")
-    if not isinstance(weight_map, dict):
+def weight_map(path: Path, where: str) -> dict[str, str]:
+    """By tensor, the file beside an index that has it; `UserError` where it names what is none."""
+    files = read_object(path, where).get("weight_map")
+    if not isinstance(files, dict):
         raise UserError(f"{where}: {path.name} has no weight_map; save the model anew.")
-    for name in set(map(str, weight_map.values())):
+    for name in set(map(str, files.values())):
         is_plain = name == PurePosixPath(name).name and "\\" not in name and "\0" not in name
         if not is_plain or not name.endswith(_SUFFIX):
             raise UserError(
                 f"{where}: {path.name} names {_short(name)}, which is no *.safetensors of its own directory; correct "
                 "it, or save the model anew."
             )
-    return {str(tensor): str(name) for tensor, name in weight_map.items()}
+    return {str(tensor): str(name) for tensor, name in files.items()}
 
 
 def _short(name: str) -> str:

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from effllm.errors import UserError
-from effllm.models.checkpoint.files import CONFIG, read_object
+from effllm.models.checkpoint.files import CONFIG, read_object, weight_map
 from effllm.models.generators import FAMILIES
 from effllm.models.generators.family import Family
 
 INDEX = "model_index.json"
 # Further forms of weights that are in the same folders.
 _OTHER_FORMS = (".fp16.", ".bin", ".pt", ".msgpack", ".onnx", ".h5")
+# Folders of a pipeline that hold none.
+_WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
 
 
 def family_of(directory: Path, where: str) -> Family:
@@ -32,7 +34,29 @@ def family_of(directory: Path, where: str) -> Family:
         stated = str(read_object(directory / part / CONFIG, where).get("_class_name"))
         if stated != kind:
             raise UserError(f"{where}: {part}/{CONFIG} is that of a {stated[:60]!r} and not of a {kind}; take another.")
+    for part in family.parts:
+        if has_weights(part):
+            _require_weights(directory, part, where)
     return family
+
+
+def _require_weights(directory: Path, part: str, where: str) -> None:
+    names = {path.name for path in (directory / part).glob("*.safetensors") if is_needed(f"{part}/{path.name}")}
+    if not names:
+        raise UserError(f"{where}: {part} has no *.safetensors; save the pipeline with save_pretrained.")
+    indices = (path for path in (directory / part).glob("*.index.json") if is_needed(f"{part}/{path.name}"))
+    for index in sorted(indices):
+        for shard in sorted(set(weight_map(index, f"{where}: {part}").values())):
+            if shard not in names:
+                raise UserError(
+                    f"{where}: {part}/{index.name} names {shard[:80]!r}, which is missing; add the file, or save the "
+                    "pipeline anew."
+                )
+
+
+def has_weights(part: str) -> bool:
+    """Whether a folder of a pipeline holds weights."""
+    return not part.startswith(_WITHOUT_WEIGHTS)
 
 
 def is_needed(path: str) -> bool:

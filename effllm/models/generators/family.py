@@ -2,11 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer with a bias: its widths, and of which of a sample's rows it makes products."""
+
+    inputs: int
+    outputs: int
+    rows: Literal["patches", "texts", "one"]
 
 
 class Family(ABC):
@@ -51,6 +61,26 @@ class Family(ABC):
     @abstractmethod
     def size_step(self, directory: Path) -> tuple[int, int]:
         """Of what height and width of images, and of what frames less the first one, are to be multiples."""
+
+    @abstractmethod
+    def layers(self, config: Mapping[str, Any]) -> dict[str, Layer]:
+        """The linear layers of a transformer of this configuration, by their names."""
+
+    @abstractmethod
+    def loose_parameters(self, config: Mapping[str, Any]) -> int:
+        """Parameters that are in none of them."""
+
+    @abstractmethod
+    def score_products(self, config: Mapping[str, Any], patches: int, texts: int) -> int:
+        """Products of a forward pass in attention itself: queries with keys, and weights with values."""
+
+    @abstractmethod
+    def rows(self, config: Mapping[str, Any], size: tuple[int, int], frames: int, text_tokens: int) -> tuple[int, int]:
+        """Patches and texts of a sample of this width and height, by an autoencoder as it is published."""
+
+    @abstractmethod
+    def text_numbers(self, config: Mapping[str, Any], texts: int) -> int:
+        """Numbers that the transformer takes of a caption of so many texts' rows."""
 
     @abstractmethod
     def write_tiny(self, directory: Path, seed: int) -> None:

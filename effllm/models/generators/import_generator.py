@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 
 from effllm.errors import UserError
 from effllm.hub.repository import HubFile, Repository
-from effllm.models.checkpoint.headers import read_headers
 from effllm.models.generators import FAMILIES
-from effllm.models.generators.check import INDEX, family_of, is_needed
+from effllm.models.generators.check import INDEX, family_of, has_weights, is_needed
 from effllm.models.generators.settings import GeneratorSource, TinyGenerator
+from effllm.models.generators.shapes import parameters_of
 from effllm.models.sources import HubModelSource, LocalModelSource
 from effllm.results.model import GeneratorSummary
 from effllm.runtime.stage import Job, main
@@ -37,21 +37,12 @@ def build(job: Job) -> None:
     job.write(
         GeneratorSummary(
             family=family.name,
-            parameters={part: _parameters(target / part, where) for part in family.parts if _weights(target / part)},
+            parameters={part: parameters_of(target / part, where) for part in family.parts if has_weights(part)},
             side_step=step,
             frame_step=frames,
             source=source.plain(),
         )
     )
-
-
-def _weights(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.glob("*.safetensors"))
-
-
-def _parameters(directory: Path, where: str) -> int:
-    tensors = read_headers(directory, _weights(directory), where)
-    return sum(tensor.elements for tensor in tensors.values())
 
 
 def _copy(files: list[Path], target: Path, where: str) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.models.generators.family import Family, load_part
+from effllm.models.generators.family import Family, Layer, load_part
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Pixels of a latent's side, and frames of one latent after the first.
+_DOWNSCALE, _FRAMES = 8, 4
 
 
 class Wan(Family):
@@ -54,6 +57,43 @@ class Wan(Family):
         sizes = zip(shape[1:], transformer.config.patch_size, strict=True)
         return math.prod(side // patch for side, patch in sizes)
 
+    def layers(self, config: Mapping[str, Any]) -> dict[str, Layer]:
+        width, patch = _width(config), math.prod(config["patch_size"])
+        embedder = "condition_embedder."
+        found = {
+            f"{embedder}time_embedder.linear_1": Layer(config["freq_dim"], width, "one"),
+            f"{embedder}time_embedder.linear_2": Layer(width, width, "one"),
+            f"{embedder}time_proj": Layer(width, 6 * width, "one"),
+            f"{embedder}text_embedder.linear_1": Layer(config["text_dim"], width, "texts"),
+            f"{embedder}text_embedder.linear_2": Layer(width, width, "texts"),
+            "proj_out": Layer(width, patch * config["out_channels"], "patches"),
+        }
+        square, texts = Layer(width, width, "patches"), Layer(width, width, "texts")
+        block = {f"attn1.{name}": square for name in ("to_q", "to_k", "to_v", "to_out.0")}
+        block |= {"attn2.to_q": square, "attn2.to_k": texts, "attn2.to_v": texts, "attn2.to_out.0": square}
+        block["ffn.net.0.proj"] = Layer(width, config["ffn_dim"], "patches")
+        block["ffn.net.2"] = Layer(config["ffn_dim"], width, "patches")
+        for number in range(config["num_layers"]):
+            found |= {f"blocks.{number}.{name}": layer for name, layer in block.items()}
+        return found
+
+    def loose_parameters(self, config: Mapping[str, Any]) -> int:
+        width, patch = _width(config), math.prod(config["patch_size"])
+        # Of a block: the table of shifts, norms of queries and keys, and one before attention to texts.
+        block = 6 + 4 + (2 if config["cross_attn_norm"] else 0)
+        return width * (patch * config["in_channels"] + 1 + 2 + block * config["num_layers"])
+
+    def score_products(self, config: Mapping[str, Any], patches: int, texts: int) -> int:
+        return int(2 * _width(config) * config["num_layers"] * patches * (patches + texts))
+
+    def rows(self, config: Mapping[str, Any], size: tuple[int, int], frames: int, text_tokens: int) -> tuple[int, int]:
+        depth, height, width = config["patch_size"]
+        latents = (1 + (frames - 1) // _FRAMES) // depth
+        return latents * (size[1] // _DOWNSCALE // height) * (size[0] // _DOWNSCALE // width), text_tokens
+
+    def text_numbers(self, config: Mapping[str, Any], texts: int) -> int:
+        return int(texts * config["text_dim"])
+
     def write_tiny(self, directory: Path, seed: int) -> None:
         from effllm.models.generators.tiny import write_tiny_wan
 
@@ -70,3 +110,7 @@ def _statistics(autoencoder: Any) -> tuple["Tensor", "Tensor"]:
         torch.tensor(config.latents_mean, device=device).view(shape),
         torch.tensor(config.latents_std, device=device).view(shape),
     )
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(config["num_attention_heads"] * config["attention_head_dim"])

@@ -1,6 +1,7 @@
 """The shipped rate for a node, by its stage."""
 
 from effllm.models.costs import parameter_count
+from effllm.planning.reference import tuning
 from effllm.planning.reference.diffusion import comparing, diffusing, encoding, sampling
 from effllm.planning.reference.finetuning import finetuning
 from effllm.planning.reference.inference import evaluating, profiling, quantizing
@@ -10,8 +11,11 @@ from effllm.planning.reference.rates import Reference
 from effllm.stages.cost import Cost, NodeContext, Unknown
 from effllm.stages.fidelity import feature_width
 from effllm.stages.latents import DOWNSCALE
+from effllm.stages.tune import costs_of
+from effllm.training.tuning_settings import TuningRun
 
 _DIFFUSION = ("latents", "diffuse", "sample", "fidelity")
+_TUNING = ("encode", "tune")
 
 
 def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
@@ -32,6 +36,8 @@ def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Refe
         return quantizing(node.config["precision"], node.shape(), device)
     if stage in _DIFFUSION:
         return _diffusion(stage, node, cost, device)
+    if stage in _TUNING:
+        return _tuning(stage, node, cost, device)
     precision = (node.config_of("model") or {}).get("precision")
     if precision is None:
         return None
@@ -67,3 +73,18 @@ def _diffusion(stage: str, node: NodeContext, cost: Cost, device: str) -> Refere
     # As Stable Diffusion's autoencoder has it: what another does is known once it is there.
     decoded = (run["architecture"]["image_size"] * DOWNSCALE) ** 2 if node.config_of("autoencoder") else 0
     return sampling(node.config, run, decoded, cost.flops, device)
+
+
+def _tuning(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
+    if stage == "encode":
+        generator, captions = node.config_of("generator"), node.config_of("captions")
+        if generator is None or captions is None:
+            return None
+        return tuning.encoding(node.config, generator, captions, device)
+    costs = costs_of(node)
+    if isinstance(costs, str):
+        raise Unknown(costs)
+    if cost.flops is None:
+        return None
+    run = TuningRun.model_validate(dict(node.config))
+    return tuning.tuning(run, node.config["method"]["kind"], costs, cost.flops, device)

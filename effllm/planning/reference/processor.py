@@ -14,7 +14,7 @@ from effllm.stages.files import expand_paths
 TEXT_B_PER_TOKEN = 4.5
 _EMBEDDED_B = 10e6
 # Of scikit-learn.
-_DIGITS = 1797
+DIGITS = 1797
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def images_of(images: Mapping[str, Any]) -> int:
     """Images of a slice of the study, at most; raises `Unknown` where nobody has counted them."""
     source = images["source"]
     if source["kind"] == "digits":
-        return _DIGITS
+        return DIGITS
     if source["kind"] == "noise":
         return int(source["images"])
     if source["kind"] == "files":

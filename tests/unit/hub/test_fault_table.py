@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from effllm.data import corpus, tokenizer
+from effllm.data.captions import prepare as captions
 from effllm.data.images import prepare as images
 from effllm.data.instructions import prepare
 from effllm.errors import UserError
@@ -27,7 +28,7 @@ from tests.unit.data.autoencoders import save_autoencoder
 
 LONGEST_WAIT_S = 63
 """What `effllm.hub` says of its patience, without a Retry-After: a minute in all."""
-LARGE = (".parquet", ".safetensors", "tokenizer.json")
+LARGE = (".parquet", "model.safetensors", "tokenizer.json")
 CDN = "GET cdn "
 SURVIVED: dict[str, tuple[str, Fault]] = {
     "429 with Retry-After": (CDN, Status(429, {"Retry-After": "7"})),
@@ -165,7 +166,9 @@ def pipeline_files() -> dict[str, bytes]:
     }
     weights = save({"weight": torch.arange(1000, dtype=torch.float32)})
     found = {path: json.dumps(config).encode() for path, config in configs.items()}
-    return found | {"transformer/diffusion_pytorch_model.safetensors": weights}
+    # One of them large.
+    names = ("transformer/diffusion_pytorch_model", "vae/small", "text_encoder/small")
+    return found | {f"{name}.safetensors": weights for name in names}
 
 
 def dataset_files(splits: dict[str, list[dict]]) -> dict[str, bytes]:
@@ -218,6 +221,14 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Downloading]:
             "owner/pictures",
             dataset_files({"train": [picture(number) for number in range(60)]}),
             lambda revision: sampled("owner/pictures")(revision) | {"size": 4},
+        ),
+        Downloading(
+            "captions",
+            captions.build,
+            "dataset",
+            "owner/art",
+            dataset_files({"train": [picture(number) | {"text": f"picture {number}"} for number in range(60)]}),
+            lambda revision: sampled("owner/art")(revision) | {"shapes": ["4x4"]},
         ),
         Downloading(
             "autoencoder", import_autoencoder.build, "model", "owner/vae", autoencoder, hub_source("owner/vae")

@@ -12,7 +12,11 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, WanPipeline, WanTransformer3DModel
 from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from effllm.data.encodings import growing
 from effllm.errors import Interrupted, UserError
 from effllm.models.generators import FAMILIES, tiny
 from effllm.runtime.artifact import Artifact
@@ -28,7 +32,7 @@ from effllm.training.methods import METHODS
 SUITE = {
     "captions": "pictures",
     "models": ["sd3"],
-    "methods": ["lora", "lokr", "full"],
+    "methods": ["lora", "loha", "lokr", "glora", "full"],
     "samples_per_step": 4,
     "micro_batch_size": 2,
     "max_steps": 6,
@@ -55,7 +59,9 @@ class Study:
             "generators": {name: {"source": {"kind": "tiny", "family": name}, "text_tokens": 8} for name in FAMILIES},
             "methods": {
                 "lora": {"kind": "lora", "rank": 2, "alpha": 4, "target_modules": TARGETS},
+                "loha": {"kind": "loha", "match_parameters": "lora", "target_modules": TARGETS},
                 "lokr": {"kind": "lokr", "match_parameters": "lora", "target_modules": TARGETS, "factor": 4},
+                "glora": {"kind": "glora", "match_parameters": "lora", "target_modules": TARGETS},
                 "full": {"kind": "full"},
             },
             "tuning": {"pictures": SUITE, "clips": SUITE | {"captions": "clips", "models": ["wan"]}},
@@ -80,8 +86,8 @@ class Study:
             for folder in ("pictures", "clips"):
                 (self.root / folder / f"{number}.txt").write_text(f"picture {number % 5}")
 
-    def build(self, stage: str, id: str, name: str | None = None) -> Artifact:
-        """A node, its parents first; under another name it is built again."""
+    def build(self, stage: str, id: str, name: str | None = None, **changes: Any) -> Artifact:
+        """A node, its parents first; under another name it is built again, or with a changed configuration."""
         inputs = {}
         for key, parent in self.graph.parents(stage, id).items():
             path = Path(parent) if isinstance(parent, str) else None
@@ -90,7 +96,9 @@ class Study:
             inputs[key] = [path] if path else [Path(file) for file in parent]
         program = importlib.import_module(STAGES[stage].module).build
         output = Path(self.graph.manifest(stage, name or id)).parent
-        return run(STAGES[stage], program, spec=self.graph.spec(stage, id), inputs=inputs, output=output)
+        spec = self.graph.spec(stage, id)
+        spec["config"] = {**spec["config"], **changes}
+        return run(STAGES[stage], program, spec=spec, inputs=inputs, output=output)
 
     def model(self, name: str) -> Path:
         """The base pipeline."""
@@ -152,35 +160,115 @@ def test_what_is_published_is_what_diffusers_loads(study: Study, name: str, suit
     assert quality["parameters_trainable"] == quality["parameters"] > lora.json("training.json")["parameters_trainable"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = study.build("tune", "sd3.pictures.lora")
+class Killed(BaseException):
+    """The end of a process that had no time to save anything."""
+
+
+@pytest.mark.parametrize("way", ["told", "killed"])
+def test_a_stopped_run_goes_on_to_the_same_weights(study: Study, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    whole = study.build("tune", "sd3.pictures.lora", "sd3.pictures.whole")
     take = CaptionDraws.__getitem__
 
     def stopping(draws: CaptionDraws, index: int) -> dict[str, Any]:
         if index == 3 * 4:
+            if way == "killed":
+                raise Killed
             os.kill(os.getpid(), signal.SIGTERM)
         return take(draws, index)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted if way == "told" else Killed):
         patch.setattr(CaptionDraws, "__getitem__", stopping)
-        study.build("tune", "sd3.pictures.lora", "sd3.pictures.again")
-    again = study.build("tune", "sd3.pictures.lora", "sd3.pictures.again")
-    assert again.json("records/efficiency.json")["resumed_at_step"] in (3, 4)
+        study.build("tune", "sd3.pictures.lora", f"sd3.pictures.{way}")
+    again = study.build("tune", "sd3.pictures.lora", f"sd3.pictures.{way}")
+    assert again.json("records/efficiency.json")["resumed_at_step"] in ((3, 4) if way == "told" else (2,))
     for name in ("adapter/adapter_model.safetensors", "lora/pytorch_lora_weights.safetensors"):
         assert (again.directory / name).read_bytes() == (whole.directory / name).read_bytes()
     assert again.json("training.json")["held_out_loss"] == whole.json("training.json")["held_out_loss"]
 
 
-def test_a_merged_update_is_that_of_the_adapter(study: Study) -> None:
-    lokr = study.build("tune", "sd3.pictures.lokr")
-    quality, inputs = lokr.json("training.json"), inputs_of("sd3")
+def losses_of(artifact: Artifact) -> list[float]:
+    """The loss curve, and the held-out losses."""
+    quality = artifact.json("training.json")
+    curve = [point["loss"] for point in artifact.json("records/loss_curve.json")["curve"]]
+    return [*curve, quality["held_out_loss_before"], quality["held_out_loss"]]
+
+
+def test_two_ranks_learn_what_one_learns_and_bfloat16_loses_little(study: Study) -> None:
+    whole = study.build("tune", "sd3.pictures.lora", "sd3.pictures.whole")
+    ranks = study.build(
+        "tune", "sd3.pictures.lora", "sd3.pictures.ranks", parallel={"strategy": "ddp", "devices": 2, "nodes": 1}
+    )
+    assert ranks.json("records/efficiency.json")["world_size"] == 2
+    # The same sums in another order.
+    assert losses_of(ranks) == pytest.approx(losses_of(whole), rel=2e-4)
+    half = study.build("tune", "sd3.pictures.lora", "sd3.pictures.half", dtype="bfloat16")
+    assert losses_of(half) != losses_of(whole) and losses_of(half) == pytest.approx(losses_of(whole), rel=0.02)
+    adapter = load_file(half.directory / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["lokr", "glora"])
+def test_a_merged_update_is_that_of_the_adapter(study: Study, method: str) -> None:
+    tuned = study.build("tune", f"sd3.pictures.{method}")
+    quality, inputs = tuned.json("training.json"), inputs_of("sd3")
     assert quality["parameters_trainable"] == pytest.approx(quality["parameters_matched"], rel=0.3)
+    assert quality["held_out_loss"] < quality["held_out_loss_before"]
     base = FAMILIES["sd3"].load_transformer(study.model("sd3"))
     before = output_of(base, inputs)
-    tuned = output_of(load_adapter(base, lokr.directory / "adapter"), inputs)
-    merged = SD3Transformer2DModel.from_pretrained(lokr.directory / "transformer")
-    torch.testing.assert_close(output_of(merged, inputs), tuned, rtol=1e-4, atol=1e-5)
-    assert (tuned - before).abs().max() > 1e-4
+    found = output_of(load_adapter(base, tuned.directory / "adapter"), inputs)
+    merged = SD3Transformer2DModel.from_pretrained(tuned.directory / "transformer")
+    torch.testing.assert_close(output_of(merged, inputs), found, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("sd3", "lora"), ("wan", "loha"), ("sd3", "lokr"), ("wan", "glora"), ("sd3", "full")]
+)
+def test_flops_are_those_of_a_step_whatever_its_micro_batch(study: Study, name: str, method: str) -> None:
+    transformer = FAMILIES[name].load_transformer(study.model(name))
+    model = FlowTransformer(
+        study.graph.study.methods[method].apply(transformer, f"methods.{method}").model, FAMILIES[name]
+    )
+    one = inputs_of(name)
+    one = {"latents": one.pop("hidden_states"), "times": one.pop("timestep") / 1000, **one}
+    one["noise"] = torch.zeros_like(one["latents"])
+    for micro, passes in ((3, 2), (6, 1)):
+        batch = {key: value.repeat(micro, *[1] * (value.ndim - 1)) for key, value in one.items()}
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            for _ in range(passes):
+                model(**batch)["loss"].backward()
+        assert step_flops(model, one, 6, passes) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_killed_encoding_goes_on_where_it_was(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = study.build("encode", "wan.clips")
+    family = type(FAMILIES["wan"])
+    encode, encode_texts, calls = family.encode, family.encode_texts, []
+
+    def counting(*arguments: Any) -> Any:
+        calls.append("samples")
+        if len(calls) == 3:
+            raise Killed
+        return encode(*arguments)
+
+    def texts(*arguments: Any) -> Any:
+        calls.append("texts")
+        return encode_texts(*arguments)
+
+    monkeypatch.setattr(growing, "KEPT_EVERY_S", 0)
+    monkeypatch.setattr(family, "encode", counting)
+    monkeypatch.setattr(family, "encode_texts", texts)
+    with pytest.raises(Killed):
+        study.build("encode", "wan.clips", "wan.again")
+    work = study.root / "results" / ".scratch" / "encode" / "wan.again" / "work"
+    # What was written after the last note is not whole.
+    with open(work / "train.latents.bin", "ab") as file:
+        file.write(b"half")
+    assert calls == ["texts", "samples", "samples"]
+    again = study.build("encode", "wan.clips", "wan.again")
+    batches = [-(-count // 4) for count in whole.json("encodings.json")["splits"].values()]
+    assert calls[3:] == ["samples"] * (sum(batches) - 1)
+    assert again.manifest.payload == whole.manifest.payload
 
 
 def test_what_does_not_fit_a_pipeline_is_a_sentence() -> None:
