@@ -12,11 +12,9 @@ from effllm.results.fidelity import SamplingCost
 from effllm.results.telemetry import DeviceInfo, Finding
 from effllm.telemetry import Telemetry
 from effllm.telemetry.metrics import energy_above_idle_j, mean_ci95, model_flops_utilization
-from effllm.telemetry.validity import check_mfu, check_summary, status_of
+from effllm.telemetry.validity import check_mfu, check_short_windows, check_summary, status_of
 
 IDLE, WORK = "idle", "sampling"
-# Sensors of power average over up to a second and update about ten times in one.
-_POWER_WINDOW_S = 30.0
 _FIGURES = (
     "seconds_per_image",
     "images_per_s",
@@ -94,7 +92,8 @@ def sampling_cost(
         "memory_peak_gb": summary.cell(memory)[1],
         "mfu": f"no peak of {info.name!r} in {protocol.dtype} is known",
     }
-    findings = [*check_summary(summary, info), *check_mfu(mfu), *_notes(work, summary.duration_s)]
+    findings = [*check_summary(summary, info), *check_mfu(mfu), *_resumed(work)]
+    findings += check_short_windows(summary.duration_s)
     status, reason = status_of(findings)
     return SamplingCost(
         **known,
@@ -108,12 +107,8 @@ def sampling_cost(
     )
 
 
-def _notes(work: Work, measured_s: float) -> list[Finding]:
-    findings = []
-    if work.images_resumed:
-        message = f"{work.images_resumed} images are those of an earlier process: the figures are of the others"
-        findings.append(Finding("resumed", "warning", message))
-    if measured_s < _POWER_WINDOW_S:
-        message = f"sampling took {measured_s:.3g} s, short for power figures, which want {_POWER_WINDOW_S:g} s"
-        findings.append(Finding("short_windows", "warning", message))
-    return findings
+def _resumed(work: Work) -> list[Finding]:
+    if not work.images_resumed:
+        return []
+    message = f"{work.images_resumed} images are those of an earlier process: the figures are of the others"
+    return [Finding("resumed", "warning", message)]

@@ -11,7 +11,7 @@ is the trained model, without a singular value decomposition at load.
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +69,19 @@ def merge_adapter(base: _Model, adapter: Path) -> _Model:
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(types[name])
     return merged
+
+
+def why_null(figures: Mapping[str, Any], one_sample: str) -> dict[str, str]:
+    """Of the figures of a fine-tuning that are None, why; `one_sample` says that a single sample was held out."""
+    no_curve = "the run is shorter than log_every_steps: its loss curve has no point"
+    reasons = {
+        "adapter_bytes": "the model itself is trained",
+        "held_out_loss_before_stderr": one_sample,
+        "held_out_loss_stderr": one_sample,
+        "train_loss": no_curve,
+        "train_loss_last": no_curve,
+    }
+    return {key: why for key, why in reasons.items() if figures[key] is None}
 
 
 def adapter_bytes(directory: Path) -> int:

@@ -47,7 +47,7 @@ from effllm.results.data import InstructionsSummary
 from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job, main
-from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, write_start
+from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, why_null, write_start
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
 from effllm.training.images import ImageInputs, fix_vision, image_figures, image_flops
@@ -70,16 +70,6 @@ _LOSSES = (
 _START = "start"
 _SIZES = "sizes.json"
 """Below the scratch, written by whoever trains: the tensors of an adapter that did not start at zero, and counts."""
-
-_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
-_WHY_NULL = {
-    "adapter_bytes": "the model itself is trained",
-    "held_out_loss_before_stderr": "one held-out prompt",
-    "held_out_loss_stderr": "one held-out prompt",
-    "image_gain_stderr": "one held-out image",
-    "train_loss": _NO_CURVE,
-    "train_loss_last": _NO_CURVE,
-}
 
 
 class Finetuning:
@@ -296,7 +286,9 @@ def build(job: Job) -> None:
         "seed": recipe.seed,
         "steps": recipe.max_steps,
     }
-    reasons = {key: why for key, why in _WHY_NULL.items() if key in figures and figures[key] is None}
+    reasons = why_null(figures, "one held-out prompt")
+    if figures.get("image_gain_stderr", 0) is None:
+        reasons["image_gain_stderr"] = "one held-out image"
     if task.unscored:
         reasons |= dict.fromkeys(_LOSSES, task.unscored)
     job.write(FinetuningQuality(**figures, reasons=reasons))

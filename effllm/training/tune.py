@@ -32,7 +32,7 @@ from effllm.results.training import TuningQuality
 from effllm.runtime.artifact import write_text
 from effllm.runtime.progress import progress
 from effllm.runtime.stage import Job, main
-from effllm.training.adapters import adapter_bytes, write_start
+from effllm.training.adapters import adapter_bytes, why_null, write_start
 from effllm.training.caption_draws import CaptionDraws, batches_of_one_shape, collate, held_out_batches, shaped_order
 from effllm.training.consumed import order_digest
 from effllm.training.flow_transformer import FlowTransformer, arithmetic, step_flops
@@ -46,14 +46,6 @@ _START = "start"
 _CHOSEN = "chosen.json"
 """Below the scratch, written by whoever trains: the rank of an adapter, where the program has chosen it."""
 _TRAINED = "model.safetensors"
-_NO_CURVE = "the run is shorter than log_every_steps: its loss curve has no point"
-_WHY_NULL = {
-    "adapter_bytes": "the model itself is trained",
-    "held_out_loss_before_stderr": "one held-out sample",
-    "held_out_loss_stderr": "one held-out sample",
-    "train_loss": _NO_CURVE,
-    "train_loss_last": _NO_CURVE,
-}
 
 
 class Tuning:
@@ -238,7 +230,7 @@ def build(job: Job) -> None:
         "seed": task.run.seed,
         "steps": task.recipe.max_steps,
     }
-    job.write(TuningQuality(**figures, reasons={key: why for key, why in _WHY_NULL.items() if figures[key] is None}))
+    job.write(TuningQuality(**figures, reasons=why_null(figures, "one held-out sample")))
 
 
 def setup(job: Job) -> Setup[FlowTransformer]:
