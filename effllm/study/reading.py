@@ -55,7 +55,9 @@ def read_yaml(path: str | Path) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split()):.300}.") from None
+        # The text has no name for the reader.
+        problem = " ".join(str(error).split()).replace(' in "<unicode string>",', ", at")
+        raise UserError(f"{path} is not valid YAML: {problem:.300}.") from None
 
 
 def _read_text(path: str | Path) -> str:

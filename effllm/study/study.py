@@ -11,7 +11,7 @@ from effllm.data.latents.settings import AutoencoderSource, Latents
 from effllm.data.order.settings import Order
 from effllm.data.settings import Corpus, EncodedStream, SyntheticStream, Tokenizer, TokenStream, TrainedTokenizer
 from effllm.fidelity.settings import FeatureNetwork, Fidelity, Sampling
-from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened
+from effllm.fields import LONGEST_TEXT, Id, PlainId, Section, Text, require, shortened, suggestion
 from effllm.models.generators.settings import Generator
 from effllm.models.sources import AnyArchitecture, RandomSource
 from effllm.quantization import AnyPrecision, Precision, check_name
@@ -234,6 +234,13 @@ class Study(Section):
 
     def _check_settings(self, model: str, precision: str) -> None:
         where = f"models.{model}.precisions.{precision}"
+        own = self.precisions[precision]
+        for key, value in self.models[model].precisions[precision].items():
+            if key == "kind":
+                raise ValueError(f"{where}.kind: that of {precision!r} is the same for every model; add a precision")
+            if key not in type(own).model_fields:
+                known = [name for name in type(own).model_fields if name != "kind"]
+                raise ValueError(f"{where}.{key}: unknown key (value {shortened(value)}); {suggestion(key, known)}")
         try:
             settings = self.precision_of(model, precision)
         except ValidationError as error:

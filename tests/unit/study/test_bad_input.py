@@ -45,6 +45,16 @@ CASES = {
         {"kind": "bnb", "format": "nf4"},
         ["precisions.bfloat16", "the name says bfloat16", "kind 'bnb'", "stores nf4", "call it"],
     ),
+    "unknown key of a model's precision": (
+        "models/llama-1m/precisions",
+        {"nf4": {"double_quant": True}},
+        ["models.llama-1m.precisions.nf4.double_quant", "True", "did you mean 'double_quantization'?"],
+    ),
+    "another kind for a model's precision": (
+        "models/llama-1m/precisions",
+        {"nf4": {"kind": "int8"}},
+        ["models.llama-1m.precisions.nf4.kind", "add a precision"],
+    ),
     "a precision called after other bits": ("precisions/int4/bits", 8, ["precisions.int4", "says int4", "stores int8"]),
     "a precision called after other bits, of one model": (
         "models/llama-1m/precisions",
@@ -312,7 +322,7 @@ def test_a_missing_file_is_named(tmp_path: Any) -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: a\nname: b\n")
-    with pytest.raises(UserError, match="'name' stands twice"):
+    with pytest.raises(UserError, match="'name' stands twice: delete one, at line"):
         load_study(path)
 
 
