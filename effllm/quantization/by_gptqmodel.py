@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from effllm.errors import CellFailure
 from effllm.quantization.by_loading import linear_layers
@@ -91,10 +92,14 @@ def quantize_by_gptqmodel(
 def check_group_size(config: object, group_size: int) -> None:
     """Raise `CellFailure` unless `group_size` divides the input width of every decoder layer's linear modules.
 
-    Of a composite model gptqmodel quantizes the text decoder; a vision tower stays as it is.
+    GPT-2 and its kin have transposed ones, of which what gptqmodel saves cannot be loaded. Of a composite model
+    gptqmodel quantizes the text decoder; a vision tower stays as it is.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    for name, module in model.get_decoder().named_modules():
+        if isinstance(module, Conv1D):
+            raise CellFailure("unsupported", f"{name} is a transposed layer (Conv1D), which gptqmodel does not pack")
     for name, module in linear_layers(model):
         if group_size > 0 and module.in_features % group_size:
             raise CellFailure(

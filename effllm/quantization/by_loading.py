@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from effllm.errors import CellFailure
+from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_on
 from effllm.models.placement import place
 from effllm.quantization.placement import TRIED_TOKENS, quantizing_need
@@ -35,7 +37,7 @@ def quantize_by_loading(
     """
     devices = place(quantizing_need(precision, parameter_count(source), source), None)
     try:
-        model = load_on(source, devices, dtype, quantization_config=config)
+        model = _loaded(source, precision, lambda: load_on(source, devices, dtype, quantization_config=config))
         require_packed(model, is_packed)
         _require_finite(model)
         model.save_pretrained(target)
@@ -44,6 +46,19 @@ def quantize_by_loading(
         _check_runs(source, target, dtype, devices)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", str(error).splitlines()[0]) from None
+
+
+def _loaded(source: Path, precision: "Precision", load: Callable[[], "CausalLM"]) -> "CausalLM":
+    """What `load` loads; `CellFailure` (unsupported) where it fails for widths that do not fit the format."""
+    try:
+        return load()
+    except UserError:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
+        widths = {f"{name}'s": module.in_features for name, module in linear_layers(model)}
+        if reason := precision.misfit_of_widths(widths):
+            raise CellFailure("unsupported", reason) from None
+        raise
 
 
 def linear_layers(model: "CausalLM") -> Iterator[tuple[str, nn.Linear]]:
@@ -64,8 +79,9 @@ def require_packed(model: "CausalLM", is_packed: Callable[[nn.Module], bool]) ->
             )
     for name, module in model.get_decoder().named_modules():
         for key, weight in module.named_parameters(recurse=False):
-            # A mixture's experts are one tensor [experts, out, in].
-            if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.Conv1d):
+            # A mixture's experts are one tensor [experts, out, in]; GPT-2's layers are the transposed ones.
+            experts = weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.Conv1d)
+            if experts or (isinstance(module, Conv1D) and weight.ndim == 2 and not is_packed(module)):
                 raise CellFailure("unsupported", f"{name}.{key} is in no linear layer, and would stay in 16 bits")
 
 

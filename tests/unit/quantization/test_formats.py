@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
 from effllm.quantization import AnyPrecision, Precision
+from effllm.quantization.by_gptqmodel import check_group_size
 from effllm.quantization.device import require_device
 from effllm.quantization.placement import quantizing_need
 from effllm.quantization.weights import parameter_count, weight_bytes
@@ -222,6 +223,21 @@ def test_what_would_stay_in_16_bits_or_does_not_run_is_unsupported(tmp_path: Pat
         with pytest.raises(CellFailure, match="runs in 16 bits and not in this format") as caught:
             precision(FORMATS[name]).quantize(tmp_path / "mamba", tmp_path / f"{name}-mamba", None, tmp_path)
         assert caught.value.status == "unsupported"
+
+
+def test_layers_of_another_kind_and_widths_that_do_not_divide_are_unsupported(tmp_path: Path) -> None:
+    gpt2 = AutoConfig.for_model("gpt2", n_embd=64, n_layer=1, n_head=4, vocab_size=300, n_positions=64)
+    AutoModelForCausalLM.from_config(gpt2).save_pretrained(tmp_path / "gpt2")
+    save_model(tmp_path / "narrow", hidden_size=40, intermediate_size=72)
+    for name, source, reason in (
+        ("int8", "gpt2", r"attn\.c_attn\.weight is in no linear layer"),
+        ("int8-groups", "narrow", r"group_size 32 does not divide the .*q_proj's width 40"),
+    ):
+        with pytest.raises(CellFailure, match=reason) as caught:
+            precision(FORMATS[name]).quantize(tmp_path / source, tmp_path / "out", None, tmp_path)
+        assert caught.value.status == "unsupported"
+    with pytest.raises(CellFailure, match="c_attn is a transposed layer"):
+        check_group_size(gpt2, 32)
 
 
 def test_a_weight_beyond_the_range_is_nan(source: Path, tmp_path: Path) -> None:
