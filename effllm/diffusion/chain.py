@@ -5,7 +5,7 @@ Sources: Ho et al. 2020 (arXiv 2006.11239) for the chain and the noise as target
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ class Chain:
 
     kept: np.ndarray
     times: np.ndarray
+    _tables: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def kept_before(self) -> np.ndarray:
@@ -56,24 +57,24 @@ class Chain:
         index = np.linspace(0, len(self.kept) - 1, steps).round().astype(np.int64)
         return Chain(self.kept[index], self.times[index])
 
-    @cached_property
-    def _tables(self) -> dict[torch.device, dict[str, Tensor]]:
-        return {}
+    def place(self, device: torch.device) -> None:
+        """Have the series on a device, in float32: a compiled step does not bring them there."""
+        series = {
+            "kept": self.kept,
+            "kept_before": self.kept_before,
+            "least": self.log_variances[0],
+            "largest": self.log_variances[1],
+            "of_start": self.mean_weights[0],
+            "of_noised": self.mean_weights[1],
+        }
+        placed = {name: torch.from_numpy(found.astype(np.float32)).to(device) for name, found in series.items()}
+        self._tables[placed["kept"].device] = placed
 
     def at(self, name: str, steps: Tensor) -> Tensor:
         """A series of numbers at `steps` [batch], in float32 and of a shape that images broadcast against."""
-        tables = self._tables.setdefault(steps.device, {})
-        if name not in tables:
-            series = {
-                "kept": self.kept,
-                "kept_before": self.kept_before,
-                "least": self.log_variances[0],
-                "largest": self.log_variances[1],
-                "of_start": self.mean_weights[0],
-                "of_noised": self.mean_weights[1],
-            }
-            tables[name] = torch.from_numpy(series[name].astype(np.float32)).to(steps.device)
-        return tables[name][steps].view(-1, 1, 1, 1)
+        if steps.device not in self._tables:
+            self.place(steps.device)
+        return self._tables[steps.device][name][steps].view(-1, 1, 1, 1)
 
 
 def linear_chain(settings: Ddpm) -> Chain:

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from effllm.data.images.store import ImageSet
 from effllm.data.latents.store import LatentSet
-from effllm.diffusion.chain import DdpmObjective
+from effllm.diffusion.chain import Chain, DdpmObjective
 from effllm.diffusion.draws import TrainingDraws, collate
 from effllm.diffusion.flow import FlowObjective
 from effllm.diffusion.settings import Ddpm, Draws
@@ -90,17 +91,34 @@ def setup(job: Job) -> Setup[DiT]:
     order = sample_order(len(images), per_step, run.max_steps, run.seed)
     tokens, flops = per_step * side(model.config) ** 2, per_step * costs.training_flops(model.config)
     is_sharded = run.parallel.strategy == "fsdp2"
+    objective = _objective(run)
+    callbacks: list[TrainerCallback] = [_PlaceChain(objective.chain)] if isinstance(objective, DdpmObjective) else []
+    if run.ema is not None:
+        callbacks.append(MovingAverage(model, run.ema, job.scratch, is_sharded))
     return Setup(
         recipe=run,
         model=model,
-        forward_options={"objective": _objective(run)},
+        forward_options={"objective": objective},
         dataset=TrainingDraws(images, order, per_step, run.objective, run.draws, classes, run.seed),
         collate=collate,
         shuffle=False,
         tokens_of_step=lambda _: tokens,
         flops_of_step=lambda _: flops,
-        callbacks=[MovingAverage(model, run.ema, job.scratch, is_sharded)] if run.ema is not None else (),
+        callbacks=callbacks,
     )
+
+
+class _PlaceChain(TrainerCallback):
+    """Brings a chain's numbers to the device before a compiled step wants them there."""
+
+    def __init__(self, chain: Chain):
+        self._chain = chain
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        self._chain.place(args.device)
+        return control
 
 
 def load(job: Job, directory: Path) -> DiT:

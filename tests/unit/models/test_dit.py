@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from effllm.diffusion.chain import DdpmObjective
+from effllm.diffusion.settings import Ddpm
 from effllm.models.dit import DiT, DiTConfig, costs
 from effllm.models.dit.architecture import DiTArchitecture
 from tests.conftest import REPOSITORY
@@ -131,6 +133,21 @@ def test_a_new_model_is_the_identity_and_predicts_nothing():
     assert model.time_up_proj.weight.std() == pytest.approx(0.02, rel=0.1)
     bound = math.sqrt(6 / (32 + 128))
     assert model.layers[0].mlp.up_proj.weight.abs().max() == pytest.approx(bound, rel=0.02)
+
+
+def test_a_training_step_compiles_without_graph_breaks():
+    model, (images, times, labels) = small(num_hidden_layers=1).train(), batch()
+    keys = {"noise": torch.randn_like(images), "objective": DdpmObjective(Ddpm(kind="ddpm"), learned_sigma=True)}
+    torch._dynamo.reset()
+    # The first brings the chain's numbers to the device.
+    losses = [
+        step(images, times.long(), labels, **keys)["loss"]
+        for step in (model, torch.compile(model, backend="eager", fullgraph=True))
+    ]
+    torch._dynamo.reset()
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("attention", "feed_forward"), VARIANTS)

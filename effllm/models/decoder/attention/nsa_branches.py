@@ -105,12 +105,13 @@ def block_importance(probabilities: Tensor, selection_blocks: int, shape: Sparse
     counts as often as it has strides inside the selection block.
     """
     per_block, per_window = shape.selection_block // shape.stride, shape.block // shape.stride
-    # How many pairs (m, n) have the sum u.
-    span = per_block + per_window - 1
-    pairs = [min(u + 1, per_block, per_window, span - u) for u in range(span)]
-    weights = torch.tensor(pairs, dtype=probabilities.dtype, device=probabilities.device)
-    width = selection_blocks * per_block
+    span, width = per_block + per_window - 1, selection_blocks * per_block
     padded = F.pad(probabilities, (per_window - 1, width - probabilities.shape[-1]))
+    if span == 1:
+        return padded
+    # How many pairs (m, n) have the sum u; made on the device, since a copy to it would wait for all work there.
+    u = torch.arange(span, dtype=probabilities.dtype, device=probabilities.device)
+    weights = torch.minimum(u + 1, span - u).clamp(max=min(per_block, per_window))
     return padded.unfold(-1, span, per_block) @ weights
 
 

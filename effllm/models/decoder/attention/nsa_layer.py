@@ -148,9 +148,13 @@ class NativeSparseAttention(nn.Module):
             done = ((first - start - block).div(stride, rounding_mode="floor") + 1).clamp(min=0)
         index = done[:, None] + torch.arange(new, device=key.device)
         tokens = start[:, None, None] + index[..., None] * stride + torch.arange(block, device=key.device) - seen
+        lies_in_order = layer is None and sequence.padding is None and stride == block
         compressed = []
         for states, compressor in ((key, self.key_compressor), (value, self.value_compressor)):
-            blocks = branches.take_tokens(states, tokens.clamp(0, states.shape[2] - 1).flatten(1))
+            if lies_in_order:
+                blocks = states[:, :, : new * block]
+            else:
+                blocks = branches.take_tokens(states, tokens.clamp(0, states.shape[2] - 1).flatten(1))
             compressed.append(compressor(blocks.unflatten(2, (new, block))))
         ends = index * stride + block - 1
         angles = POSITIONS[self.config.position].angles(self.config, ends, self.head_dim)
