@@ -1,6 +1,7 @@
 """Autoencoders and latents: diffusers' own figures, kills, runs on latents, and what is refused."""
 
 import copy
+import io
 import json
 import math
 import shutil
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors.torch import load_file, save, save_file
 
 from effllm.data.images import prepare
 from effllm.data.images.store import ImageSet, open_split
@@ -30,6 +34,7 @@ from effllm.stages import STAGES
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
 from effllm.training import diffuse
+from tests.hub.server import Hub
 from tests.unit.data.autoencoders import save_autoencoder
 
 SHAPE = {
@@ -79,9 +84,12 @@ BUILDS = {
 class Built:
     """Artifacts of the study's nodes, built where they are asked for; `changes` of a section's entry by its name."""
 
-    def __init__(self, tiny: dict[str, Any], root: Path, **changes: dict[str, Any]):
+    def __init__(
+        self, tiny: dict[str, Any], root: Path, autoencoder: dict[str, Any] | None = None, **changes: dict[str, Any]
+    ):
         sections = copy.deepcopy(SECTIONS)
-        sections["autoencoders"] = {"small": {"kind": "local", "path": str(root / "autoencoder")}}
+        local = {"kind": "local", "path": str(root / "autoencoder")}
+        sections["autoencoders"] = {"small": autoencoder or local}
         for section, change in changes.items():
             for entry in sections[section].values():
                 entry.update(change)
@@ -121,11 +129,11 @@ def held_out(root: Path) -> tuple[np.ndarray, LatentSet]:
     return np.array(pixels), LatentSet(root / "results" / "latents" / "digit-latents", "held_out")
 
 
-def posterior(root: Path, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def posterior(root: Path, pixels: np.ndarray, name: str = "autoencoder") -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation by diffusers alone, from the numbers that its encoder gives."""
     from diffusers import AutoencoderKL
 
-    model = AutoencoderKL.from_pretrained(root / "autoencoder")
+    model = AutoencoderKL.from_pretrained(root / name)
     with torch.no_grad():
         images = torch.from_numpy(pixels).float() / 255 * 2 - 1
         mean, logarithm = model.encode(images).latent_dist.parameters.chunk(2, dim=1)
@@ -219,9 +227,8 @@ def test_a_flip_takes_the_latents_of_the_mirrored_image(whole, tiny):
     assert 8 < sum(flipped) < 32 and [not each for each in kept] == flipped
 
 
-def test_names_of_older_weights_are_read_as_diffusers_reads_them(whole, tmp_path):
-    shutil.copytree(whole / "autoencoder", tmp_path / "old")
-    weights = load_file(tmp_path / "old" / WEIGHTS)
+def older_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights under the names that diffusers gave an autoencoder's attention in 2022."""
     older = {}
     for name, tensor in weights.items():
         for new, old in (
@@ -233,10 +240,113 @@ def test_names_of_older_weights_are_read_as_diffusers_reads_them(whole, tmp_path
             name = name.replace(new, old) if "attentions" in name else name
         older[name] = tensor
     assert older.keys() != weights.keys()
+    return older
+
+
+def test_names_of_older_weights_are_read_as_diffusers_reads_them(whole, tmp_path):
+    shutil.copytree(whole / "autoencoder", tmp_path / "old")
+    older = older_names(load_file(tmp_path / "old" / WEIGHTS))
     save_file(older, tmp_path / "old" / WEIGHTS, metadata={"format": "pt"})
     images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     ours, theirs = (load_autoencoder(path, "cpu").encode(images) for path in (whole / "autoencoder", tmp_path / "old"))
     assert torch.equal(ours, theirs)
+
+
+# As ILSVRC/imagenet-1k describes itself, with three classes of a thousand.
+IMAGENET = """---
+license: other
+extra_gated_prompt: By clicking on "Access repository" below, you accept the terms of access
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': tench, Tinca tinca
+          '1': goldfish, Carassius auratus
+          '2': great white shark, white shark
+  splits:
+  - {name: train, num_bytes: 1, num_examples: 40}
+  - {name: validation, num_bytes: 1, num_examples: 2}
+  - {name: test, num_bytes: 1, num_examples: 2}
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train-*}
+  - {split: validation, path: data/validation-*}
+  - {split: test, path: data/test-*}
+---
+"""
+
+
+def photographs(count: int, first: int = 0) -> bytes:
+    """A parquet of JPEG files as ImageNet has them: colours mostly, a grey one, one in printer's colours, and a PNG."""
+    rows, draw = [], np.random.default_rng(first)
+    for number in range(first, first + count):
+        picture = Image.fromarray(draw.integers(0, 256, (draw.integers(18, 40), 30, 3), dtype=np.uint8))
+        picture = picture.convert({1: "L", 2: "CMYK"}.get(number, "RGB"))
+        picture.save(buffer := io.BytesIO(), "PNG" if number == 3 else "JPEG")
+        image = {"bytes": buffer.getvalue(), "path": f"n01440764_{number}.JPEG"}
+        rows.append({"image": image, "label": number % 3})
+    pq.write_table(pa.Table.from_pylist(rows), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def test_the_published_repositories_become_latents(hub: Hub, tiny, tmp_path, monkeypatch):
+    """ILSVRC/imagenet-1k, which is gated, and stabilityai/sd-vae-ft-ema, as their files lie on the hub."""
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [4, 4, 8, 8],
+    }
+    channels = {"in_channels": 3, "out_channels": 3, "latent_channels": 4}
+    save_autoencoder(tmp_path / "made", **blocks, **channels, scaling_factor=0.18215, shift_factor=None)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    # Of a version that did not know them yet.
+    absent = (
+        "scaling_factor",
+        "shift_factor",
+        "force_upcast",
+        "use_quant_conv",
+        "use_post_quant_conv",
+        "mid_block_add",
+    )
+    kept = {key: value for key, value in config.items() if not key.startswith(("latents_", *absent))}
+    weights = save(older_names(load_file(tmp_path / "made" / WEIGHTS)), metadata={"format": "pt"})
+    published = {
+        ".gitattributes": b"*.bin filter=lfs",
+        "README.md": b"# Improved Autoencoders",
+        "config.json": json.dumps(kept | {"_diffusers_version": "0.4.2", "sample_size": 256}).encode(),
+        "diffusion_pytorch_model.bin": b"pickled",
+        WEIGHTS: weights,
+    }
+    autoencoder = {"kind": "hub", "repo": "stabilityai/sd-vae-ft-ema"}
+    autoencoder["revision"] = hub.add("model", autoencoder["repo"], published)
+    parts = {f"data/train-{part:05}-of-00002.parquet": photographs(20, 20 * part) for part in range(2)}
+    parts |= {f"data/{split}-00000-of-00001.parquet": photographs(2, 90) for split in ("validation", "test")}
+    repo, form = "ILSVRC/imagenet-1k", {"README.md": IMAGENET.encode(), "classes.py": b"IMAGENET2012_CLASSES = {}"}
+    source = {"kind": "hub", "repo": repo, "revision": hub.add("dataset", repo, parts | form, "gated")}
+    images = {"source": source, "size": 16, "channels": 3, "held_out_fraction": 0.2}
+    shape = SHAPE | {"image_size": 2, "channels": 4, "classes": 3}
+    built = Built(tiny, tmp_path, autoencoder, images=images, diffusion={"architecture": shape})
+    with pytest.raises(UserError, match=r"imagenet-1k is gated: accept its licence at .*HF_TOKEN"):
+        built("images", "digits")
+    hub.tokens["hf_granted"] = {repo}
+    monkeypatch.setenv("HF_TOKEN", "hf_granted")
+    latents = LatentsSummary.read(built("latents", "digit-latents").directory)
+    summary = json.loads((tmp_path / "results" / "images" / "digits" / "images.json").read_text())
+    assert summary["seen"] == 40 == sum(summary["splits"].values()) and summary["odd"] == {"print": 1}
+    assert summary["classes"][0] == "tench, Tinca tinca" and len(summary["classes"]) == 3
+    assert not hub.asked("validation|/test|pytorch_model.bin")
+    assert (latents.channels, latents.size, latents.image_size, latents.views) == (4, 2, 16, 2)
+    pixels = np.array(open_split(tmp_path / "results" / "images" / "digits", "held_out", 3, 16)[0])
+    kept = LatentSet(tmp_path / "results" / "latents" / "digit-latents", "held_out")
+    mean, deviation = posterior(tmp_path, pixels, "made")
+    expected = (mean + deviation * posterior_noise(0, 2, range(len(pixels)), (4, 2, 2))) * 0.18215
+    found = torch.from_numpy(np.stack([kept[index][0] for index in range(len(kept))]))
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_what_was_imported_is_the_two_files_and_what_they_say(tiny, whole):

@@ -1,5 +1,6 @@
-"""FSDP2's arithmetic, on one gloo rank: Accelerate itself shards only where there is CUDA."""
+"""FSDP2's arithmetic, on gloo ranks: Accelerate itself shards only where there is CUDA."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl
 
+from effllm.diffusion.chain import DdpmObjective
+from effllm.diffusion.settings import Ddpm
 from effllm.models.decoder import EffConfig, EffForCausalLM
+from effllm.models.dit import DiT, DiTConfig
 from effllm.training.arguments import mixed_precision_policy
 from effllm.training.ema import AVERAGE, MovingAverage
 
@@ -52,6 +56,80 @@ def test_a_sharded_step_has_the_loss_and_gradients_of_a_whole_one(one_gloo_rank:
         # Weights are rounded before the norms and the sum of residuals, where autocast keeps them in float32.
         error = torch.linalg.vector_norm(gradient - weight.grad) / torch.linalg.vector_norm(weight.grad)
         assert error < 0.05, name
+
+
+def test_a_sharded_step_of_a_diffusion_transformer_is_that_of_a_whole_one(one_gloo_rank: None) -> None:
+    keys = {"image_size": 8, "channels": 3, "patch_size": 2, "classes": 5, "hidden_size": 32, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    whole = DiT(DiTConfig(**keys, num_attention_heads=4)).train()
+    for weight in whole.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    sharded = DiT(whole.config).train()
+    sharded.load_state_dict(whole.state_dict())
+    for module in (*sharded.layers, sharded):
+        fully_shard(module, mp_policy=mixed_precision_policy())
+    images, noise = torch.randn(2, 4, 3, 8, 8)
+    losses = []
+    for model in (whole, sharded):
+        with torch.autocast("cpu", torch.bfloat16):
+            objective = DdpmObjective(Ddpm(kind="ddpm"), learned_sigma=True)
+            loss = model(images, torch.tensor([1, 400, 7, 999]), torch.arange(4), noise=noise, objective=objective)
+        loss["loss"].backward()
+        losses.append(loss["loss"].detach())
+    assert losses[1].dtype == torch.float32 and losses[1].item() == pytest.approx(losses[0].item(), rel=0.01)
+    for (name, weight), shard in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+        gradient = shard.grad.full_tensor()
+        error = torch.linalg.vector_norm(gradient - weight.grad) / torch.linalg.vector_norm(weight.grad)
+        # A shift of all keys is nothing to softmax: that gradient is rounding alone.
+        assert gradient.dtype == torch.float32 and (error < 0.05 or name.endswith("k_proj.bias")), name
+
+
+def follow(average: MovingAverage, model: torch.nn.Module, directory: Path, steps: range, is_first: bool) -> None:
+    """Weights that change by known factors, and the average over them; it begins behind the checkpoint, if any."""
+    arguments, control = SimpleNamespace(output_dir=str(directory)), TrainerControl()
+    state = SimpleNamespace(global_step=steps.start, is_world_process_zero=is_first)
+    average.on_train_begin(arguments, state, control)
+    for state.global_step in range(steps.start + 1, steps.stop + 1):
+        for weight in model.parameters():
+            weight.data.mul_(1 + state.global_step)
+        average.on_step_end(arguments, state, control)
+    if is_first:
+        (directory / f"checkpoint-{steps.stop}").mkdir()
+    average.on_save(arguments, state, control)
+
+
+def layers() -> torch.nn.Module:
+    """Weights that two ranks cannot halve, and one that the second rank has nothing of."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 1))
+
+
+def follow_sharded(rank: int, directory: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2)
+    for steps in (range(2), range(2, 3)):
+        model = layers()
+        if steps.start:
+            for weight in model.parameters():
+                weight.data.mul_(2 * 3)
+        average = MovingAverage(model, 0.9, directory, is_sharded=True)
+        fully_shard(model)
+        follow(average, model, directory, steps, rank == 0)
+    distributed.destroy_process_group()
+
+
+def test_the_moving_average_of_two_ranks_is_that_of_one_and_goes_on_from_its_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=follow_sharded, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    (tmp_path / "one").mkdir()
+    model = layers()
+    follow(MovingAverage(model, 0.9, tmp_path), model, tmp_path / "one", range(3), is_first=True)
+    expected, found = (load_file(path / "checkpoint-3" / AVERAGE) for path in (tmp_path / "one", tmp_path))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_moving_average_of_shards_is_that_of_whole_weights_and_goes_on_from_its_file(
