@@ -80,11 +80,11 @@ class Workdir:
         states = states_of(graph, nodes_behind(graph, wanted), wanted)
         return {name for name, state in states.items() if not state.up_to_date}
 
-    def built_by_running(self, target: str, options: Sequence[str] = ()) -> set[str]:
+    def built_by_running(self, *targets: str, options: Sequence[str] = ()) -> set[str]:
         """Artifacts that a run published; those that it found up to date keep their provenance."""
         results = self.path / "results"
         before = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
-        self.snakemake(target, options=options)
+        self.snakemake(*targets, options=options)
         after = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
         return {"/".join(path.parts[-3:-1]) for path, inode in after.items() if before.get(path) != inode}
 
