@@ -22,7 +22,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from bare_decoder import BareDecoder
 from torch import nn
-from variants import measure_variants
+from variants import Step, kernel_times, listed, measure_variants, synchronize
 
 from effllm.models.costs import parameter_count, training_flops
 from effllm.models.decoder import EffConfig, EffForCausalLM
@@ -45,8 +45,6 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 VOCABULARY = {"tiny": 512}
 ATTENTION_KERNELS = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")
-LISTED_KERNELS = 15
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -162,13 +160,13 @@ def measure(variant: Variant, device: str, steps: int) -> dict[str, Any]:
         started = time.perf_counter()
         for _ in range(3):
             step()
-        _synchronize(device)
+        synchronize(device)
         first_s = time.perf_counter() - started
         seconds = []
         for _ in range(steps):
             started = time.perf_counter()
             step()
-            _synchronize(device)
+            synchronize(device)
             seconds.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         kernels = profile(step, device)
@@ -206,37 +204,14 @@ def kernels_of(variant: Variant) -> Iterator[None]:
 
 def profile(step: Step, device: str) -> dict[str, Any]:
     """The kernels of one step by time, and those that are attention's; shares are of the sum over kernels."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        step()
-        _synchronize(device)
-    times: dict[str, tuple[float, int]] = {}
-    for event in profiler.key_averages():
-        microseconds = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
-        if microseconds:
-            times[event.key] = (microseconds, event.count)
-    total = sum(microseconds for microseconds, _ in times.values())
-    ordered = sorted(times, key=lambda name: -times[name][0])
+    times = kernel_times(step, device)
+    total_s = sum(seconds for _, seconds, _ in times)
+    of_attention = [entry for entry in times if any(word in entry[0].lower() for word in ATTENTION_KERNELS)]
     return {
-        "kernels_s": total / 1e6,
-        "kernels": [_kernel(name, *times[name], total) for name in ordered[:LISTED_KERNELS]],
-        "attention_kernels": [
-            _kernel(name, *times[name], total)
-            for name in ordered
-            if any(word in name.lower() for word in ATTENTION_KERNELS)
-        ],
+        "kernels_s": total_s,
+        "kernels": listed(times, total_s),
+        "attention_kernels": listed(of_attention, total_s),
     }
-
-
-def _kernel(name: str, microseconds: float, calls: int, total: float) -> dict[str, Any]:
-    return {"name": name[:200], "seconds": microseconds / 1e6, "calls": calls, "share": microseconds / total}
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
