@@ -9,7 +9,7 @@ from effllm.planning.nodes import Node
 from effllm.planning.reference import Reference, reference_of
 from effllm.planning.reference.processor import Amount, on_processor
 from effllm.planning.reference.rates import RECORDS_B
-from effllm.planning.run_history import RunHistory, Sample
+from effllm.planning.run_history import GB, RunHistory, Sample
 from effllm.planning.shapes import Shapes
 from effllm.planning.state import State
 from effllm.stages import STAGES
@@ -26,12 +26,13 @@ class Assumptions:
     """What the user vouches for; None assumes nothing. Each is an option of the command and stands in its output.
 
     mfu: share of the device's peak that training reaches. power_w: of one device at work. vocab_size: of tokenizers
-    that are not there yet.
+    that are not there yet. network_gb_per_s: line rate of the network between hosts, for each device.
     """
 
     mfu: float | None = None
     power_w: float | None = None
     vocab_size: int | None = None
+    network_gb_per_s: float | None = None
 
 
 NOTHING_ASSUMED = Assumptions()
@@ -129,7 +130,10 @@ class Estimator:
     def _shipped(self, stage: str, context: NodeContext, cost: Cost) -> Reference | Amount | str | None:
         """What the shipped rates say of a node; the reason in words where an amount is not known."""
         try:
-            found = reference_of(stage, context, cost, self._device) if cost.devices and self._device else None
+            found = None
+            if cost.devices and self._device:
+                rate = self._assumptions.network_gb_per_s
+                found = reference_of(stage, context, cost, self._device, rate * GB if rate else None)
             # Some stages hold a device and work on the processor.
             return found or on_processor(stage, context)
         except Unknown as error:

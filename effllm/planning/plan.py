@@ -104,6 +104,11 @@ def register(command: argparse.ArgumentParser) -> None:
         type=whole_number("--assume-vocab-size", "32000"),
         help="size of tokenizers that are not built yet",
     )
+    command.add_argument(
+        "--assume-network-gb-per-s",
+        type=number("--assume-network-gb-per-s", "50"),
+        help="line rate of the network between hosts, in GB/s for each device",
+    )
     command.add_argument("--fetch", action="store_true", help="ask the hub for small files and the sizes of all")
     command.add_argument(
         "--compare", action="store_true", help="after a run: what was planned beside what it took, by stage"
@@ -115,7 +120,9 @@ def register(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, 1 if a node cannot fit; or the comparison with what was run."""
     _check(arguments)
-    assumptions = Assumptions(arguments.assume_mfu, arguments.assume_power_w, arguments.assume_vocab_size)
+    assumptions = Assumptions(
+        arguments.assume_mfu, arguments.assume_power_w, arguments.assume_vocab_size, arguments.assume_network_gb_per_s
+    )
     memory_b = arguments.device_memory_gb * GB if arguments.device_memory_gb else None
     graph = graph_of(arguments)
     if arguments.compare:
@@ -180,7 +187,8 @@ def plan_of(
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for key, most in (("gpus", None), ("device_memory_gb", None), ("assume_mfu", 1), ("assume_power_w", None)):
+    limits = {"gpus": None, "device_memory_gb": None, "assume_mfu": 1, "assume_power_w": None}
+    for key, most in (limits | {"assume_network_gb_per_s": None}).items():
         value = getattr(arguments, key)
         # NaN is in no range.
         if value is not None and not (0 < value <= (most or sys.float_info.max)):

@@ -9,6 +9,7 @@ from effllm.models.dit.architecture import side
 from effllm.models.dit.costs import parameter_count
 from effllm.planning.reference.processor import images_of
 from effllm.planning.reference.rates import RANGE, Reference, Row, all_of, beyond_size, good_for, rows
+from effllm.planning.reference.spreading import spreading
 from effllm.stages.latents import CHANNELS, DECODER_FLOPS_PER_PIXEL, DOWNSCALE, ENCODER_FLOPS_PER_PIXEL
 from effllm.telemetry.peaks import peak_flops_per_s
 from effllm.training.diffusion_settings import DiffusionRun
@@ -26,8 +27,10 @@ _POWER_W = 610.0
 _DEVICE = "NVIDIA H100 80GB HBM3"
 
 
-def diffusing(config: Mapping[str, Any], flops: float, device: str) -> Reference | None:
-    """Time of a run of diffusion; None for a device without a peak."""
+def diffusing(
+    config: Mapping[str, Any], flops: float, device: str, network_b_per_s: float | None = None
+) -> Reference | None:
+    """Time of a run of diffusion; None for a device without a peak. network_b_per_s: as `spreading` has it."""
     peak = peak_flops_per_s(device, "bfloat16")
     if peak is None:
         return None
@@ -36,8 +39,13 @@ def diffusing(config: Mapping[str, Any], flops: float, device: str) -> Reference
     measured = float(row["images"])
     if not 1 / RANGE <= run.micro_batch_size / measured <= RANGE:
         doubts.append(f"{run.micro_batch_size} images at a time, not {measured:.0f}")
-    seconds = _START_S + flops / (peak * float(row["mfu"]) * run.parallel.world_size)
-    work = f"{run.max_steps:,} steps of {run.global_batch_size:,} images; {_OF_POWER}"
+    arithmetic_s = flops / (peak * float(row["mfu"]) * run.parallel.world_size)
+    seconds, work = _START_S + arithmetic_s, f"{run.max_steps:,} steps of {run.global_batch_size:,} images; {_OF_POWER}"
+    parameters = parameter_count(run.architecture.shape()).total
+    spread = spreading(config, parameters, arithmetic_s / run.max_steps, device, network_b_per_s)
+    if spread is not None:
+        seconds, work = seconds + spread.seconds * run.max_steps, f"{work}; {spread.sentence}"
+        doubts += spread.doubts
     return Reference(seconds, _POWER_W, row["device"], _rate(row), work, all_of(doubts))
 
 

@@ -18,15 +18,18 @@ _DIFFUSION = ("latents", "diffuse", "sample", "fidelity")
 _TUNING = ("encode", "tune")
 
 
-def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
+def reference_of(
+    stage: str, node: NodeContext, cost: Cost, device: str, network_b_per_s: float | None = None
+) -> Reference | None:
     """What a node of this stage takes on a device; None for a stage, or on a device, without a rate.
 
-    Raises `Unknown` where the amount of work is not known.
+    network_b_per_s: of the network between hosts, as `spreading` has it. Raises `Unknown` where the amount of
+    work is not known.
     """
     if stage == "pretrain":
         if cost.flops is None:
             return None
-        return pretraining(node.config, parameter_count(node.shape()).total, cost.flops, device)
+        return pretraining(node.config, parameter_count(node.shape()).total, cost.flops, device, network_b_per_s)
     if stage == "finetune":
         instructions = node.config_of("instructions")
         if instructions is None:
@@ -35,7 +38,7 @@ def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Refe
     if stage == "quantize":
         return quantizing(node.config["precision"], node.shape(), device)
     if stage in _DIFFUSION:
-        return _diffusion(stage, node, cost, device)
+        return _diffusion(stage, node, cost, device, network_b_per_s)
     if stage in _TUNING:
         return _tuning(stage, node, cost, device)
     precision = (node.config_of("model") or {}).get("precision")
@@ -54,7 +57,9 @@ def reference_of(stage: str, node: NodeContext, cost: Cost, device: str) -> Refe
     return None
 
 
-def _diffusion(stage: str, node: NodeContext, cost: Cost, device: str) -> Reference | None:
+def _diffusion(
+    stage: str, node: NodeContext, cost: Cost, device: str, network_b_per_s: float | None
+) -> Reference | None:
     images = node.config_of("images")
     if stage == "latents":
         return encoding(node.config, images, device) if images else None
@@ -66,7 +71,7 @@ def _diffusion(stage: str, node: NodeContext, cost: Cost, device: str) -> Refere
     if cost.flops is None:
         return None
     if stage == "diffuse":
-        return diffusing(node.config, cost.flops, device)
+        return diffusing(node.config, cost.flops, device, network_b_per_s)
     run = node.config_of("run")
     if run is None:
         return None

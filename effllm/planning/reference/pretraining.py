@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effllm.planning.reference.rates import RANGE, Reference, all_of, beyond_size, good_for, is_near, rows
+from effllm.planning.reference.spreading import spreading
 from effllm.telemetry.peaks import peak_flops_per_s
 
 _TECHNIQUE = ("model_type", "attention", "position", "feed_forward")
@@ -40,8 +41,13 @@ class Rate:
         )
 
 
-def pretraining(config: Mapping[str, Any], parameters: float, flops: float, device: str) -> Reference | None:
-    """Time of a pretraining node on one device or several; None for a device without a peak."""
+def pretraining(
+    config: Mapping[str, Any], parameters: float, flops: float, device: str, network_b_per_s: float | None = None
+) -> Reference | None:
+    """Time of a pretraining node on one device or several; None for a device without a peak.
+
+    network_b_per_s: of the network between hosts, as `spreading` has it.
+    """
     peak = peak_flops_per_s(device, "bfloat16")
     if peak is None:
         return None
@@ -52,8 +58,15 @@ def pretraining(config: Mapping[str, Any], parameters: float, flops: float, devi
     parallel = config.get("parallel") or {}
     devices = int(parallel.get("devices", 1)) * int(parallel.get("nodes", 1))
     start_s = COMPILED_START_S if config.get("compile") else START_S
-    work = f"times {trend:.2f}, as plain decoders change between the two sizes" if trend != 1 else ""
-    return Reference(start_s + flops / (peak * mfu * devices), rate.power_w, rate.device, rate.sentence, work, beyond)
+    arithmetic_s = flops / (peak * mfu * devices)
+    work = [f"times {trend:.2f}, as plain decoders change between the two sizes"] if trend != 1 else []
+    spread = spreading(config, parameters, arithmetic_s / config["max_steps"], device, network_b_per_s)
+    spread_s = 0.0
+    if spread is not None:
+        spread_s = spread.seconds * config["max_steps"]
+        work, beyond = [*work, spread.sentence], all_of([beyond, *spread.doubts])
+    seconds = start_s + arithmetic_s + spread_s
+    return Reference(seconds, rate.power_w, rate.device, rate.sentence, "; ".join(work), beyond)
 
 
 def nearest_rate(config: Mapping[str, Any], parameters: float) -> tuple[Rate, str | None]:
