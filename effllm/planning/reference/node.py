@@ -8,10 +8,12 @@ from effllm.planning.reference.inference import evaluating, profiling, quantizin
 from effllm.planning.reference.pretraining import pretraining
 from effllm.planning.reference.processor import samples_of
 from effllm.planning.reference.rates import Reference
+from effllm.planning.reference.serving import serving
 from effllm.stages.cost import Cost, NodeContext, Unknown
 from effllm.stages.fidelity import feature_width
 from effllm.stages.latents import DOWNSCALE
 from effllm.stages.tune import costs_of
+from effllm.stages.weights import precision_b
 from effllm.training.tuning_settings import TuningRun
 
 _DIFFUSION = ("latents", "diffuse", "sample", "fidelity")
@@ -44,6 +46,9 @@ def reference_of(
     precision = (node.config_of("model") or {}).get("precision")
     if precision is None:
         return None
+    if stage == "serve":
+        shape = node.shape()
+        return serving(node.config, shape, precision["kind"], precision_b(shape, precision), device)
     if stage == "profile":
         return profiling(node, node.shape(), precision, device)
     if stage == "evaluate":

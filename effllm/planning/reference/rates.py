@@ -9,8 +9,8 @@ from pathlib import Path
 
 # A rate is good for models of so many times fewer or more parameters: others are bound by other things.
 RANGE = 4.0
-# An allowance for what a stage publishes beside its few figures: answers, samples of telemetry.
-RECORDS_B = {"evaluate": 5e6, "profile": 5e6}
+# An allowance for what a stage publishes beside its few figures: answers, samples of telemetry, requests.
+RECORDS_B = {"evaluate": 5e6, "profile": 5e6, "serve": 20e6}
 
 Row = Mapping[str, str]
 

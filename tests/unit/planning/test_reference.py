@@ -109,6 +109,43 @@ def test_a_profile_pays_for_each_length_of_a_growing_cache_once(tmp_path: Path) 
     assert planned_s(a=short, b=short | {"cuda_graph": True})[0] - one < 5 * 0.7
 
 
+def test_serving_is_planned_by_the_pace_of_generation_and_said_to_be(tmp_path: Path) -> None:
+    study = STUDY.plain()
+    chat = {
+        "engine": {"kind": "transformers", "cache_gb": 12.0, "max_batch_tokens": 2048},
+        "load": {
+            "arrivals": {"kind": "poisson"},
+            "prompt_tokens": {"kind": "fixed", "tokens": 512},
+            "output_tokens": {"kind": "uniform", "least": 50, "most": 150},
+        },
+        "saturation": {"concurrency": 32, "maximum_concurrency": 256, "gain": 0.9, "rounds": 3},
+        "fractions": [0.5, 1.0],
+        "requests": 80,
+        "warmup_requests": 20,
+        "compared_requests": 2,
+        "idle_s": 7.0,
+        "cooldown_s": 1.0,
+    }
+    server = chat | {"engine": {"kind": "server", "url": "http://127.0.0.1:8000", "version": "1"}}
+    replay = {key: value for key, value in chat.items() if key != "saturation"}
+    trace = {"format": "effllm", "path": str(tmp_path / "t"), "most_prompt_tokens": 9, "most_output_tokens": 9}
+    replay["load"] = {"arrivals": {"kind": "replayed"}, "trace": trace}
+    (tmp_path / "t").touch()
+    study["serving"] = {"chat": chat, "server": server, "replay": replay}
+    names = [f"serve/qwen2.5-1.5b.bfloat16.{id}" for id in study["serving"]]
+    plan = plan_of(Graph(parse_study(study, "test"), str(tmp_path)), names, device=H100)
+    figure, by_server, of_trace = (node_of(plan, name).wall_s for name in names)
+    # 18.63 ms a step of 100, 7.27 ms a prompt: 64 at once give 1.80 times the rate of 32, and are the last.
+    loops_s = {count: 100 * 0.0186301 + count * 0.0072701 for count in (32, 64)}
+    best = 64 / loops_s[64]
+    expected = 10 + 3.087 / 1.5 + 7 + 2 * 100 * 0.0186301 + loops_s[32] + sum(1 + 3 * each for each in loops_s.values())
+    expected += sum(1 + 100 / (part * best) for part in (0.5, 1.0))
+    assert figure.value == pytest.approx(expected, abs=0.2)
+    assert figure.beyond == "continuous batching was not measured, generation was"
+    assert by_server.value is None and by_server.source == "how fast a server is, is known once it has served"
+    assert of_trace.value is None and "is known once it was read" in of_trace.source
+
+
 def test_beyond_its_range_a_rate_follows_what_size_did_to_plain_decoders() -> None:
     small = load_study(REPOSITORY / "config" / "one-gpu.yaml").pretraining["mla-50m"].plain()
     planned = pretraining(small, 48e6, 1e18, H100)
