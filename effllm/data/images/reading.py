@@ -1,7 +1,9 @@
 """Images out of files and packages, scaled and cropped to one size; what cannot be one is told apart by its reason."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -17,6 +19,8 @@ Picture: TypeAlias = Path | BytesIO | Image.Image | np.ndarray
 
 # Levels of scikit-learn's digits.
 _DIGIT_LEVELS = 16
+# Colours of 16 bits as Pillow's decoders name them; BGR;16 is a pixel of 16 bits.
+_DEEP = re.compile(r";16[BLN]")
 # Sides of an image that is scaled, long to short.
 _NARROW = 8
 
@@ -115,13 +119,25 @@ def opened(picture: Path | BytesIO | Image.Image, channels: int) -> tuple[Image.
     Raises `UnusableImageError`, for one of too many pixels before any is decoded; the operating system's own errors
     (rights, a vanished file) pass.
     """
+    with _damage_is_unreadable(), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        source = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        if source.mode.startswith(("I", "F")) or _is_deep(source):
+            raise UnusableImageError("deep")
+        return ImageOps.exif_transpose(source).convert("L" if channels == 1 else "RGB"), source
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a file has 16 bits of each colour, of which Pillow would drop the lower half without a word."""
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]
+    modes = [found if isinstance(found, str) else found[0] for found in arguments if found]
+    return any(_DEEP.search(str(mode)) for mode in modes)
+
+
+@contextmanager
+def _damage_is_unreadable() -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            source = picture if isinstance(picture, Image.Image) else Image.open(picture)
-            if source.mode.startswith(("I", "F")):
-                raise UnusableImageError("deep")
-            return ImageOps.exif_transpose(source).convert("L" if channels == 1 else "RGB"), source
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnusableImageError("huge") from None
     except UnusableImageError:
@@ -158,7 +174,9 @@ def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> 
     if isinstance(picture, np.ndarray):
         return picture, []
     image, source = opened(picture, channels)
-    odd = _oddities(source, size)
+    # Whether a file has a second frame is known by reading on, where it may be cut.
+    with _damage_is_unreadable():
+        odd = _oddities(source, size)
     image = scaled(image, size, size)
     left, top = image.width - size, image.height - size
     if crop == "random":

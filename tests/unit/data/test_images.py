@@ -63,6 +63,19 @@ def header_of(width: int, height: int) -> bytes:
     return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:41]
 
 
+def deep_colours() -> bytes:
+    """A PNG of 4 x 4 pixels in three colours of 16 bits."""
+    parts = b"\x89PNG\r\n\x1a\n"
+    rows = zlib.compress((b"\0" + bytes(range(24))) * 4)
+    for kind, data in (
+        (b"IHDR", struct.pack(">II", 4, 4) + b"\x10\x02\x00\x00\x00"),
+        (b"IDAT", rows),
+        (b"IEND", b""),
+    ):
+        parts += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return parts
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Thirty pictures of two kinds, and what people have among theirs."""
@@ -91,6 +104,10 @@ def folder(tmp_path: Path) -> Path:
     (odd / "bomb.png").write_bytes(header_of(20_000, 10_000))
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(odd / "moving.gif", save_all=True, append_images=frames[1:])
+    # One whose second frame is not all there, and colours of 16 bits, which Pillow opens as if they were of 8.
+    moving = (odd / "moving.gif").read_bytes()
+    (odd / "cut.gif").write_bytes(moving[: moving.rindex(b",") + 10])
+    (odd / "deep-colours.png").write_bytes(deep_colours())
     return tmp_path
 
 
@@ -98,12 +115,14 @@ def test_folders_are_labels_and_what_is_no_image_is_counted_by_name(folder):
     paths = sorted(path for path in folder.rglob("*.*"))
     config = {"source": {"kind": "files", "paths": ["*/*.png"]}, "size": 8, "channels": 3, "held_out_fraction": 0.2}
     directory, summary = prepare(folder, config, paths)
-    assert summary["classes"] == ["cats", "dogs"] and summary["seen"] == len(paths) == 42
-    assert summary["dropped"] == {"unreadable": 3, "deep": 1, "huge": 1, "duplicate": 1}
+    assert summary["classes"] == ["cats", "dogs"] and summary["seen"] == len(paths) == 44
+    assert summary["dropped"] == {"unreadable": 4, "deep": 2, "huge": 1, "duplicate": 1}
     assert summary["odd"] == {"turned": 1, "animated": 1, "transparent": 2, "palette": 2, "print": 1, "enlarged": 1}
     assert [line.rsplit("/", 1)[1] for line in summary["unusable"]] == [
         "bomb.png: huge",
+        "cut.gif: unreadable",
         "cut.png: unreadable",
+        "deep-colours.png: deep",
         "deep.png: deep",
         "empty.jpg: unreadable",
         "text.png: unreadable",
