@@ -1,5 +1,6 @@
 """The diffusion transformer of Peebles and Xie (arXiv 2212.09748), from the paper's equations."""
 
+import functools
 import math
 from typing import Protocol
 
@@ -44,6 +45,9 @@ def grid_positions(rows: int, width: int, device: torch.device) -> Tensor:
     encoded = sinusoids(torch.arange(rows, device=device), width // 2)
     by_column, by_row = encoded.expand(rows, -1, -1), encoded[:, None].expand(-1, rows, -1)
     return torch.cat((by_column, by_row), dim=-1).flatten(0, 1)
+
+
+_kept_positions = functools.cache(grid_positions)
 
 
 def _normalised(hidden: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -148,7 +152,9 @@ class DiT(PreTrainedModel):
         rows, patch = side(self.config), self.config.patch_size
         hidden = images.unflatten(3, (rows, patch)).unflatten(2, (rows, patch))
         hidden = self.patch_proj(hidden.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
-        hidden = hidden + grid_positions(rows, self.config.hidden_size, hidden.device)
+        # A compiled graph computes them along with the rest; by themselves they are a dozen launches.
+        positions = grid_positions if torch.compiler.is_compiling() else _kept_positions
+        hidden = hidden + positions(rows, self.config.hidden_size, hidden.device)
         dtype = self.time_up_proj.weight.dtype
         hidden = hidden.to(dtype)
         condition = self.time_up_proj(sinusoids(times, TIME_FEATURES).to(dtype))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from effllm.models.decoder.attention import ATTENTION
-from effllm.models.decoder.attention.core import Sequence
+from effllm.models.decoder.attention.core import Sequence, projected_together
 from effllm.models.decoder.attention.nsa_layer import Compressor, NativeSparseAttention
 
 from . import nsa_foreign
@@ -36,6 +36,14 @@ def test_dense_attention_without_causality_is_attention_under_a_mask_of_ones(att
     masked = Sequence(0, torch.arange(13)[None], mask=torch.ones(1, 1, 13, 13, dtype=torch.bool))
     torch.testing.assert_close(layer(hidden, both_sides(13), None), layer(hidden, masked, None))
     assert not torch.allclose(layer(hidden, Sequence(0, torch.arange(13)[None]), None), layer(hidden, masked, None))
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa"])
+def test_one_product_is_the_three_of_query_key_and_value(attention):
+    layer, hidden = layer_of(attention), torch.randn(2, 13, 32, dtype=torch.double)
+    layers = (layer.q_proj, layer.k_proj, layer.v_proj)
+    for together, alone in zip(projected_together(hidden, layers), layers, strict=True):
+        torch.testing.assert_close(together, alone(hidden))
 
 
 @pytest.mark.parametrize("attention", DENSE)

@@ -1,5 +1,6 @@
 """Multi-head, grouped-query and multi-query attention, and the attention core that MLA shares with them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,9 @@ class GroupedQueryAttention(nn.Module):
     query head per group, GQA (Ainslie et al. 2023) several, MQA (Shazeer 2019) all. As in Qwen2, queries, keys and
     values have a bias and the output has none, unless the configuration says otherwise. The cache holds
     2 * num_key_value_heads * head_dim numbers per token.
+
+    Without causality, on a GPU, the three products of the input are one: an image is few tokens, and its layers wait
+    for launches.
     """
 
     def __init__(self, config: "EffConfig", layer_idx: int):
@@ -73,13 +77,21 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, hidden: Tensor, sequence: Sequence, cache: Cache | None) -> Tensor:
         """[batch, length, hidden] to the same shape; new keys and values go to the cache."""
         heads = (*hidden.shape[:2], -1, self.head_dim)
-        query = sequence.rotate(self.q_proj(hidden).view(heads).transpose(1, 2))
-        key = sequence.rotate(self.k_proj(hidden).view(heads).transpose(1, 2))
-        value = self.v_proj(hidden).view(heads).transpose(1, 2)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        is_together = not sequence.causal and hidden.device.type != "cpu"
+        projected = projected_together(hidden, projections) if is_together else (each(hidden) for each in projections)
+        query, key, value = (states.view(heads).transpose(1, 2) for states in projected)
+        query, key = sequence.rotate(query), sequence.rotate(key)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         context = dense_attention(query, key, value, sequence, self.relative_bias, self.head_dim**-0.5)
         return self.o_proj(context.transpose(1, 2).flatten(2))
+
+
+def projected_together(hidden: Tensor, projections: Iterable[nn.Linear]) -> Iterable[Tensor]:
+    """What each of several layers with biases makes of the same input, by one product."""
+    weights, biases = zip(*((layer.weight, layer.bias) for layer in projections), strict=True)
+    return F.linear(hidden, torch.cat(weights), torch.cat(biases)).split([len(bias) for bias in biases], dim=-1)
 
 
 def dense_attention(
@@ -131,9 +143,12 @@ def _objection_to_near_far(query: Tensor, key: Tensor, value: Tensor, sequence: 
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
 ) -> Tensor:
-    """SDPA. The fused CPU kernel wants values as wide as keys, so narrower ones are padded there and cut again."""
+    """SDPA. Narrower values are padded and cut again for kernels that want them as wide as keys.
+
+    Those are the CPU's fused one, and flash on CUDA, which alone takes rows that are no multiple of 8 numbers.
+    """
     width = value.shape[-1]
-    if query.device.type == "cpu" and width < key.shape[-1]:
+    if width < key.shape[-1] and (query.device.type == "cpu" or key.shape[-1] % 8):
         value = F.pad(value, (0, key.shape[-1] - width))
     grouped = key.shape[1] != query.shape[1]
     context = F.scaled_dot_product_attention(
