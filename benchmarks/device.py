@@ -84,7 +84,8 @@ class Run:
         self.end = time.monotonic() + budget_s
         self.results.mkdir(parents=True, exist_ok=True)
         self.record: dict[str, Any] = read_record(results)
-        self.start = preload({item.stage for item in plan if item.stage})
+        named = {(item.stage, str(item.id)) for item in plan if item.stage}
+        self.start = preload({stage for node in named for stage, _ in (node, *self._ancestors(*node))})
 
     def left_s(self) -> float:
         """Seconds until the last item must have ended."""

@@ -84,7 +84,7 @@ class Watch:
     def __init__(self, manager: Any, requests: int):
         self.requests = requests
         self.steps: list[Row] = []
-        self.wanted: str | None = None
+        self.wanted: set[str] = set()
         self.profiles: dict[str, tuple[profile, int]] = {}
         self._spent: Counter[str] = Counter()
         self._running: tuple[str, profile, int] | None = None
@@ -159,8 +159,9 @@ class Watch:
             profiling = False
             profiler.stop()
             self.profiles[name] = (profiler, steps + 1)
-            self._running, self.wanted = None, None
-        elif self.wanted == kind and requests >= self.requests // 2 and self.steps[-2]["kind"] == kind:
+            self._running = None
+            self.wanted.discard(name)
+        elif kind in self.wanted and requests >= self.requests // 2 and self.steps[-2]["kind"] == kind:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             profiler = profile(activities=activities, acc_events=True)
             synchronize()
@@ -312,9 +313,9 @@ def served(model: Any, requests: int, prompts: list[tuple[int, ...]], options: s
     tokens: list[list[int]] = [[] for _ in prompts]
     try:
         rounds: list[float] = []
-        # Once to warm up, once for the times, and once for each profile.
-        for wanted in (None, None, "decode", "mixed"):
-            watch.wanted = wanted
+        # Once to warm up, once for the times, and once for the profiles.
+        for number in range(3):
+            watch.wanted = {"decode", "mixed"} if number == 2 else set()
             if len(rounds) == 1:
                 watch.steps.clear()
             begin = time.perf_counter()
