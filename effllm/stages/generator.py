@@ -18,7 +18,7 @@ class GeneratorStage(Stage):
 
     name: ClassVar[str] = "generator"
     module: ClassVar[str] = "effllm.models.generators.import_generator"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     network: ClassVar[bool] = True
 
     def ids(self, study: Study) -> list[str]:

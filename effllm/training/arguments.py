@@ -50,6 +50,8 @@ def training_arguments(recipe: Recipe, directory: Path, shuffle: bool = True) ->
         save_steps=recipe.checkpoint_every_steps or recipe.max_steps,
         save_total_limit=2,
         dataloader_num_workers=0,
+        # Copies from pinned memory would wait for all that the device has still to do.
+        accelerator_config={"non_blocking": not use_cpu},
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,

@@ -31,14 +31,16 @@ class FlowTransformer(nn.Module):
         return {"loss": self.losses(latents, noise, times, **texts).mean()}
 
     def losses(self, latents: Tensor, noise: Tensor, times: Tensor, **texts: Tensor) -> Tensor:
-        """Of each sample [batch]."""
+        """Of each sample [batch]; latents and texts come as they are stored, in float16."""
+        latents = latents.float()
         output = self.direction(_OBJECTIVE.noised(latents, noise, times), times, texts)
         return _OBJECTIVE.losses(output, latents, noise, times)
 
     def direction(self, noised: Tensor, times: Tensor, texts: Mapping[str, Tensor]) -> Tensor:
         """What the transformer predicts, in float32."""
+        inputs = {name: values.float() for name, values in texts.items()}
         output = self.transformer(
-            hidden_states=noised, timestep=_OBJECTIVE.model_time(times), return_dict=False, **texts
+            hidden_states=noised, timestep=_OBJECTIVE.model_time(times), return_dict=False, **inputs
         )
         return output[0].float()
 

@@ -59,7 +59,7 @@ def held_out(family: Family, autoencoder: Any, samples: EncodedSet, run: TuningR
     assert run.preview is not None
     decoded = {}
     for number in previewed(samples, run.preview.samples):
-        latents = torch.from_numpy(samples.latents(number))[None]
+        latents = torch.from_numpy(samples.latents(number))[None].float()
         decoded[number] = family.decode(autoencoder, latents)[0].cpu().numpy()
     return dict(sorted(decoded.items()))
 

@@ -56,14 +56,14 @@ class EncodedSet:
         return len(self.samples)
 
     def latents(self, number: int) -> np.ndarray:
-        """float32, in the sample's shape."""
+        """float16, in the sample's shape."""
         sample = self.samples[number]
         values = self._latents[sample.offset : sample.offset + math.prod(sample.shape)]
-        return values.reshape(sample.shape).astype(np.float32)
+        return np.array(values.reshape(sample.shape))
 
     def text(self, text: int) -> dict[str, np.ndarray]:
-        """float32 by the transformer's arguments; text 0 is the empty one."""
-        return {argument: values[text].astype(np.float32) for argument, values in self._texts.items()}
+        """float16 by the transformer's arguments; text 0 is the empty one."""
+        return {argument: np.array(values[text]) for argument, values in self._texts.items()}
 
 
 def write_samples(directory: Path, split: str, samples: list[EncodedSample]) -> None:

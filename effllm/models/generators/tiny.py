@@ -26,9 +26,9 @@ _CHARACTERS = [chr(code) for code in range(33, 127)]
 _WIDTH = 32
 _TEXT_LENGTH = 48
 _CHANNELS = 4
-# Of the autoencoder: steps, images a step, their side.
-_STEPS, _BATCH, _SIDE = 200, 16, 16
-_FRAMES = 3
+# Of the autoencoder: steps, images or clips a step, their side. Clips have the fewest frames after an image.
+_STEPS, _IMAGES, _CLIPS, _SIDE = 200, 16, 4, 16
+_FRAMES = 5
 # Wan's outputs are cut off at 1, where nothing is learned.
 _CONTRAST = 0.8
 
@@ -200,7 +200,7 @@ def _learn_strokes(coder: Any, seed: int, frames: int) -> None:
     optimizer = torch.optim.AdamW(coder.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=_STEPS)
     for _ in range(_STEPS):
-        images = _images(generator, coder, _BATCH, frames)
+        images = _images(generator, coder, _IMAGES if frames == 1 else _CLIPS, frames)
         mean = coder.encode(images).latent_dist.mean
         noised = mean + 0.05 * torch.randn(mean.shape, generator=generator)
         # Latents that stay near one are what a model of flow is made for.

@@ -10,7 +10,8 @@ from effllm.models.generators.family import Family, Layer, load_part
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Pixels of a latent's side, and frames of one latent after the first.
+# Pixels of a latent's side, and frames of one latent after the first. diffusers' encoder takes frames by as many,
+# whatever its configuration, and leaves out a rest.
 _DOWNSCALE, _FRAMES = 8, 4
 
 
@@ -51,7 +52,7 @@ class Wan(Family):
 
         coder = read_object(directory / "vae" / CONFIG, str(directory))
         _, patch, _ = read_object(directory / "transformer" / CONFIG, str(directory))["patch_size"]
-        return int(2 ** (len(coder["dim_mult"]) - 1) * patch), int(2 ** sum(coder["temperal_downsample"]))
+        return int(2 ** (len(coder["dim_mult"]) - 1) * patch), max(_FRAMES, int(2 ** sum(coder["temperal_downsample"])))
 
     def patches(self, transformer: Any, shape: Sequence[int]) -> int:
         sizes = zip(shape[1:], transformer.config.patch_size, strict=True)

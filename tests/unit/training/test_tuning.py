@@ -53,7 +53,7 @@ class Study:
     def __init__(self, tiny_text: dict[str, Any], root: Path):
         source = {"kind": "files", "paths": [f"{root}/pictures/*"]}
         captions = {"source": source, "shapes": ["16x16", "24x16"], "held_out_fraction": 0.4}
-        clips = captions | {"shapes": ["16x16"], "frames": 3, "source": source | {"paths": [f"{root}/clips/*"]}}
+        clips = captions | {"shapes": ["16x16"], "frames": 5, "source": source | {"paths": [f"{root}/clips/*"]}}
         own = {
             "captions": {"pictures": captions, "clips": clips},
             "generators": {name: {"source": {"kind": "tiny", "family": name}, "text_tokens": 8} for name in FAMILIES},
@@ -79,7 +79,7 @@ class Study:
             (self.root / folder).mkdir()
         for number in range(12):
             width = 24 if number % 3 else 16
-            levels = generator.integers(0, 256, (4, 16, width, 3), dtype=np.uint8)
+            levels = generator.integers(0, 256, (5, 16, width, 3), dtype=np.uint8)
             frames = [Image.fromarray(picture) for picture in levels]
             frames[0].save(self.root / "pictures" / f"{number}.png")
             frames[0].save(self.root / "clips" / f"{number}.png", save_all=True, append_images=frames[1:])
@@ -119,7 +119,7 @@ def study(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 def inputs_of(name: str) -> dict[str, Any]:
     """What a transformer is told of one sample."""
     generator = torch.Generator().manual_seed(1)
-    shape, width = ((1, 4, 8, 8), 64) if name == "sd3" else ((1, 4, 2, 8, 8), 32)
+    shape, width = ((1, 4, 8, 8), 64) if name == "sd3" else ((1, 4, 3, 8, 8), 32)
     inputs = {
         "hidden_states": torch.randn(shape, generator=generator),
         "encoder_hidden_states": torch.randn((1, 8, width), generator=generator),
@@ -146,7 +146,7 @@ def test_what_is_published_is_what_diffusers_loads(study: Study, name: str, suit
     whole = TRANSFORMERS[name].from_pretrained(full.directory / "transformer")
     assert (output_of(whole, inputs) - before).abs().max() > 1e-3
     pipeline = PIPELINES[name].from_pretrained(study.model(name), transformer=whole)
-    size = {"height": 16, "width": 16} | ({} if name == "sd3" else {"num_frames": 3})
+    size = {"height": 16, "width": 16} | ({} if name == "sd3" else {"num_frames": 5})
     drawn = pipeline("picture 1", **size, num_inference_steps=2, output_type="np", max_sequence_length=8)[0]
     assert np.isfinite(drawn).all() and drawn.shape[-3:] == (16, 16, 3)
     for artifact in (lora, full):
@@ -238,6 +238,19 @@ def test_flops_are_those_of_a_step_whatever_its_micro_batch(study: Study, name: 
             for _ in range(passes):
                 model(**batch)["loss"].backward()
         assert step_flops(model, one, 6, passes) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_every_frame_of_a_clip_is_encoded(study: Study) -> None:
+    family, directory = FAMILIES["wan"], study.model("wan")
+    _, step = family.size_step(directory)
+    coder = family.load_autoencoder(directory, "cpu")
+    pixels = torch.zeros(1, 1 + step, 3, 16, 16, dtype=torch.uint8)
+    changed = pixels.clone()
+    changed[:, -1] = 255
+    with torch.inference_mode():
+        latents, others = family.encode(coder, pixels), family.encode(coder, changed)
+        assert (latents - others).abs().max() > 1e-3
+        assert family.decode(coder, latents).shape == pixels.shape
 
 
 def test_a_killed_encoding_goes_on_where_it_was(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
