@@ -1,15 +1,17 @@
-"""Serving by Transformers' engine at the pace of the library's own generation, which is the host's.
+"""Serving by Transformers' engine: what a step takes that gives each request a token, and one that reads prompts.
 
-A step of the engine writes a token of each request, whatever their number, until the device takes longer than the host.
-The engine itself was not measured: plans say so.
+Both were measured of one model, for each kind of attention: `few_ms` is its bare step, which a few requests take,
+`step_ms` that of so many requests, `prompts_ms` one of `batch_tokens`. Of another model they take as much more as it
+has more layers, which the host launches one by one, and as the device takes longer for a token and a prompt of it.
 """
 
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from effllm.planning.reference.decoding import Pace, pace
-from effllm.planning.reference.rates import Reference, all_of
+from effllm.models.costs import parameter_count
+from effllm.planning.reference.decoding import pace
+from effllm.planning.reference.rates import Reference, Row, all_of, beyond_size, good_for, rows
 from effllm.serving.engines.transformers import TransformersEngine
 from effllm.serving.load import Length
 from effllm.serving.settings import ServeConfig
@@ -34,16 +36,16 @@ def serving(config: Mapping[str, Any], shape: "Shape", kind: str, weights_b: flo
         raise Unknown("how fast a server is, is known once it has served")
     if load.prompt_tokens is None or load.output_tokens is None:
         raise Unknown("how long the requests of a trace are, is known once it was read")
-    prompt, output = _mean(load.prompt_tokens), _mean(load.output_tokens)
-    known = pace(shape, kind, weights_b, round(prompt), device)
-    if known is None:
+    steps = _Steps.of(shape, kind, weights_b, asked.engine, device)
+    if steps is None:
         return None
-    token_s = known.forward_ms(is_prefill=False, is_graph=False) / 1e3
-    seconds = _START_S + weights_b / _LOADED_B_PER_S + asked.idle_s + asked.compared_requests * output * token_s
+    prompt, output = _mean(load.prompt_tokens), _mean(load.output_tokens)
+    alone_s = asked.compared_requests * output * steps.token_s(1)
+    seconds = _START_S + weights_b / _LOADED_B_PER_S + asked.idle_s + alone_s
 
     def together_s(count: int) -> float:
         """So many requests that begin at once, from their prompts to their last tokens."""
-        return known.prefill_ms / 1e3 * count + output * token_s
+        return count * prompt * steps.prompt_token_s + output * steps.token_s(count)
 
     requests = asked.warmup_requests + asked.requests
     if load.arrivals.kind == "closed_loop":
@@ -62,16 +64,41 @@ def serving(config: Mapping[str, Any], shape: "Shape", kind: str, weights_b: flo
                 break
         seconds += sum(asked.cooldown_s + requests / (part * best) for part in asked.fractions)
         work = f"{loops} closed loops, {requests:,} requests at {len(asked.fractions)} parts of {best:.3g} a second"
-    return Reference(seconds, _power_w(known), known.row["device"], known.rate, work, _doubts(known))
+    row = steps.row
+    rate_of = f"steps of {row['run']} on {row['device']}, {good_for(float(row['parameters']))}"
+    return Reference(seconds, None, row["device"], rate_of, work, steps.beyond)
 
 
-def _power_w(known: Pace) -> float:
-    """That of the library's own generation, one sequence at a time, which is the host's pace too."""
-    return known.power_w(is_graph=False)
+class _Steps:
+    """Steps of a model, from those of the measured one and the paces of both without an engine."""
 
+    def __init__(self, row: Row, layers: float, token_ms: float, prompt_ms: float, beyond: str | None):
+        self.row, self.beyond = row, beyond
+        self._scale = layers / float(row["layers"])
+        self._token_ms = token_ms - float(row["bare_token_ms"])
+        more_ms = (prompt_ms - float(row["bare_prompt_ms"])) / float(row["bare_prompt_tokens"])
+        self.prompt_token_s = (self._scale * float(row["prompts_ms"]) / float(row["batch_tokens"]) + more_ms) / 1e3
 
-def _doubts(known: Pace) -> str | None:
-    return all_of([known.beyond, "continuous batching was not measured, generation was"])
+    @classmethod
+    def of(
+        cls, shape: "Shape", kind: str, weights_b: float, engine: TransformersEngine, device: str
+    ) -> "_Steps | None":
+        attention = "own" if engine.flash_attention else "all"
+        row = next(row for row in rows("serving") if row["attention"] == attention)
+        known = pace(shape, kind, weights_b, int(row["bare_prompt_tokens"]), device)
+        if known is None:
+            return None
+        text = shape.get_text_config() if hasattr(shape, "get_text_config") else shape
+        doubts = [
+            None if kind == row["kind"] else f"no serving of {kind} was measured",
+            beyond_size(parameter_count(shape).total, float(row["parameters"])),
+        ]
+        return cls(row, float(text.num_hidden_layers), known.token_ms, known.prefill_ms, all_of(doubts))
+
+    def token_s(self, requests: int) -> float:
+        """Seconds of a step with so many requests: linear from a few to the measured number, and beyond it."""
+        few_ms, step_ms, measured = (float(self.row[key]) for key in ("few_ms", "step_ms", "requests"))
+        return (self._scale * (few_ms + (step_ms - few_ms) * requests / measured) + self._token_ms) / 1e3
 
 
 def _mean(length: Length) -> float:
