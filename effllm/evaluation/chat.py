@@ -5,7 +5,7 @@ The harness writes them; here are its options, and the one template that every d
 
 from typing import TYPE_CHECKING, Any
 
-from effllm.data.instructions.templates import undated_template
+from effllm.data.instructions.templates import text_template
 from effllm.errors import UserError
 from effllm.study.models import ChatPrompts
 
@@ -21,7 +21,7 @@ def prepare_template(tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
             "the model's tokenizer_config.json."
         )
     try:
-        tokenizer.chat_template = undated_template(tokenizer)
+        tokenizer.chat_template = text_template(tokenizer)
     except ValueError as error:
         raise UserError(f"models.{model}.chat: {error}") from error
 

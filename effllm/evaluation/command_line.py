@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from effllm.data.instructions.templates import undated_template
+from effllm.data.instructions.templates import text_template
 from effllm.errors import EXIT_USER_ERROR, UserError
 from effllm.evaluation.run_time_needs import NLTK_DATA
 from effllm.evaluation.tasks import write_task_files
@@ -92,7 +92,7 @@ def _copy(source: Path, target: Path, chat: ChatRecord | None) -> Path:
     if chat:
         ends = chat.end_token_ids
         (target / CHAT_TEMPLATE).unlink(missing_ok=True)
-        (target / CHAT_TEMPLATE).write_text(undated_template(tokenizer), encoding="utf-8")
+        (target / CHAT_TEMPLATE).write_text(text_template(tokenizer), encoding="utf-8")
     greedy_config(ends, tokenizer.pad_token_id).save_pretrained(target)
     return target
 

@@ -1,6 +1,7 @@
 """Checkpoints and tokenizers of this study, loaded whole or not at all."""
 
 import errno
+import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 _MOST_NAMES = 3
+# Where processors of vision-language models kept the chat template before tokenizers read a file of their own.
+_PROCESSOR_TEMPLATE = "chat_template.json"
 # Errors of the system that tell of the checkpoint; any other, such as a full disk, tells of the machine.
 _OF_THE_FILES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
@@ -138,7 +141,10 @@ def _refused(checkpoint: Path, file: str) -> bool:
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's directory; `UserError` where Transformers cannot read it."""
     with reading(directory):
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if not tokenizer.chat_template and (directory / _PROCESSOR_TEMPLATE).exists():
+            tokenizer.chat_template = json.loads((directory / _PROCESSOR_TEMPLATE).read_bytes())["chat_template"]
+        return tokenizer
 
 
 @contextmanager

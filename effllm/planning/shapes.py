@@ -10,6 +10,7 @@ from effllm.errors import reason_of
 from effllm.models.costs.shapes import shape_of
 from effllm.models.sources import HubModelSource, LocalModelSource, RandomSource
 from effllm.models.vision_language.architecture import VisionLanguageArchitecture
+from effllm.models.vision_language.text import text_shape
 from effllm.planning.nodes import Node
 from effllm.planning.state import State
 from effllm.stages import STAGES
@@ -150,7 +151,9 @@ def read_config(directory: Path) -> "Shape":
     import effllm.models.decoder.config  # noqa: F401  (known to the Auto classes from here on)
 
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        # Of a vision-language model the formulas know its language model.
+        return text_shape(config) or config
     # Transformers answers a configuration that it does not understand by nearly every type of error.
     except Exception as error:
         raise Unknown(f"{directory / _CONFIG} is not readable ({reason_of(error)})") from error

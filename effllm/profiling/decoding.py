@@ -39,11 +39,20 @@ class TimedDecoding:
     """One prompt decoded again and again.
 
     `prompt` is [batch, prompt_tokens]; exactly `new_tokens` follow, end-of-text or not. The key-value cache is on.
-    Of the model's own generation configuration only the ids of end-of-text and padding stay.
+    Of the model's own generation configuration only the ids of end-of-text and padding stay. `given` is what the model
+    gets beside the tokens, such as images.
     """
 
-    def __init__(self, model: "CausalLM", prompt: torch.Tensor, new_tokens: int, device: str):
+    def __init__(
+        self,
+        model: "CausalLM",
+        prompt: torch.Tensor,
+        new_tokens: int,
+        device: str,
+        given: dict[str, torch.Tensor] | None = None,
+    ):
         self.model, self.prompt, self.new_tokens, self.device = model, prompt, new_tokens, device
+        self.given = given or {}
         own = model.generation_config
         ids = own.eos_token_id, own.pad_token_id
         # What the next line leaves open is taken from here.
@@ -59,6 +68,7 @@ class TimedDecoding:
             attention_mask=torch.ones_like(self.prompt),
             generation_config=self.config,
             stopping_criteria=StoppingCriteriaList([stamps]),
+            **self.given,
         )
         produced = output.shape[1] - self.prompt.shape[1]
         if produced != self.new_tokens:

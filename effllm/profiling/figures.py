@@ -10,8 +10,10 @@ from transformers import PreTrainedConfig
 
 from effllm.models.costs import cache_bytes, decoding_flops, forward_flops, weights_read
 from effllm.models.text import text_config
+from effllm.models.vision_language.text import text_shape
 from effllm.profiling.decoding import Generation
-from effllm.results.profile import Energy, Latency, Utilization
+from effllm.profiling.images import SequenceImages
+from effllm.results.profile import Energy, Latency, Utilization, VisionFigures
 from effllm.results.telemetry import TelemetrySummary
 from effllm.study.evaluation import Workload
 from effllm.telemetry.metrics import (
@@ -24,12 +26,15 @@ from effllm.telemetry.metrics import (
     model_flops_utilization,
 )
 
+NO_IMAGES = SequenceImages()
+
 
 @dataclass(frozen=True)
 class ModelCost:
     """What utilisation is computed from: the model's configuration, its weights' bytes, the devices' name and number.
 
-    The peak of several devices is the sum of theirs.
+    The peak of several devices is the sum of theirs. `vision_bytes` of the weights are no part of the language model,
+    and no decoding step reads them.
     """
 
     config: PreTrainedConfig
@@ -37,9 +42,12 @@ class ModelCost:
     dtype: torch.dtype
     device_name: str
     devices: int = 1
+    vision_bytes: int = 0
 
 
-def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload) -> Latency:
+def latency_figures(
+    windows: Sequence[Sequence[Generation]], workload: Workload, images: SequenceImages = NO_IMAGES
+) -> Latency:
     """Latency and throughput of the windows of whole generations; `..._ci95` is [low, high] over windows.
 
     `latency_ms` is AL, the mean time of one generation; `throughput_tokens_per_s` is IT, all generated tokens over
@@ -53,7 +61,7 @@ def latency_figures(windows: Sequence[Sequence[Generation]], workload: Workload)
     latencies_ms = [1e3 * sum(g.total_s for g in window) / len(window) for window in windows]
     rates = [inference_throughput([g.generated_tokens for g in w], [g.total_s for g in w]) for w in windows]
     decoded = sum(tokens) - len(generations) * workload.batch_size
-    prompt_tokens = workload.batch_size * workload.prompt_tokens * len(generations)
+    prompt_tokens = workload.batch_size * (workload.prompt_tokens + images.tokens) * len(generations)
     first_token, token = latency_percentiles_ms(first_ms), latency_percentiles_ms(token_ms)
     return Latency(
         decode_tokens_per_s=decoded / sum(token_ms) * 1e3,
@@ -102,7 +110,33 @@ def energy_figures(
     return Energy(**result, reasons={key: missing for key, value in result.items() if value is None})
 
 
-def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -> Utilization:
+def vision_figures(
+    windows: Sequence[Sequence[Generation]],
+    figures: Latency,
+    telemetry: TelemetrySummary,
+    workload: Workload,
+    images: SequenceImages,
+) -> VisionFigures:
+    """What encoding the images of a workload takes, by the windows and the telemetry of that phase."""
+    runs = [run for window in windows for run in window]
+    encoding = latency_percentiles_ms([run.first_token_s * 1e3 for run in runs])
+    encoded = len(runs) * workload.batch_size * images.count
+    reason = telemetry.reasons.get("energy_j") or "the telemetry does not say why"
+    return VisionFigures(
+        images=images.count,
+        image_tokens=images.tokens,
+        encode_ms_p50=encoding["p50_ms"],
+        encode_ms_p95=encoding["p95_ms"],
+        language_first_token_ms_p50=figures.first_token_ms_p50 - encoding["p50_ms"],
+        encode_flops=workload.batch_size * images.flops,
+        energy_j_per_image=None if telemetry.energy_j is None else telemetry.energy_j / encoded,
+        reasons={"energy_j_per_image": reason} if telemetry.energy_j is None else {},
+    )
+
+
+def utilization_figures(
+    figures: Latency, workload: Workload, cost: ModelCost, images: SequenceImages = NO_IMAGES
+) -> Utilization:
     """`prefill_mfu` and `decode_mbu`, fractions of the device's dense arithmetic and memory bandwidth peaks.
 
     Decoding moves the weights once per step and the cache of every sequence at its length then (its mean is taken);
@@ -114,17 +148,18 @@ def utilization_figures(figures: Latency, workload: Workload, cost: ModelCost) -
     unknown_peak = f"the peak of {cost.device_name!r} is not in the table of peaks"
     try:
         # Generation needs the logits of the last position only; the formula counts the head at all of them.
-        text = text_config(cost.config)
-        head_flops = 2 * text.vocab_size * text.hidden_size * (workload.prompt_tokens - 1)
-        prefill_flops = workload.batch_size * (forward_flops(cost.config, workload.prompt_tokens) - head_flops)
-        context = workload.prompt_tokens + workload.new_tokens // 2
-        weights = weights_read(cost.config, cost.weight_bytes, cost.dtype)
-        step_bytes = weights + workload.batch_size * cache_bytes(cost.config, context, cost.dtype)
-        step_flops = workload.batch_size * decoding_flops(cost.config, context)
+        text, tokens = text_config(cost.config), workload.prompt_tokens + images.tokens
+        shape = text_shape(cost.config) or cost.config
+        head_flops = 2 * text.vocab_size * text.hidden_size * (tokens - 1)
+        prefill_flops = workload.batch_size * (forward_flops(shape, tokens) - head_flops + images.flops)
+        context = tokens + workload.new_tokens // 2
+        weights = weights_read(shape, cost.weight_bytes - cost.vision_bytes, cost.dtype)
+        step_bytes = weights + workload.batch_size * cache_bytes(shape, context, cost.dtype)
+        step_flops = workload.batch_size * decoding_flops(shape, context)
     except ValueError as error:
         keys = ("prefill_flops", "decode_flops_per_step", "decode_bytes_per_step", "prefill_mfu", "decode_mbu")
         return Utilization(**dict.fromkeys(keys), reasons=dict.fromkeys(keys, str(error)))
-    prefill_s = workload.batch_size * workload.prompt_tokens / figures.prefill_tokens_per_s
+    prefill_s = workload.batch_size * tokens / figures.prefill_tokens_per_s
     step_s = workload.batch_size / figures.decode_tokens_per_s
     dtype = str(cost.dtype).removeprefix("torch.")
     mfu = model_flops_utilization(prefill_flops / cost.devices, prefill_s, cost.device_name, dtype)

@@ -18,6 +18,7 @@ from effllm.models.greedy import decode_greedily
 from effllm.models.loading import load_tokenizer
 from effllm.models.placement import place, placement_of
 from effllm.models.text import context_length, text_config
+from effllm.models.vision_language.parts import vision_parameters
 from effllm.profiling.decoding import Decoding, TimedDecoding
 from effllm.profiling.figures import (
     ModelCost,
@@ -25,8 +26,10 @@ from effllm.profiling.figures import (
     latency_figures,
     relative_half_width,
     utilization_figures,
+    vision_figures,
 )
 from effllm.profiling.graphs import GraphedDecoding, Graphs
+from effllm.profiling.images import ImagePrompts, SequenceImages, TimedEncoding
 from effllm.profiling.placement import ProfileConfig, profile_need
 from effllm.profiling.schedule import IDLE, Measured, Phase, rest, run_schedule, window_name
 from effllm.quantization.loading import quantized_on
@@ -96,14 +99,16 @@ def profile_model(
     protocol = config.protocol()
     model.eval()
     ignored = decode_greedily(model, tokenizer)
+    images = ImagePrompts(model, tokenizer, protocol.seed)
     with Telemetry(job.records / "telemetry", device=devices, period_s=protocol.sample_period_s) as telemetry:
-        measured, refused = measure(model, protocol, devices, telemetry, job.id)
-    cost = ModelCost(model.config, weight_bytes, model.dtype, str(info.name), len(devices))
+        measured, refused = measure(model, protocol, devices, telemetry, job.id, images)
+    vision = sum(weight.nbytes for _, _, weight in vision_parameters(model, model.config.model_type))
+    cost = ModelCost(model.config, weight_bytes, model.dtype, str(info.name), len(devices), vision)
     workloads = {
         id: _refused_profile(refused[id])
         if id in refused
-        else workload_profile(id, protocol, measured, telemetry, info, cost, ignored)
-        for id in protocol.workloads
+        else workload_profile(id, protocol, measured, telemetry, info, cost, ignored, images.of(workload))
+        for id, workload in protocol.workloads.items()
     }
     times = {
         window_name(*key): [[GenerationTimes(**vars(generation)) for generation in window] for window in windows]
@@ -126,7 +131,12 @@ def profile_model(
 
 
 def measure(
-    model: "CausalLM", protocol: InferenceProtocol, devices: Sequence[str], telemetry: Telemetry, label: str
+    model: "CausalLM",
+    protocol: InferenceProtocol,
+    devices: Sequence[str],
+    telemetry: Telemetry,
+    label: str,
+    images: ImagePrompts,
 ) -> tuple[Measured, dict[str, CellFailure]]:
     """Measure the workloads, and say of each that could not run why; `CellFailure` where none could.
 
@@ -142,7 +152,11 @@ def measure(
     positions = context_length(model.config)
     refused: dict[str, CellFailure] = {}
     for id, workload in protocol.workloads.items():
-        needed = workload.prompt_tokens + workload.new_tokens
+        try:
+            needed = workload.prompt_tokens + images.of(workload).tokens + workload.new_tokens
+        except CellFailure as failure:
+            refused[id] = failure
+            continue
         if positions and needed > positions:
             refused[id] = CellFailure("unsupported", f"the model has {positions} positions, {needed} are needed")
         elif workload.cuda_graph and len(devices) > 1:
@@ -153,9 +167,11 @@ def measure(
     generated: dict[tuple[str, Phase], Decoding] = {}
     for id, workload in protocol.workloads.items():
         if not workload.cuda_graph and id not in refused:
-            prompt = prompts[id].to(device)
-            generated[id, "generate"] = TimedDecoding(model, prompt, workload.new_tokens, device)
-            generated[id, "prefill"] = TimedDecoding(model, prompt, 1, device)
+            prompt = images.prompt(prompts[id], workload, device)
+            generated[id, "generate"] = TimedDecoding(model, prompt.ids, workload.new_tokens, device, prompt.given)
+            generated[id, "prefill"] = TimedDecoding(model, prompt.ids, 1, device, prompt.given)
+            if prompt.given:
+                generated[id, "vision"] = TimedEncoding(model, prompt.given, device)
     measured = run_schedule(generated, protocol, telemetry, label)
     recorded = [id for id, workload in protocol.workloads.items() if workload.cuda_graph and id not in refused]
     for id in recorded:
@@ -208,14 +224,20 @@ def workload_profile(
     info: DeviceInfo,
     cost: ModelCost,
     ignored: dict[str, Any],
+    images: SequenceImages,
 ) -> WorkloadProfile:
     """Figures, telemetry, findings and status of one workload; `ignored` as of `decode_greedily`."""
     workload = protocol.workloads[id]
     generate, prefill = (telemetry.summary(window_name(id, phase)) for phase in ("generate", "prefill"))
-    figures = latency_figures(measured.windows[id, "generate"], workload)
+    figures = latency_figures(measured.windows[id, "generate"], workload, images)
     prefills = sum(len(window) for window in measured.windows[id, "prefill"])
     energy = energy_figures(generate, prefill, telemetry.summary(IDLE), figures, prefills, workload)
-    utilization = utilization_figures(figures, workload, cost)
+    utilization = utilization_figures(figures, workload, cost, images)
+    of_vision: dict[str, Any] = {}
+    phases = {"generate": generate, "prefill": prefill}
+    if images.count:
+        phases["vision"] = vision = telemetry.summary(window_name(id, "vision"))
+        of_vision["vision"] = vision_figures(measured.windows[id, "vision"], figures, vision, workload, images)
     findings = check_summary(generate, info, protocol.minimum_window_s)
     if not any(finding.rule == DISTURBED for finding in findings):
         # Decoding's own energy is a difference between the two phases.
@@ -230,8 +252,9 @@ def workload_profile(
         findings=findings,
         reason=reason,
         status=status,
-        telemetry=PhaseTelemetry(generate=generate, prefill=prefill),
+        telemetry=PhaseTelemetry(**phases),
         utilization=utilization,
+        **of_vision,
     )
 
 

@@ -26,5 +26,8 @@ def profile_need(weights_b: float, directory: Path, protocol: InferenceProtocol)
     return need_of(
         weights_b,
         directory,
-        [(w.batch_size, w.prompt_tokens, w.prompt_tokens + w.new_tokens) for w in protocol.workloads.values()],
+        [
+            (w.batch_size, w.prompt_tokens_at_most, w.prompt_tokens_at_most + w.new_tokens)
+            for w in protocol.workloads.values()
+        ],
     )

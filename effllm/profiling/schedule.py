@@ -11,8 +11,7 @@ from effllm.profiling.decoding import Decoding, Generation
 from effllm.study.evaluation import InferenceProtocol
 from effllm.telemetry import Telemetry
 
-Phase = Literal["generate", "prefill"]
-PHASES: tuple[Phase, ...] = ("generate", "prefill")
+Phase = Literal["generate", "prefill", "vision"]
 IDLE = "idle"
 
 

@@ -31,9 +31,10 @@ class AwqPrecision(CalibratedPrecision):
 
     def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
         from effllm.quantization.awq_quantizer import quantize_awq
+        from effllm.quantization.language_part import on_language_model
 
         assert calibration is not None
-        quantize_awq(source, target, self, calibration, records)
+        on_language_model(source, target, lambda one, other: quantize_awq(one, other, self, calibration, records))
 
     def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
         return packed_layers(tensors)

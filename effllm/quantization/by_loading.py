@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_on
 from effllm.models.placement import place
+from effllm.quantization.language_part import leave_out_vision
 from effllm.quantization.placement import TRIED_TOKENS, quantizing_need
 from effllm.quantization.weights import parameter_count
 
@@ -31,10 +32,11 @@ def quantize_by_loading(
 ) -> None:
     """Quantize the model in `source` into `target`, over as many GPUs as hold the result.
 
-    What is left unquantized is in `dtype`. `config` is Transformers' own of the format, and `is_packed` says of a
-    linear layer whether it was quantized. Raises `CellFailure`: nan where a weight leaves the type's range, unsupported
-    where part of the decoder stays as it was or does not run in the format, oom.
+    What is left unquantized is in `dtype`, as are a vision tower and its projector. `config` is Transformers' own of the
+    format, and `is_packed` says of a linear layer whether it was quantized. Raises `CellFailure`: nan where a weight
+    leaves the type's range, unsupported where part of the decoder stays as it was or does not run in the format, oom.
     """
+    leave_out_vision(source, config)
     devices = place(quantizing_need(precision, parameter_count(source), source), None)
     try:
         model = _loaded(source, precision, lambda: load_on(source, devices, dtype, quantization_config=config))

@@ -37,9 +37,10 @@ class GptqPrecision(CalibratedPrecision):
 
     def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
         from effllm.quantization.gptq_quantizer import quantize_gptq
+        from effllm.quantization.language_part import on_language_model
 
         assert calibration is not None
-        quantize_gptq(source, target, self, calibration, records)
+        on_language_model(source, target, lambda one, other: quantize_gptq(one, other, self, calibration, records))
 
     def packed_layers(self, tensors: "Mapping[str, TensorHeader]") -> dict[str, PackedLayer]:
         return packed_layers(tensors)

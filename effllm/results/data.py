@@ -107,6 +107,11 @@ class InstructionsSummary(Part, ResultFile):
     splits: dict[str, SampleCounts] | None = Field(default=None, description="`train` and `held_out`.")
     budget_met: bool | None = Field(default=None, description="Whether maximum_samples was reached; null without one.")
     images: int | None = Field(default=None, description="Images, each once; left out for text alone.")
+    odd: dict[str, int] | None = Field(
+        default=None,
+        description="Images by what was done without: turned, animated (the first frame is taken), transparent, "
+        "palette, print (CMYK); left out where there are none.",
+    )
     unusable: list[str] | None = Field(
         default=None, description="The first rows whose image cannot be used, with the reason; left out for text alone."
     )

@@ -17,6 +17,8 @@ class MeasuredWorkload(Part):
     batch_size: int = Field(description="Sequences that are decoded together.")
     cuda_graph: bool = Field(default=False, description="Whether prefill and decoding are replayed as CUDA graphs.")
     compile: bool = Field(default=False, description="Whether the decoding step was compiled before.")
+    images: int = Field(default=0, description="Images before each prompt.")
+    image_size: int | None = Field(default=None, description="Their height and width in pixels.")
 
 
 class MeasuredProtocol(Part):
@@ -47,7 +49,9 @@ class Latency(Part):
     latency_ms_by_window: list[float] = Field(description="The mean of each window in ms.")
     throughput_tokens_per_s: float = Field(description="IT: generated tokens over time, prefill included.")
     throughput_tokens_per_s_ci95: list[float | None] = Field(description="Its 95 % interval over windows.")
-    prefill_tokens_per_s: float = Field(description="Tokens of prompts over the time to the first token.")
+    prefill_tokens_per_s: float = Field(
+        description="Tokens of prompts, with those of images, over the time to the first token."
+    )
     decode_tokens_per_s: float = Field(description="Tokens after the first over the time after it.")
     first_token_ms_p50: float = Field(description="Time to the first token in ms, median.")
     first_token_ms_p95: float = Field(description="95th percentile.")
@@ -75,11 +79,26 @@ class Utilization(Figures):
     decode_mbu: float | None = Field(description="MBU: fraction of the peak bandwidth of memory.")
 
 
+class VisionFigures(Figures):
+    """What the images of a prompt cost: the time to the first token in two parts, encoding and the rest."""
+
+    images: int = Field(description="Images of a sequence.")
+    image_tokens: int = Field(description="Tokens that they take.")
+    encode_ms_p50: float = Field(description="Time to encode those of a batch in ms, median.")
+    encode_ms_p95: float = Field(description="95th percentile.")
+    language_first_token_ms_p50: float = Field(
+        description="Median time to the first token in ms less that of the encoding: prefill of text and image tokens."
+    )
+    encode_flops: Number = Field(description="Model FLOPs of tower and projector for a batch.")
+    energy_j_per_image: float | None = Field(description="Energy of the encoding, per image.")
+
+
 class PhaseTelemetry(Part):
     """Telemetry of a workload's windows, by phase."""
 
     generate: TelemetrySummary = Field(description="Whole generations.")
     prefill: TelemetrySummary = Field(description="Generations of one token.")
+    vision: TelemetrySummary | None = Field(default=None, description="Encoding of images alone; absent without them.")
 
 
 class WorkloadProfile(Part):
@@ -92,6 +111,7 @@ class WorkloadProfile(Part):
     energy: Energy | None = Field(description="Energy per token.")
     utilization: Utilization | None = Field(description="MFU and MBU.")
     telemetry: PhaseTelemetry | None = Field(description="What the instruments say.")
+    vision: VisionFigures | None = Field(default=None, description="Of a workload with images; absent without.")
 
 
 class Profile(Part, ResultFile):

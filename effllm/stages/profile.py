@@ -83,7 +83,8 @@ def _protocol_s(protocol: InferenceProtocol) -> float:
 
 def _cost_of_model(protocol: InferenceProtocol, node: NodeContext, shape: "Shape") -> Mapping[str, Any]:
     caches_b = [
-        workload.batch_size * cache_bytes(shape, workload.prompt_tokens + workload.new_tokens, number_type("bfloat16"))
+        workload.batch_size
+        * cache_bytes(shape, workload.prompt_tokens_at_most + workload.new_tokens, number_type("bfloat16"))
         for workload in protocol.workloads.values()
     ]
     missing = {"disk_b": "the size of the samples is known once a model was profiled", "scratch_b": "not measured"}

@@ -101,12 +101,23 @@ class EvaluationProtocol(Section):
     )
 
 
+# Patches a side of the towers that scale every image to one size (LLaVA-1.5's), and pixels of a patch elsewhere.
+_LEAST_PATCHES, _PATCH = 24, 14
+_IMAGE_KEYS = ("images", "image_size")
+
+
 class Workload(Section):
-    """Greedy decoding of a set number of tokens from a prompt of random tokens."""
+    """Greedy decoding of a set number of tokens from a prompt of random tokens, or of images and random tokens."""
 
     prompt_tokens: Dimension = Field(description="Tokens in the prompt.")
     new_tokens: Annotated[Dimension, Field(ge=2)] = Field(description="Tokens generated, minimum and maximum alike.")
     batch_size: Dimension = Field(default=1, description="Sequences decoded together.")
+    images: Annotated[Count, Field(le=64)] = Field(
+        default=0,
+        description="Images of noise before each prompt, for vision-language models; their encoding is timed apart. "
+        "Other models are unsupported in such a workload.",
+    )
+    image_size: Dimension | None = Field(default=None, description="Height and width of these images in pixels.")
     cuda_graph: bool = Field(
         default=False,
         description="Record prefill and decoding step as CUDA graphs over a static cache and replay them: the GPU's "
@@ -124,10 +135,26 @@ class Workload(Section):
             raise ValueError("compile: true is for decoding by CUDA graphs: add cuda_graph: true, or drop compile")
         return self
 
+    @model_validator(mode="after")
+    def _images_have_a_size(self) -> "Workload":
+        if bool(self.images) != (self.image_size is not None):
+            missing, given = ("image_size", "images") if self.images else ("images", "image_size")
+            raise ValueError(f"{missing} is missing beside {given}: give both, or neither")
+        if self.images and self.cuda_graph:
+            raise ValueError("cuda_graph: a graph of decoding is of text alone: drop cuda_graph, or the images")
+        return self
+
+    @property
+    def prompt_tokens_at_most(self) -> int:
+        """Tokens of the prompt with those of its images, of which there are as many as the model's processor makes."""
+        sides = max(_LEAST_PATCHES, -(-(self.image_size or 0) // _PATCH))
+        return self.prompt_tokens + self.images * sides**2
+
     @model_serializer(mode="wrap")
-    def _only_if_compiled(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _only_what_is_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As it was before there were these keys.
         content = serialize(self)
-        return {key: value for key, value in content.items() if key != "compile" or value}
+        return {key: value for key, value in content.items() if key not in ("compile", *_IMAGE_KEYS) or value}
 
 
 class InferenceProtocol(Section):

@@ -267,7 +267,7 @@ class Study(Section):
         source = self.models[model].source
         if calibration.corpus is not None:
             require(f"{where}.corpus", calibration.corpus, self.corpora)
-            if isinstance(source, RandomSource):
+            if isinstance(source, RandomSource) and source.tokenizer is None:
                 raise ValueError(
                     f"{where}.corpus: {model!r} has random weights and no tokenizer to read {calibration.corpus!r} "
                     "with; name a synthetic stream as calibration.tokens"

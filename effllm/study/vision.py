@@ -31,7 +31,7 @@ def starts_from_random_weights(study: Study, model: str) -> bool:
 
 
 def check_images(study: Study, where: str, suite: FinetuningSuite) -> None:
-    """Images are read by models that can, one sample a sequence; an adapter leaves tower and projector alone."""
+    """Images are read by models that can, one sample a sequence."""
     if not study.instructions[suite.instructions].has_images:
         if suite.vision is not None:
             raise ValueError(f"{where}.vision: {suite.instructions!r} has no images; leave the key out")
@@ -45,10 +45,3 @@ def check_images(study: Study, where: str, suite: FinetuningSuite) -> None:
                 f"{where}.models: {id!r} is a {shape.model_type}, which does not read the images of "
                 f"{suite.instructions!r}; name a vision-language model"
             )
-    trained = [] if suite.vision is None else suite.vision.trained
-    adapters = [id for id in suite.methods if not study.methods[id].trains_whole_model]
-    if trained and adapters:
-        raise ValueError(
-            f"{where}.vision.{trained[0]}: {adapters[0]!r} trains an adapter of the language model alone; freeze the "
-            f"{trained[0]}, or list only methods that train the model itself"
-        )

@@ -29,6 +29,13 @@ _LATENCY_COLUMNS = (
     "decode_tokens_per_s",
 )
 _TELEMETRY_COLUMNS = ("util_nvml", "util_cpu", "power_peak_w", "energy_source", "energy_scope")
+# Of a workload whose prompts have images.
+_VISION_COLUMNS = {
+    "image_tokens": "image_tokens",
+    "vision_encode_ms_p50": "encode_ms_p50",
+    "language_first_token_ms_p50": "language_first_token_ms_p50",
+    "energy_J_per_image": "energy_j_per_image",
+}
 _ENERGY_COLUMNS = {
     "energy_J_per_token": "energy_j_per_token",
     "energy_above_idle_J_per_token": "energy_above_idle_j_per_token",
@@ -87,7 +94,15 @@ class _Variant:
         return average_performance(self.scores)
 
     def workloads(self) -> list[str]:
-        return list(self.profile.manifest.spec["config"]["workloads"])
+        return list(self._workloads)
+
+    def has_images(self, workload: str) -> bool:
+        return bool(self._workloads[workload].get("images"))
+
+    @property
+    def _workloads(self) -> Mapping[str, Any]:
+        workloads: Mapping[str, Any] = self.profile.manifest.spec["config"]["workloads"]
+        return workloads
 
     def warnings(self) -> list[str]:
         """What its evaluations say of themselves, and of which items training text has."""
@@ -119,6 +134,9 @@ def _row(
     row.set("MCR", *compression["nominal"])
     performance.set_interval(row, "average_performance")
     _set_workload(row, main)
+    if variant.has_images(main.id):
+        for column, figure in _VISION_COLUMNS.items():
+            row.set(column, *main.vision(figure))
     for id in variant.workloads():
         if id != main.id:
             other = _Workload(variant.profile, id)
@@ -131,6 +149,9 @@ def _row(
             row.set(f"{id}_AEC_W", *other.window.figure("power_avg_w"))
             row.set(f"{id}_energy_J_per_token", *other.energy("energy_j_per_token"))
             row.set(f"{id}_decode_mbu", *other.utilization("decode_mbu"))
+            if variant.has_images(id):
+                for column, figure in _VISION_COLUMNS.items():
+                    row.set(f"{id}_{column}", *other.vision(figure))
             row.set(f"{id}_status", other.status)
     row.set("mcr_nominal", *compression["nominal"])
     row.set("mcr_measured", *compression["measured"])
@@ -179,6 +200,11 @@ class _Workload:
         """Of `Utilization`."""
         utilization = self.content.utilization if self.content else None
         return utilization.cell(name) if utilization else (None, self.absent)
+
+    def vision(self, name: str) -> Cell:
+        """Of `VisionFigures`."""
+        vision = self.content.vision if self.content else None
+        return vision.cell(name) if vision else (None, self.absent)
 
     def warnings(self) -> list[str]:
         findings = self.content.findings if self.content else []

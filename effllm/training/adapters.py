@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.import_utils import is_gptqmodel_available
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from effllm.runtime.artifact import write_text
@@ -39,12 +39,23 @@ def save_adapter(
     conversion: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(start)} if start else {}
     model.save_pretrained(str(directory), **conversion)
     (directory / "README.md").unlink(missing_ok=True)
+    if start and (others := beside_adapter(model)):
+        # The conversion keeps the tensors of the adapter alone.
+        weights = directory / SAFETENSORS_WEIGHTS_NAME
+        save_file(load_file(weights) | others, weights, metadata={"format": "pt"})
     path = directory / CONFIG_NAME
     config = json.loads(path.read_text())
     # Sets come in any order, and the path of the base is this machine's.
     config |= {key: sorted(value) for key, value in config.items() if key.endswith("_modules") and type(value) is list}
     config |= {"base_model_name_or_path": base, "revision": revision}
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def beside_adapter(model: PeftModel) -> dict[str, Tensor]:
+    """What is trained of the base model's own modules, by the names of peft's files."""
+    state = get_peft_model_state_dict(model)
+    wanted = tuple(f"base_model.model.{name}." for name in model.active_peft_config.modules_to_save or ())
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(wanted)}
 
 
 def write_start(tensors: dict[str, Tensor], directory: Path) -> None:
@@ -65,7 +76,14 @@ def merge_adapter(base: _Model, adapter: Path) -> _Model:
     Raises ValueError if a merged weight is not finite.
     """
     types = {name: parameter.dtype for name, parameter in base.named_parameters()}
-    merged = load_adapter(base.float(), adapter).merge_and_unload(safe_merge=True)
+    loaded = load_adapter(base.float(), adapter)
+    # Not every method's merging in peft knows what was trained beside it.
+    bare: Any = loaded.base_model.model
+    for name in loaded.active_peft_config.modules_to_save or ():
+        parent, _, child = name.rpartition(".")
+        holder = bare.get_submodule(parent)
+        setattr(holder, child, getattr(holder, child).modules_to_save[loaded.active_adapter])
+    merged = loaded.merge_and_unload(safe_merge=True)
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(types[name])
     return merged

@@ -42,15 +42,23 @@ from effllm.models import costs
 from effllm.models.loading import load_causal_lm, load_tokenizer, moved
 from effllm.models.saving import copy_processor, save_causal_lm
 from effllm.models.text import context_length, text_config
-from effllm.models.vision_language.flops import TextView, text_shape
+from effllm.models.vision_language.flops import TextView
+from effllm.models.vision_language.text import text_shape
 from effllm.results.data import InstructionsSummary
 from effllm.results.training import EncodedCounts, EncodedData, FinetuningQuality, LossPoint
 from effllm.runtime.artifact import write_text
 from effllm.runtime.stage import Job, main
-from effllm.training.adapters import adapter_bytes, load_adapter, save_adapter, why_null, write_start
+from effllm.training.adapters import (
+    adapter_bytes,
+    beside_adapter,
+    load_adapter,
+    save_adapter,
+    why_null,
+    write_start,
+)
 from effllm.training.answer_loss import AnswerLoss, answer_loss
 from effllm.training.consumed import Ordered, RecordConsumed, order_digest, rank_file, sample_order
-from effllm.training.images import ImageInputs, fix_vision, image_figures, image_flops
+from effllm.training.images import COPIES, ImageInputs, fix_vision, image_figures, image_flops, train_vision_beside
 from effllm.training.methods import Method
 from effllm.training.methods.method import PreparedModel
 from effllm.training.run import Setup, train
@@ -171,11 +179,15 @@ class Finetuning:
         assert isinstance(prepared.model, PreTrainedModel | PeftModel)
         if run.trains_whole_model:
             fix_vision(prepared.model, model.config.model_type, run.vision)
+        elif run.vision is not None and run.vision.trained:
+            assert isinstance(prepared.model, PeftModel)
+            train_vision_beside(prepared.model, model.config.model_type, run.vision)
         for parameter in prepared.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, run.dtype))
         if prepared.initial_adapter is not None:
-            write_start(prepared.initial_adapter, self.job.scratch / _START)
+            assert isinstance(prepared.model, PeftModel)
+            write_start(prepared.initial_adapter | beside_adapter(prepared.model), self.job.scratch / _START)
         write_text(self.job.scratch / _SIZES, json.dumps(_sizes(run.method, prepared)))
         if run.encoding.packing:
             require_separate_samples(prepared.model)
@@ -320,7 +332,7 @@ def _sizes(method: Method, prepared: PreparedModel) -> dict[str, int]:
     """
     named = list(prepared.model.named_parameters())
     sizes = {
-        "parameters": sum(p.numel() for name, p in named if not method.is_added(name)),
+        "parameters": sum(p.numel() for name, p in named if not (method.is_added(name) or COPIES in name)),
         "parameters_trainable": sum(p.numel() for _, p in named if p.requires_grad),
     }
     chosen = {"adapter_rank": prepared.rank, "parameters_matched": prepared.parameters_matched}

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from effllm.data.instructions.batches import ImageBatches
 from effllm.intervals import ratio_standard_error, sums_by_cluster
 from effllm.models.vision_language.flops import ImageFlops
-from effllm.models.vision_language.parts import vision_parameters
+from effllm.models.vision_language.parts import modules_of, part_of, vision_parameters
 from effllm.models.vision_language.processing import ImageProcessing
 from effllm.results.data import InstructionsSummary
 from effllm.runtime.artifact import Artifact
@@ -17,12 +17,17 @@ from effllm.runtime.artifact import Artifact
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
     from effllm.data.instructions.encoding import TrainingSequence
     from effllm.training.answer_loss import AnswerLoss
     from effllm.training.suites import Vision
+
+
+COPIES = ".modules_to_save."
+"""In the names of what peft trains of the base model's own modules, beside which they stand as they were."""
 
 
 class ImageInputs:
@@ -52,6 +57,24 @@ def fix_vision(model: "nn.Module", model_type: str, vision: "Vision | None") -> 
     """Fix the tower and the projector of a model that is trained itself, unless they are to be trained too."""
     for part, _, parameter in vision_parameters(model, model_type):
         parameter.requires_grad_(parameter.requires_grad and vision is not None and vision.trains(part))
+
+
+def train_vision_beside(model: "PeftModel", model_type: str, vision: "Vision") -> None:
+    """Train tower or projector beside an adapter: peft's copies of them, in float32, which it saves and merges too."""
+    # What it imports is there where there is an adapter.
+    from peft.utils.other import set_additional_trainable_modules
+
+    config = model.active_peft_config
+    config.modules_to_save = modules_of(model_type, vision.trained)
+    bare: Any = model.base_model.model
+    set_additional_trainable_modules(bare, config, {}, model.active_adapter)
+    for name, parameter in bare.named_parameters():
+        if COPIES in name:
+            part = part_of(model_type, name)
+            # Qwen's tower holds its projector.
+            parameter.requires_grad_(part is not None and vision.trains(part))
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 def image_flops(

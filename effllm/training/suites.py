@@ -7,6 +7,7 @@ others in its micro batch and its devices, which change memory and time, not wha
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -163,8 +164,8 @@ class _Encoded(Protocol):
     encoding: Encoding = Field(description="Template, truncation and packing.")
     vision: Vision | None = Field(
         default=None,
-        description="Whether methods that train the model itself train its vision tower and projector, where samples "
-        "have images; null freezes both. Adapters are on the language model alone.",
+        description="Whether the vision tower and the projector are trained, where samples have images; null freezes "
+        "both. Beside adapters, which are on the language model alone, they are trained whole, and saved with them.",
     )
 
     @model_serializer(mode="wrap")
@@ -190,7 +191,15 @@ class Suite(Protocol):
     micro_batch_size_by_method: dict[PlainId, Dimension] = Field(
         default_factory=dict, description="Micro batches of single methods; the samples per step stay the same."
     )
+    micro_batch_size_by_model: dict[Id, Dimension] = Field(
+        default_factory=dict, description="Micro batches of single models, whatever the method."
+    )
     parallel: Parallel = Field(default_factory=Parallel, description="Devices, and what is sharded over them.")
+    parallel_by_model: dict[Id, Parallel] = Field(
+        default_factory=dict,
+        description="Devices of single models, and what is sharded over them; of methods in parallel_by_method the "
+        "devices and nodes alone.",
+    )
     parallel_by_method: dict[PlainId, Parallel] = Field(
         default_factory=dict,
         description="Devices of single methods, such as {full-offload: {strategy: zero3, offload: true}}.",
@@ -202,16 +211,28 @@ class Suite(Protocol):
 
     def settings_of(self, model: str, method: str) -> dict[str, Any]:
         """What differs between the runs of the suite, the method's own settings apart."""
+        of_method = self.micro_batch_size_by_method.get(method, self.micro_batch_size)
         return {
             "learning_rate": self.learning_rate_by_model.get(model, self.learning_rate),
-            "micro_batch_size": self.micro_batch_size_by_method.get(method, self.micro_batch_size),
-            "parallel": self.parallel_by_method.get(method, self.parallel).model_dump(),
+            "micro_batch_size": self.micro_batch_size_by_model.get(model, of_method),
+            "parallel": self._parallel(model, method).model_dump(),
         }
+
+    def _parallel(self, model: str, method: str) -> Parallel:
+        of_model = self.parallel_by_model.get(model, self.parallel)
+        of_method = self.parallel_by_method.get(method)
+        if of_method is None:
+            return of_model
+        if model not in self.parallel_by_model:
+            return of_method
+        return of_method.model_copy(update={"devices": of_model.devices, "nodes": of_model.nodes})
 
     @model_validator(mode="after")
     def _overrides_name_members(self) -> "Suite":
         for key, given, members, what in (
             ("learning_rate_by_model", self.learning_rate_by_model, self.models, "models"),
+            ("micro_batch_size_by_model", self.micro_batch_size_by_model, self.models, "models"),
+            ("parallel_by_model", self.parallel_by_model, self.models, "models"),
             ("micro_batch_size_by_method", self.micro_batch_size_by_method, self.methods, "methods"),
             ("parallel_by_method", self.parallel_by_method, self.methods, "methods"),
         ):
@@ -225,13 +246,13 @@ class Suite(Protocol):
 
     @model_validator(mode="after")
     def _step_divides(self) -> "Suite":
-        for method in self.methods:
-            settings = self.settings_of(self.models[0], method)
+        for model, method in product(self.models, self.methods):
+            settings = self.settings_of(model, method)
             parallel = Parallel(**settings["parallel"])
             if parallel.strategy == "fsdp2":
                 raise ValueError(
-                    f"parallel of {method}: fsdp2 takes one type for all weights of a layer, and fixed ones have "
-                    "another: choose ddp, zero2 or zero3"
+                    f"parallel of {method} on {model}: fsdp2 takes one type for all weights of a layer, and fixed ones "
+                    "have another: choose ddp, zero2 or zero3"
                 )
             ranks = parallel.world_size
             micro = settings["micro_batch_size"]

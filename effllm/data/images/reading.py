@@ -174,9 +174,7 @@ def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> 
     if isinstance(picture, np.ndarray):
         return picture, []
     image, source = opened(picture, channels)
-    # Whether a file has a second frame is known by reading on, where it may be cut.
-    with _damage_is_unreadable():
-        odd = _oddities(source, size)
+    odd = oddities(source, size)
     image = scaled(image, size, size)
     left, top = image.width - size, image.height - size
     if crop == "random":
@@ -188,13 +186,16 @@ def pixels(picture: Picture, size: int, channels: int, crop: str = "centre") -> 
     return (array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))), odd
 
 
-def _oddities(image: Image.Image, size: int) -> list[str]:
-    found = {
-        "turned": image.getexif().get(ExifTags.Base.Orientation, 1) != 1,
-        "animated": getattr(image, "is_animated", False),
-        "transparent": image.has_transparency_data,
-        "palette": image.mode in ("P", "PA"),
-        "print": image.mode == "CMYK",
-        "enlarged": min(image.size) < size,
-    }
+def oddities(image: Image.Image, size: int) -> list[str]:
+    """What of `ODD` an opened image is, of which `size` pixels a side are wanted."""
+    # Whether a file has a second frame is known by reading on, where it may be cut.
+    with _damage_is_unreadable():
+        found = {
+            "turned": image.getexif().get(ExifTags.Base.Orientation, 1) != 1,
+            "animated": getattr(image, "is_animated", False),
+            "transparent": image.has_transparency_data,
+            "palette": image.mode in ("P", "PA"),
+            "print": image.mode == "CMYK",
+            "enlarged": min(image.size) < size,
+        }
     return [name for name in ODD if found[name]]

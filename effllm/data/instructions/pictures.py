@@ -1,6 +1,7 @@
 """Images of instruction data: read and checked once, kept as files in `images.bin`, opened again when they are used."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 import xxhash
 from PIL import Image
 
-from effllm.data.images.reading import REASONS, UnusableImageError, opened
+from effllm.data.images.reading import REASONS, UnusableImageError, oddities, opened
 from effllm.data.sampling import SPLIT_SALT
 from effllm.data.writing import PieceWriter
 from effllm.errors import UserError
@@ -18,7 +19,8 @@ from effllm.errors import UserError
 FILE = "images.bin"
 UNUSABLE = ("no_image", *REASONS, "tiny", "narrow")
 """no_image: the row names none, or one that is not there. The others are those of stage `images`. tiny: one pixel high
-or wide. narrow: its sides are 200 to 1 or more, which Qwen's processor refuses."""
+or wide. narrow: its sides are 200 to 1 or more, which Qwen's processor refuses. Beside them `several`, where it occurs:
+the row has more than one image."""
 _NARROW = 200
 
 PictureFile: TypeAlias = Path | bytes
@@ -43,18 +45,24 @@ class PictureWriter(PieceWriter):
     def __init__(self, directory: Path):
         super().__init__(directory / FILE)
         self._known: dict[bytes, Picture] = {}
+        self.odd: Counter[str] = Counter()
+        """Of the images that are kept, what was done without, as of `oddities`."""
 
     @property
     def count(self) -> int:
         """Images so far, each once."""
         return len(self._known)
 
-    def write(self, file: PictureFile | None) -> tuple[bytes, Picture]:
-        """The digest of the pixels, and where the file is kept; `UnusableImageError` for one that no model can read."""
-        if file is None:
-            raise UnusableImageError("no_image")
+    def write(self, file: PictureFile | str) -> tuple[bytes, Picture]:
+        """The digest of the pixels, and where the file is kept; `UnusableImageError` for one that no model can read.
+
+        A text is the reason why the row has no image.
+        """
+        if isinstance(file, str):
+            raise UnusableImageError(file)
         content = file.read_bytes() if isinstance(file, Path) else file
-        image = _decoded(content)
+        image, source = opened(BytesIO(content), 3)
+        odd = oddities(source, 0)
         if min(image.size) < 2:
             raise UnusableImageError("tiny")
         if max(image.size) >= _NARROW * min(image.size):
@@ -63,6 +71,7 @@ class PictureWriter(PieceWriter):
         digest = xxhash.xxh3_128_digest(shape + image.tobytes(), SPLIT_SALT)
         if digest not in self._known:
             self._known[digest] = Picture(self.append(content), len(content), *image.size)
+            self.odd.update(odd)
         return digest, self._known[digest]
 
 
@@ -78,7 +87,7 @@ class PictureReader:
         """The image in colours, turned as the camera says."""
         with open(self._path, "rb") as file:
             file.seek(picture.offset)
-            return _decoded(file.read(picture.bytes))
+            return opened(BytesIO(file.read(picture.bytes)), 3)[0]
 
     @staticmethod
     def blank(picture: Picture) -> Image.Image:
@@ -94,20 +103,20 @@ def place_of(path: Path) -> str:
 def with_picture(
     row: Mapping[str, Any], column: str | None, files: Mapping[str, Path] | None = None, folder: Path | None = None
 ) -> Mapping[str, Any]:
-    """The row with the image that its column holds or names: a `PictureFile`, or None where there is none.
+    """The row with the image that its column holds or names: a `PictureFile`, or the reason where there is none.
 
     `files` are the images that the study names, by their absolute paths; `folder` is that of the row's file.
     """
     if column is None:
         return row
     value = row.get(column)
+    if isinstance(value, list):
+        if len(value) > 1:
+            return {**row, column: "several"}
+        value = value[0] if value else None
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and files is not None and folder is not None:
         # A path that no file system can hold is none of them.
         value = files.get(place_of(folder / value)) if "\0" not in value else None
-    return {**row, column: value if isinstance(value, bytes | Path) and value else None}
-
-
-def _decoded(content: bytes) -> Image.Image:
-    return opened(BytesIO(content), 3)[0]
+    return {**row, column: value if isinstance(value, bytes | Path) and value else "no_image"}

@@ -103,6 +103,8 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
         counts = {split: writer.count for split, writer in writers.items()}
     _require_samples(counts, seen, dropped, unusable, source, config)
     of_images: dict[str, Any] = {} if pictures is None else {"images": pictures.count, "unusable": names[:_NAMED]}
+    if pictures is not None and pictures.odd:
+        of_images["odd"] = dict(sorted(pictures.odd.items()))
     return InstructionsSummary(
         seen=seen,
         dropped=dict(dropped),
@@ -146,7 +148,7 @@ def _digest(messages: tuple[Message, ...]) -> bytes:
     return xxhash.xxh3_128_digest(text.encode(), SPLIT_SALT)
 
 
-def _named(file: PictureFile | None) -> str:
+def _named(file: PictureFile | str) -> str:
     return f" ({file})" if isinstance(file, Path) else ""
 
 

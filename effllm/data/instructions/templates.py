@@ -39,6 +39,13 @@ _FIXED_DATE = (
     " | replace('%H', '00') | replace('%M', '00') | replace('%S', '00') }}"
     "{% endmacro %}"
 )
+# For templates that want a turn's content as a list of parts.
+_AS_PARTS = (
+    "{% set said = namespace(turns=[]) %}"
+    "{% for message in messages %}{% set said.turns = said.turns + ["
+    "{'role': message['role'], 'content': [{'type': 'text', 'text': message['content']}]}] %}{% endfor %}"
+    "{% set messages = said.turns %}"
+)
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 _PLACEHOLDER = "(effllm: the answer goes here)"
 
@@ -95,14 +102,25 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, model
     return name
 
 
-def undated_template(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The tokenizer's chat template, the same on any day.
+def text_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The tokenizer's chat template for turns of text, the same on any day.
 
     Those that write the date of today (Llama 3.2) would make one conversation another text every day, so for them it is
-    always the same date.
+    always the same date. Those that show nothing but lists of parts (LLaVA's) are given the text as one part.
     """
     template: str = tokenizer.get_chat_template()
-    return _FIXED_DATE + template if "strftime_now" in template else template
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+    asked = [{"role": "user", "content": _PLACEHOLDER}]
+    shown = []
+    for tried in (template, _AS_PARTS + template):
+        try:
+            text = tokenizer.apply_chat_template(asked, chat_template=tried, tokenize=False)
+        except (TemplateError, TypeError):
+            # Such as of a dialogue without an answer: what is asked of it later will tell.
+            text = ""
+        shown.append(_PLACEHOLDER in text)
+    return _AS_PARTS + template if shown == [False, True] else template
 
 
 class Renderer:
@@ -119,7 +137,7 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
-        self._template = undated_template(tokenizer)
+        self._template = text_template(tokenizer)
         contents = (token.content for token in tokenizer.added_tokens_decoder.values())
         # The longest first: "<|im_end|>" may be added beside "<|im_end|>\n".
         marks = sorted((mark for mark in contents if mark.strip()), key=len, reverse=True)

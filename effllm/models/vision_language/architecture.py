@@ -43,6 +43,11 @@ class VisionLanguageArchitecture(TransformerShape):
     tie_word_embeddings: bool = Field(default=False, description="Share the embedding with the output head.")
     vision: VisionShape = Field(description="The vision tower.")
 
+    @property
+    def saved_model_type(self) -> str:
+        """That of the language model, which is what is quantized."""
+        return "llama" if self.model_type == "llava" else "qwen2"
+
     @model_validator(mode="after")
     def _heads_divide(self) -> "VisionLanguageArchitecture":
         require_multiple("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)

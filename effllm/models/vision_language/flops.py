@@ -4,30 +4,13 @@ In the terms of `effllm.models.costs`: products alone, 2 per multiply-add. A lay
 patch of an image, the projector for every image token.
 """
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from effllm.models import costs
-from effllm.models.text import text_config
-from effllm.models.vision_language.parts import FAMILIES, part_of
+from effllm.models.vision_language.parts import part_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-# Qwen's text decoders go by names of their own.
-_TEXTS = {"qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2"}
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-
-
-def text_shape(config: "PreTrainedConfig") -> Any:
-    """What the formulas of causal language models read of a vision-language model; None where they do not know it."""
-    if config.model_type not in FAMILIES:
-        return None
-    text = text_config(config)
-    shape = SimpleNamespace(**text.to_dict() | {"model_type": _TEXTS.get(text.model_type, text.model_type)})
-    return shape if costs.has_formulas(shape) else None
 
 
 class TextView:

@@ -85,19 +85,24 @@ class ImageProcessing:
         return patches // self._processor.merge_size**2
 
     def _require_fit(self, where: str) -> None:
-        vision, processor = self._config.vision_config, self._processor
-        if "qwen2" in self._config.model_type:
-            pairs = [
-                ("patch_size", processor.patch_size, vision.patch_size),
-                ("merge_size", processor.merge_size, vision.spatial_merge_size),
-                ("temporal_patch_size", processor.temporal_patch_size, vision.temporal_patch_size),
-            ]
+        vision, processor, family = self._config.vision_config, self._processor, self._config.model_type
+        # What is called of it, or read, later; processors of other families have other settings and methods.
+        counts = () if family == "llava" else ("get_number_of_image_patches",)
+        keys = ("patch_size", "merge_size", "temporal_patch_size") if "qwen2" in family else ("size",)
+        if missing := [name for name in (*keys, *counts) if getattr(processor, name, None) is None]:
+            raise UserError(
+                f"{where}: its image processor, a {type(processor).__name__}, has no {missing[0]}, as a {family} "
+                "needs; take preprocessor_config.json and config.json of one model."
+            )
+        if "qwen2" in family:
+            read = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+            pairs = [(key, getattr(processor, key), value) for key, value in zip(keys, read, strict=True)]
         else:
             crops = getattr(processor, "do_center_crop", False)
-            made = processor.crop_size if crops else processor.size
-            read = vision.image_size
-            sides = tuple(read) if isinstance(read, list | tuple) else (read, read)
-            pairs = [("size", (made["height"], made["width"]), sides)]
+            made = (processor.crop_size if crops else processor.size) or {}
+            side = vision.image_size
+            sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+            pairs = [("size", (made.get("height"), made.get("width")), sides)]
         for key, own, theirs in pairs:
             if own != theirs:
                 raise UserError(

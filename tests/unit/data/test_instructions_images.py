@@ -24,17 +24,14 @@ from effllm.data.instructions.settings import Encoding, Instructions
 from effllm.data.instructions.sources import open_source
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
-from effllm.models.vision_language.architecture import VisionLanguageArchitecture
+from effllm.models.loading import load_tokenizer
 from effllm.models.vision_language.processing import ImageProcessing
-from effllm.models.vision_language.random_model import random_vision_language_model, save_image_processor
 from effllm.results.data import InstructionsSummary
 from tests.hub.server import Hub
 from tests.unit.data.instruction_files import Prepare
-from tests.unit.data.instruction_tokenizers import byte_level
+from tests.unit.models.vision import ENCODING, FAMILIES, Family
 
 QUESTION = "How many?"
-ENCODING = Encoding(template="plain", sequence_length=256)
-FAMILIES = ("llava", "qwen2_5_vl", "internvl")
 
 
 def _png(image: Image.Image) -> bytes:
@@ -158,32 +155,6 @@ def test_images_that_nobody_listed_are_none(tmp_path: Path) -> None:
         _prepared(tmp_path / "data", {"a.png": _png(_picture(0))}, rows)
 
 
-class Family:
-    """A model of random weights, with its tokenizer and image processor on disk."""
-
-    def __init__(self, model_type: str, directory: Path):
-        vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        shape = VisionLanguageArchitecture.model_validate(
-            {
-                "model_type": model_type,
-                **vision,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 256,
-                "initializer_range": 0.2,
-                "vision": {**vision, "image_size": 16, "patch_size": 2, "initializer_range": 0.2},
-            }
-        )
-        self.directory, self.tokenizer = directory, byte_level()
-        self.model = random_vision_language_model(shape, self.tokenizer, 0).eval()
-        self.model.save_pretrained(directory)
-        save_image_processor(shape, directory)
-        set_template(self.tokenizer, ENCODING, "models.m")
-
-    @property
-    def processing(self) -> ImageProcessing:
-        return ImageProcessing(self.directory, self.model.config, self.tokenizer, "models.m")
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return Family(request.param, tmp_path_factory.mktemp(request.param))
@@ -267,6 +238,116 @@ def test_text_and_pixels_are_those_of_llavas_own_processor(tmp_path: Path) -> No
     repeated = [[id] * (processing.tokens(*image.size) if id == processing.token_id else 1) for id in ids]
     assert expected["input_ids"][0].tolist() == [id for part in repeated for id in part]
     assert torch.equal(expected["pixel_values"], processing.batch([image])["pixel_values"])
+
+
+# As LLaVA-1.5's: turns are lists of parts, images before texts, and nothing ends an answer.
+PARTS = (
+    "{% for turn in messages %}{{ turn['role'].upper() }}: "
+    "{% for part in turn['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for part in turn['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }} {% endif %}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def test_a_template_of_parts_writes_what_llavas_own_processor_writes(artifact: Path, tmp_path: Path) -> None:
+    family = Family("llava", tmp_path)
+    family.tokenizer.chat_template = PARTS
+    asked: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "one"}]},
+    ]
+    expected = family.tokenizer.apply_chat_template(asked, tokenize=False).rstrip(" ")
+    encoding = Encoding(template="tokenizer", sequence_length=256)
+    assert set_template(family.tokenizer, encoding, "models.m") == "tokenizer"
+    samples = read_samples(artifact, "train")
+    sequences = encode(samples, family.tokenizer, encoding, marks=family.processing).sequences
+    (sample,) = sequences[0].samples
+    ids, image = sample.input_ids, family.processing.token_id
+    once = [id for index, id in enumerate(ids) if id != image or ids[index - 1] != image]
+    assert family.tokenizer.decode(once) == f"{expected}<|endoftext|>"
+    learned = sample.labels[sample.labels != IGNORED]
+    assert family.tokenizer.decode(learned) == " one<|endoftext|>"
+
+
+def test_the_template_of_an_older_processor_is_the_tokenizers(tmp_path: Path) -> None:
+    family = Family("llava", tmp_path)
+    family.tokenizer.chat_template = None
+    family.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}))
+    assert load_tokenizer(tmp_path).chat_template == PARTS
+
+
+def _animation(form: str) -> bytes:
+    file = io.BytesIO()
+    frames = [_picture(seed).convert("P" if form == "GIF" else "RGB") for seed in (80, 81)]
+    frames[0].save(file, form, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def test_odd_images_are_read_counted_or_named(tmp_path: Path) -> None:
+    palette = _picture(50).convert("P")
+    good = {
+        "print.png": _saved(_picture(51).convert("CMYK"), "JPEG"),
+        "palette.png": _saved(palette, "PNG", transparency=bytes([0, 128] * 128)),
+        "animated.png": _animation("GIF"),
+        "moving.png": _animation("WEBP"),
+        "seen-through.png": _png(_picture(52).convert("RGBA")),
+        "bits.png": _saved(_picture(53).convert("1"), "TIFF"),
+        "lab.png": _saved(_picture(54), "TIFF", compression="tiff_deflate"),
+        **{f"plain{index}.png": _png(_picture(index)) for index in range(6)},
+    }
+    whole = _saved(_picture(55, 300, 300), "JPEG")
+    bad = {
+        "empty.png": b"",
+        "half.png": whole[: len(whole) // 2],
+        "header.png": whole[:30],
+        "deep.png": _saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "TIFF"),
+        "float.png": _saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+        "svg.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+    }
+    rows: list[dict[str, Any]] = [
+        {"prompt": QUESTION, "response": "one", "image": f"images/{name}"} for name in (*good, *bad)
+    ]
+    first = rows[-len(bad) - 1]["image"]
+    rows += [
+        {"prompt": "One of a list?", "response": "one", "image": [first]},
+        {"prompt": QUESTION, "response": "one", "image": [first, first]},
+        {"prompt": QUESTION, "response": "one", "image": []},
+        {"prompt": QUESTION, "response": "one"},
+        {"prompt": QUESTION, "response": "one", "image": 7},
+        {"prompt": QUESTION, "response": "one", "image": "images"},
+        {"prompt": QUESTION, "response": None, "image": first},
+        {"prompt": "No answer?", "response": "", "image": first},
+        {"prompt": "", "response": "one", "image": first},
+        {"prompt": "No answer in a list?", "response": [], "image": first},
+    ]
+    summary = _prepared(tmp_path / "data", good | bad, rows)
+    assert summary.dropped is not None and summary.unusable is not None
+    counted = {reason: count for reason, count in summary.dropped.items() if count}
+    assert counted == {
+        "unreadable": 4, "deep": 2, "several": 1, "no_image": 4, "not_text": 2, "empty_message": 2,
+    }  # fmt: skip
+    assert summary.images == len(good)
+    assert summary.odd == {"animated": 2, "palette": 2, "print": 1, "transparent": 2}
+    assert [line.rpartition(": ")[2] for line in summary.unusable] == [
+        "unreadable", "unreadable", "unreadable", "deep", "deep", "unreadable", "several", *["no_image"] * 4,
+    ]  # fmt: skip
+
+
+OTHER = {"llava": "qwen2_5_vl", "qwen2_5_vl": "llava", "internvl": "llava"}
+
+
+def test_a_processor_of_another_family_is_refused(family: Family, tmp_path: Path) -> None:
+    other = Family(OTHER[family.model.config.model_type], tmp_path)
+    with pytest.raises(UserError, match=r"models\.m: its image processor.* (has no|has size) .*; take preprocessor"):
+        ImageProcessing(other.directory, family.model.config, family.tokenizer, "models.m")
 
 
 def test_a_processor_of_another_model_is_refused(family: Family, tmp_path: Path) -> None:

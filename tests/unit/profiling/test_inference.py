@@ -15,6 +15,7 @@ from effllm.errors import CellFailure
 from effllm.profiling import inference, schedule
 from effllm.profiling.decoding import Generation, TimedDecoding
 from effllm.profiling.figures import ModelCost, energy_figures, latency_figures, utilization_figures
+from effllm.profiling.images import ImagePrompts
 from effllm.profiling.inference import build, check_protocol, measure
 from effllm.profiling.schedule import Measured, Warmup, run_schedule, settle
 from effllm.results.profile import Latency
@@ -281,7 +282,7 @@ def test_a_model_that_can_run_no_workload_is_unsupported(model: Any) -> None:
     if not torch.cuda.is_available():
         workloads["graph"] = {"prompt_tokens": 10, "new_tokens": 3, "cuda_graph": True}
     with pytest.raises(CellFailure, match=r"workload long: the model has 2048 positions, 4003 are needed") as failure:
-        measure(model, _protocol(workloads=workloads), ["cpu"], _Windows(), "x")
+        measure(model, _protocol(workloads=workloads), ["cpu"], _Windows(), "x", ImagePrompts(model, None, 0))
     assert failure.value.status == "unsupported"
 
 
@@ -305,7 +306,7 @@ def test_graphs_that_cannot_be_recorded_leave_the_other_workloads_measured(
     short = {"prompt_tokens": 10, "new_tokens": 3}
     workloads = {"graph": short | {"cuda_graph": True}, "a": short, "again": short | {"cuda_graph": True}}
     protocol = _protocol(workloads=workloads, minimum_window_s=0.01)
-    measured, refused = measure(model, protocol, ["cpu"], _Windows(), "x")
+    measured, refused = measure(model, protocol, ["cpu"], _Windows(), "x", ImagePrompts(model, None, 0))
     assert set(measured.windows) == {("a", "generate"), ("a", "prefill")}
     assert {id: failure.status for id, failure in refused.items()} == {"graph": status, "again": status}
     assert refused["again"].reason == str(error).splitlines()[0]

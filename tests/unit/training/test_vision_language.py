@@ -37,7 +37,6 @@ def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
         "sampling",
         "features",
         "fidelity",
-        "benchmarks",
         "budgets",
     )
     study |= {section: {} for section in empty}
@@ -48,6 +47,8 @@ def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
     study["models"]["tuned"] = {
         "source": {"kind": "finetuned", "suite": "digit-parity", "model": "llava-0.2m", "method": "lora"}
     }
+    # Sentences of the benchmark are longer than questions.
+    study["models"]["llava-random"]["source"]["architecture"]["max_position_embeddings"] = 512
     for family in OTHERS:
         other = copy.deepcopy(study["models"]["llava-random"])
         other["source"]["architecture"]["model_type"] = family
@@ -55,6 +56,20 @@ def study(tiny_text: dict[str, Any]) -> dict[str, Any]:
         study["models"] |= {f"{family}-random": other, family: {"source": tuned}}
         study["finetuning"]["read-digits"]["models"].append(f"{family}-random")
         study["finetuning"]["digit-parity"]["models"].append(family)
+    study["benchmarks"] = {
+        "word-order": {"kind": "held_out", "corpus": "python-docs", "task": "word_order", "items": 4}
+    }
+    short = {"prompt_tokens": 8, "new_tokens": 2}
+    study["inference"] |= {
+        "workloads": {"text": short, "image": short | {"images": 2, "image_size": 8}},
+        "idle_s": 0.1,
+        "warmup_maximum": 3,
+        "repeats": 2,
+        "minimum_window_s": 0.05,
+        "cooldown_s": 0.0,
+        "maximum_relative_interval": 9.0,
+    }
+    study["precisions"] = {"bfloat16": study["precisions"]["bfloat16"]}
     study["instructions"] = {id: study["instructions"][id] for id in ("which-digit", "digit-parity")}
     for instructions in study["instructions"].values():
         instructions["maximum_samples"] = 100
@@ -130,6 +145,25 @@ def test_an_adapter_is_on_the_language_model_and_its_merged_model_generates(buil
     assert ids.shape[1] < answer.shape[1] <= ids.shape[1] + 3
 
 
+def test_a_merged_model_is_quantized_scored_and_profiled_with_images(built: Builder, tuned: Artifact) -> None:
+    quantized = built.build("quantize", "tuned.bfloat16")
+    assert (quantized.directory / "model" / "preprocessor_config.json").is_file()
+    assert quantized.json("quantization.json")["weights"]["quantized_layers"] == 0
+    evaluated = built.build("evaluate", "tuned.bfloat16.word-order")
+    assert evaluated.manifest.status == "ok", evaluated.manifest.reason
+    scored = evaluated.json("evaluation.json")
+    assert scored["items"] == 4 and scored["score"] is not None
+    profile = built.build("profile", "tuned.bfloat16").json("profile.json")
+    text, image = (profile["workloads"][id] for id in ("text", "image"))
+    assert "vision" not in text and "vision" not in text["telemetry"]
+    vision = image["vision"]
+    assert (vision["images"], vision["image_tokens"]) == (2, 32)
+    parts = vision["encode_ms_p50"] + vision["language_first_token_ms_p50"]
+    assert parts == pytest.approx(image["figures"]["first_token_ms_p50"])
+    assert image["telemetry"]["vision"]["windows"] == 2
+    assert image["utilization"]["prefill_flops"] > text["utilization"]["prefill_flops"] > 0
+
+
 def test_the_gain_is_of_the_same_samples_and_its_error_of_whole_images() -> None:
     # Two questions about each of three images: the gain a token is 4, 2 and 0 by image.
     ids = ["a", "a#2", "b", "b#2", "c", "c#2"]
@@ -173,7 +207,7 @@ def test_the_table_says_whether_a_model_looks(built: Builder, tuned: Artifact) -
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("finetuning/digit-parity/vision", {"tower": "trained"}, "finetuning.digit-parity.vision.tower: 'lora' trains"),
+        ("finetuning/digit-parity/parallel_by_model", {"x": {}}, "parallel_by_model: 'x' is not among the suite's"),
         ("finetuning/digit-parity/encoding/packing", True, "finetuning.digit-parity.encoding.packing: samples with"),
         ("instructions/which-digit/source", {"kind": "embedded", "questions": "name"}, "has no images; leave the key"),
         ("instructions/digit-parity/source", {"kind": "embedded", "questions": "name"}, "tables.table12.suite:"),

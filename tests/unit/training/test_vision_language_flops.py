@@ -10,10 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from effllm.models.vision_language.architecture import VisionLanguageArchitecture
-from effllm.models.vision_language.flops import ImageFlops, TextView, text_shape
+from effllm.models.vision_language.flops import ImageFlops, TextView
 from effllm.models.vision_language.processing import ImageProcessing
 from effllm.models.vision_language.random_model import random_vision_language_model, save_image_processor
-from effllm.training.images import fix_vision
+from effllm.models.vision_language.text import text_shape
+from effllm.training.images import fix_vision, train_vision_beside
 from effllm.training.methods import AnyMethod
 from effllm.training.suites import Vision
 from tests.unit.data.instruction_tokenizers import byte_level
@@ -24,6 +25,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Vision | None]] = {
     "qwen2_5_vl": ("qwen2_5_vl", LORA, None),
     "internvl": ("internvl", LORA, None),
     "full beside fixed eyes": ("internvl", {"kind": "full"}, None),
+    "projector beside an adapter": ("llava", LORA, Vision(projector="trained")),
+    "tower beside an adapter": ("qwen2_5_vl", LORA, Vision(tower="trained")),
     "projector trained": ("llava", {"kind": "full"}, Vision(projector="trained")),
     "all trained": ("llava", {"kind": "full"}, Vision(tower="trained", projector="trained")),
     "the first layers fixed": ("qwen2_5_vl", {"kind": "freeze", "frozen_layers": 2}, None),
@@ -51,6 +54,8 @@ def test_flops_of_a_step_are_those_that_torch_counts(case: str, tmp_path: Any) -
     prepared = settings.apply(model, "methods.x").model.train()
     if settings.trains_whole_model:
         fix_vision(prepared, family, vision)
+    elif vision is not None:
+        train_vision_beside(prepared, family, vision)
     count = processing.tokens(32, 32)
     ids = torch.tensor([[*range(1, 9), *[processing.token_id] * count, *range(9, 25)]])
     batch = processing.batch([Image.new("RGB", (32, 32))]) | processing.of_tokens(ids)
