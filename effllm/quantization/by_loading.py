@@ -32,9 +32,10 @@ def quantize_by_loading(
 ) -> None:
     """Quantize the model in `source` into `target`, over as many GPUs as hold the result.
 
-    What is left unquantized is in `dtype`, as are a vision tower and its projector. `config` is Transformers' own of the
-    format, and `is_packed` says of a linear layer whether it was quantized. Raises `CellFailure`: nan where a weight
-    leaves the type's range, unsupported where part of the decoder stays as it was or does not run in the format, oom.
+    What is left unquantized is in `dtype`, as are a vision tower and its projector. `config` is Transformers' own of
+    the format, and `is_packed` says of a linear layer whether it was quantized. Raises `CellFailure`: nan where a
+    weight leaves the type's range, unsupported where part of the decoder stays as it was or does not run in the format,
+    oom.
     """
     leave_out_vision(source, config)
     devices = place(quantizing_need(precision, parameter_count(source), source), None)
