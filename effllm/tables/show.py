@@ -123,7 +123,7 @@ def print_table(path: Path) -> None:
     console.width = max(console.width, _NARROW_TERMINAL)
     console.print(table)
     console.print(f"{frame.width} columns in {path}; see them all: effllm show --all {path}", highlight=False)
-    for line in _resolved(path, frame):
+    for line in [*_failed(frame), *_resolved(path, frame)]:
         console.print(line, highlight=False, markup=False)
     for name in columns:
         if frame.height and frame[name].null_count() == frame.height:
@@ -134,10 +134,22 @@ def print_blocks(path: Path) -> None:
     """Print every column of every row, one per line."""
     console = Console()
     for row in _read(path).iter_rows(named=True):
-        # The first two columns name a row in every table.
-        console.rule(" ".join(_text(value) for value in list(row.values())[:2]))
+        console.rule(_name(row))
         for name, value in row.items():
             console.print(f"{name:34} {_text(value)}", highlight=False, markup=False)
+
+
+def _failed(frame: pl.DataFrame) -> list[str]:
+    """Why rows have no valid result."""
+    if not {"status", "reason"} <= set(frame.columns):
+        return []
+    rows = [row for row in frame.iter_rows(named=True) if row["reason"]]
+    return [f"{_name(row)}: {row['status']}. {row['reason']}" for row in rows]
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The first two columns, which name a row in every table."""
+    return " ".join(_text(value) for value in list(row.values())[:2])
 
 
 def _resolved(path: Path, frame: pl.DataFrame) -> list[str]:

@@ -158,6 +158,16 @@ def test_a_table_is_printed_and_read_for_decisions(
     assert table.direction("FID") == "lower" and table.rows[1].figures["FID"].low == 1.0
 
 
+def test_a_row_without_a_valid_result_is_printed_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("model,method,FID,status,reason", "DiT,MHA,0.3,ok,", "DiT,NSA,0.2,invalid,disturbed: others")
+    (tmp_path / "table10.csv").write_text("\n".join(lines) + "\n")
+    print_table(tmp_path / "table10.csv")
+    said = capsys.readouterr().out
+    assert "DiT NSA: invalid. disturbed: others" in said and "DiT MHA:" not in said
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

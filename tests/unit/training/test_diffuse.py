@@ -201,6 +201,23 @@ def test_a_run_in_bfloat16_keeps_its_weights_in_float32_and_loses_little(tiny, d
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{"compile": True}, {"parallel": {"strategy": "fsdp2", "devices": 1}}],
+    ids=["compiled", "fsdp2"],
+)
+def test_a_gpu_trains_alike_compiled_or_sharded_and_averages_the_weights(tiny, digits, tmp_path, changes):
+    found = [
+        train(tiny, digits, tmp_path, name, dtype="bfloat16", **more)
+        for name, more in (("plain", {}), ("changed", changes))
+    ]
+    plain, changed = ([point["loss"] for point in each.json("records/loss_curve.json")["curve"]] for each in found)
+    assert changed == pytest.approx(plain, rel=0.02)
+    ours, theirs = (AutoModel.from_pretrained(each.directory / "model").state_dict() for each in found)
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01)
+
+
 def test_a_batch_of_more_images_than_there_are_ends_in_a_sentence(tiny, digits, tmp_path):
     with pytest.raises(UserError, match="global_batch_size: 2000 is more than the 1"):
         train(tiny, digits, tmp_path, "large", global_batch_size=2000, micro_batch_size=2000)
