@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effllm.models.costs import parameter_count
-from effllm.planning.reference.decoding import pace
+from effllm.planning.reference.decoding import Pace, pace
 from effllm.planning.reference.rates import Reference, Row, all_of, beyond_size, good_for, rows
 from effllm.serving.engines.transformers import TransformersEngine
 from effllm.serving.load import Length
@@ -66,17 +66,19 @@ def serving(config: Mapping[str, Any], shape: "Shape", kind: str, weights_b: flo
         work = f"{loops} closed loops, {requests:,} requests at {len(asked.fractions)} parts of {best:.3g} a second"
     row = steps.row
     rate_of = f"steps of {row['run']} on {row['device']}, {good_for(float(row['parameters']))}"
-    return Reference(seconds, None, row["device"], rate_of, work, steps.beyond)
+    work += f"; power was not measured: {steps.power_w:.0f} W of decoding by CUDA graphs"
+    return Reference(seconds, steps.power_w, row["device"], rate_of, work, steps.beyond)
 
 
 class _Steps:
     """Steps of a model, from those of the measured one and the paces of both without an engine."""
 
-    def __init__(self, row: Row, layers: float, token_ms: float, prompt_ms: float, beyond: str | None):
+    def __init__(self, row: Row, layers: float, known: Pace, beyond: str | None):
         self.row, self.beyond = row, beyond
+        self.power_w = known.power_w(is_graph=True)
         self._scale = layers / float(row["layers"])
-        self._token_ms = token_ms - float(row["bare_token_ms"])
-        more_ms = (prompt_ms - float(row["bare_prompt_ms"])) / float(row["bare_prompt_tokens"])
+        self._token_ms = known.token_ms - float(row["bare_token_ms"])
+        more_ms = (known.prefill_ms - float(row["bare_prompt_ms"])) / float(row["bare_prompt_tokens"])
         self.prompt_token_s = (self._scale * float(row["prompts_ms"]) / float(row["batch_tokens"]) + more_ms) / 1e3
 
     @classmethod
@@ -93,7 +95,7 @@ class _Steps:
             None if kind == row["kind"] else f"no serving of {kind} was measured",
             beyond_size(parameter_count(shape).total, float(row["parameters"])),
         ]
-        return cls(row, float(text.num_hidden_layers), known.token_ms, known.prefill_ms, all_of(doubts))
+        return cls(row, float(text.num_hidden_layers), known, all_of(doubts))
 
     def token_s(self, requests: int) -> float:
         """Seconds of a step with so many requests: linear from a few to the measured number, and beyond it."""
