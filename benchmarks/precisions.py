@@ -245,7 +245,8 @@ def _by_generate(model: Any, prompt: torch.Tensor, device: str, energy: Energy) 
             max_new_tokens=tokens,
         )  # fmt: skip
 
-    bare(4)
+    # The first generation of a length takes two to three times as long: memory and kernels are found in it.
+    bare()
     return by_turns(TimedDecoding(model, prompt, NEW_TOKENS, device), bare, energy, prompt.shape[0])
 
 
@@ -254,8 +255,8 @@ def _reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak_gb() -> float | None:
-    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+def _peak_gb(before: int) -> float | None:
+    return (torch.cuda.max_memory_allocated() - before) / 1e9 if torch.cuda.is_available() else None
 
 
 class Table:
@@ -313,8 +314,10 @@ def _measure(start: Row, wanted: list[tuple[str, int]], table: Table, energy: En
     if not missing:
         return
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    # Libraries keep workspaces of each stream that there was, and some of them a model.
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     model, precision = build(shape, name, device)
-    held = torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    held = (torch.cuda.memory_allocated() - before) / 1e9 if torch.cuda.is_available() else None
     common = start | {"weights_GB": held, "kernel": precision.running_kernel(model)}
     for way, batch in missing:
         row: Row = {"batch": batch, "way": way, "status": "ok"}
@@ -324,7 +327,7 @@ def _measure(start: Row, wanted: list[tuple[str, int]], table: Table, energy: En
             row["status"] = "oom"
         except Exception as error:  # a row that fails ends no other
             row |= {"status": "failed", "reason": _first_line(error)}
-        table.add(common | {"peak_GB": _peak_gb()} | row)
+        table.add(common | {"peak_GB": _peak_gb(before)} | row)
         gc.collect()
 
 
