@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from effllm.stages import STAGES
 from effllm.study.inheritance import read_study
+from tests.programs import run_apart
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The longest run, the embedded study, takes a quarter of it.
@@ -122,11 +123,16 @@ def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> Non
         assert part in output, output
 
 
-def run_snakemake(directory: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the real workflow in `directory`, its results below it."""
+def run_snakemake(
+    directory: Path, *arguments: str, check: bool = True, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the real workflow in `directory`, its results below it; `fresh`: every program by a start of its own."""
     command = [*SNAKEMAKE, "--directory", str(directory), *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=_LIMIT_S)
+        if fresh:
+            result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=_LIMIT_S)
+        else:
+            result = run_apart(command, REPOSITORY, timeout_s=_LIMIT_S)
     except subprocess.TimeoutExpired as error:
         # Bytes, whatever was asked for.
         output = b"".join(stream or b"" for stream in (error.stdout, error.stderr)).decode(errors="replace")

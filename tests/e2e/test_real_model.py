@@ -94,7 +94,7 @@ def workdir(tiny_text: dict[str, Any], model: Path, tmp_path_factory: pytest.Tem
     workdir = Workdir(tmp_path_factory.mktemp("real"), _study(tiny_text, model))
     assert "is valid" in _effllm(workdir, "check", "study.yaml")
     assert "quantize          2       0       0      2" in _effllm(workdir, "plan", "--study", "study.yaml")
-    workdir.snakemake(*TARGETS)
+    workdir.snakemake(*TARGETS, fresh=True)
     return workdir
 
 

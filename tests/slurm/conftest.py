@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY, SNAKEMAKE, cut_down
+from tests.programs import run_apart
 from tests.slowdown import Held, environment, until
 
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster"
@@ -190,7 +191,7 @@ class Workflow:
         # Two jobs at a time, as there.
         place = ["--directory", str(self.path), "--profile", "profiles/local", "--cores", str(2 * threads)]
         command = [*SNAKEMAKE, *place, *set_threads, "--config", f"study={self.study}", "--", *targets]
-        result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+        result = run_apart(command, REPOSITORY)
         assert not result.returncode, result.stdout + result.stderr
 
     def output(self) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,10 @@ class Workdir:
         self.study = study
         self.write()
 
+    def take(self, other: "Workdir") -> None:
+        """Copy what another working directory has built."""
+        shutil.copytree(other.path / "results", self.path / "results", ignore=shutil.ignore_patterns(".scratch"))
+
     def write(self) -> None:
         """Write the study as it is now."""
         (self.path / "study.yaml").write_text(yaml.safe_dump(self.study))
@@ -44,9 +49,11 @@ class Workdir:
         """The command line after `snakemake --directory DIR`: the local profile with this study in its place."""
         return [*LOCAL, *options, "--config", f"study={self.path / 'study.yaml'}", "--", *targets]
 
-    def snakemake(self, *targets: str, options: Sequence[str] = (), check: bool = True) -> Any:
-        """Run snakemake to the end."""
-        return run_snakemake(self.path, *self.arguments(*targets, options=options), check=check)
+    def snakemake(
+        self, *targets: str, options: Sequence[str] = (), check: bool = True, fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run snakemake to the end; `fresh`: every program by a start of its own."""
+        return run_snakemake(self.path, *self.arguments(*targets, options=options), check=check, fresh=fresh)
 
     def start(self, *targets: str) -> subprocess.Popen[bytes]:
         """Start snakemake as a terminal would, in a process group of its own, to be killed."""
@@ -80,11 +87,11 @@ class Workdir:
         states = states_of(graph, nodes_behind(graph, wanted), wanted)
         return {name for name, state in states.items() if not state.up_to_date}
 
-    def built_by_running(self, *targets: str, options: Sequence[str] = ()) -> set[str]:
+    def built_by_running(self, *targets: str, options: Sequence[str] = (), fresh: bool = False) -> set[str]:
         """Artifacts that a run published; those that it found up to date keep their provenance."""
         results = self.path / "results"
         before = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
-        self.snakemake(*targets, options=options)
+        self.snakemake(*targets, options=options, fresh=fresh)
         after = {path: path.stat().st_ino for path in results.glob("[!.]*/*/provenance.json")}
         return {"/".join(path.parts[-3:-1]) for path, inode in after.items() if before.get(path) != inode}
 
@@ -187,6 +194,14 @@ def _of_file(path: Path) -> Parent:
 def workdir(micro: dict[str, Any], tmp_path: Path) -> Workdir:
     """An empty working directory with the cut-down study."""
     return Workdir(tmp_path, micro)
+
+
+@pytest.fixture(scope="session")
+def text(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """A working directory with the text that the cut-down study trains on, its tokenizer and tokens."""
+    workdir = Workdir(tmp_path_factory.mktemp("text"), cut_down(tiny_text))
+    workdir.snakemake("results/tokens/python-docs/manifest.json")
+    return workdir
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Tables 10 and 11 by the workflow, one row of each on latents of an autoencoder, and what a change reruns."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from effllm.planning.nodes import nodes_behind, targets_of
 from effllm.planning.state import states_of
 from effllm.stages.graph import Graph
 from effllm.study import parse_study
-from tests.conftest import REPOSITORY, cut_down
+from tests.conftest import cut_down
 from tests.unit.data.autoencoders import save_autoencoder
 from tests.workflow.conftest import Workdir
 from tests.workflow.edits import put
@@ -103,11 +101,9 @@ def built(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     save_autoencoder(root / "autoencoder")
     autoencoders = {"small": {"kind": "local", "path": str(root / "autoencoder")}}
     workdir = Workdir(root, {**cut_down(tiny_text), **SECTIONS, "autoencoders": autoencoders})
-    command = [sys.executable, "-m", "tests.workflow.in_forks", str(root / "study.yaml"), str(root / "results")]
-    command += ["latents/digit-latents", "fidelity/dit.near"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert workdir.built_by_running(*TARGETS) == {"diffuse/sparse", "sample/sparse.few", "fidelity/sparse.near"}
+    workdir.snakemake(*(f"results/{node}/manifest.json" for node in ("latents/digit-latents", "fidelity/dit.near")))
+    built = workdir.built_by_running(*TARGETS, fresh=True)
+    assert built == {"diffuse/sparse", "sample/sparse.few", "fidelity/sparse.near"}
     return workdir
 
 

@@ -79,7 +79,8 @@ def _has_ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir, text: Workdir) -> None:
+    workdir.take(text)
     run = workdir.study["pretraining"]["llama-1m"]
     run |= {"max_steps": 3000, "checkpoint_every_steps": 10}
     workdir.study["pretraining"] = {"llama-1m": run}
@@ -110,7 +111,8 @@ def test_a_killed_run_goes_on_where_it_stopped(workdir: Workdir) -> None:
     assert corpus.stat().st_mtime_ns == finished_at
 
 
-def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdir: Workdir) -> None:
+def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdir: Workdir, text: Workdir) -> None:
+    workdir.take(text)
     workdir.study["pretraining"]["llama-1m"] |= {"max_steps": 3000}
     workdir.write()
     target = "results/pretrain/llama-1m/manifest.json"
@@ -126,8 +128,8 @@ def test_a_second_run_over_the_same_results_is_refused_while_one_is_alive(workdi
 
 
 @pytest.mark.slow
-def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(workdir: Workdir) -> None:
-    workdir.snakemake("results/tokens/python-docs/manifest.json")
+def test_a_payload_altered_behind_its_manifest_fails_the_job_with_a_sentence(workdir: Workdir, text: Workdir) -> None:
+    workdir.take(text)
     shard = next((workdir.path / "results" / "corpus" / "python-docs").glob("held_out-*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-10])
     result = workdir.snakemake("results/benchmark/perplexity/manifest.json", check=False)

@@ -19,11 +19,22 @@ from tests.workflow.conftest import LOCAL, Workdir, run_many, stand_in
 
 PROFILES = {"local": LOCAL, **{name: ["--profile", f"profiles/{name}"] for name in ("gh200", "h200")}}
 
+BENCHMARKS = ["word-order", "perplexity"]
+
 
 @pytest.fixture(scope="module")
 def built(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Workdir:
-    """The embedded study with a stand-in for every result."""
-    return stand_in(tmp_path_factory.mktemp("partial"), copy.deepcopy(tiny_text))
+    """Every table of the embedded study, of few rows, with a stand-in for every result."""
+    study = copy.deepcopy(tiny_text)
+    for table in study["tables"].values():
+        if "rows" in table:
+            table["rows"] = table["rows"][:2]
+        if "precisions" in table:
+            table |= {"models": ["llama-1m"], "precisions": ["bfloat16", "int4"], "benchmarks": BENCHMARKS}
+    for suite in study["finetuning"].values():
+        if "llama-1m" in suite["models"]:
+            suite |= {"models": ["llama-1m"], "methods": ["lora", "dora", "full-offload"]}
+    return stand_in(tmp_path_factory.mktemp("partial"), study)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 """Each recipe of `effllm init`, to its table and its answer, on a processor."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,10 @@ import pytest
 import yaml
 
 from effllm.cli import main
-from tests.conftest import REPOSITORY
+from tests.conftest import run_snakemake
 from tests.json_lines import write_lines
 from tests.unit.models.foreign import write_model
+from tests.workflow.conftest import LOCAL
 
 pytestmark = pytest.mark.slow
 
@@ -63,11 +61,10 @@ def test_a_recipe_ends_with_its_answer(recipe: str, place: Path, capsys: pytest.
     file.write_text(yaml.safe_dump(study))
 
     # Runs of the same name differ between the two recipes that train.
-    results = place / ("results-2" if recipe == "attention" else "results")
-    command = [sys.executable, "-m", "tests.workflow.in_forks", str(file), str(results), recommend[2]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    directory = place / "apart" if recipe == "attention" else place
+    directory.mkdir(exist_ok=True)
+    run_snakemake(directory, *LOCAL, "--config", f"study={file}", "--", f"results/{recommend[2]}.csv")
+    results = directory / "results"
     frame = pl.read_csv(results / f"{recommend[2]}.csv")
     assert frame.height == ROWS[recipe]
     for status, reason in frame.select("status", "reason").rows():

@@ -54,7 +54,7 @@ def test_a_model_is_served_once_and_again_where_something_changed(
     study["serving"] = {"short": SERVING}
     study["evaluation"] = {"batch_size": 4}
     workdir = Workdir(tmp_path, study)
-    workdir.snakemake(f"results/{NODE}/manifest.json")
+    workdir.snakemake(f"results/{NODE}/manifest.json", fresh=True)
     served = Serving.read(tmp_path / "results" / NODE)
     assert list(served.loads) == ["0.9", "saturated"]
     assert all(load.figures and load.figures.completed == load.figures.requests for load in served.loads.values())
