@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Builder:
         program = importlib.import_module(STAGES[stage].module).build
         output = Path(self.graph.manifest(stage, id)).parent
         return run(STAGES[stage], program, spec=self.graph.spec(stage, id), inputs=inputs, output=output)
+
+    def take_text(self, other: "Builder") -> "Builder":
+        """Copy text, tokenizer and tokens from a builder of the same; this builder."""
+        for stage, id in (("corpus", "python-docs"), ("tokenizer", "python-docs-2k"), ("tokens", "python-docs")):
+            shutil.copytree(other.build(stage, id).directory, Path(self.graph.manifest(stage, id)).parent)
+        return self
 
 
 @pytest.fixture(scope="session")

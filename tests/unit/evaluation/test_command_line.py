@@ -48,14 +48,14 @@ def by_itself(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def study(tiny_text, tmp_path_factory):
+def study(builder, tiny_text, tmp_path_factory):
     """A cut-down study with the three precisions and a benchmark of each kind of request."""
     study = cut_down(tiny_text)
     study["precisions"]["float16"] = dict(tiny_text["precisions"]["float16"])
     study["benchmarks"] |= {id: dict(tiny_text["benchmarks"][id]) for id in ("word-substitution", "next-word")}
     study["benchmarks"]["word-substitution"]["items"] = 40
     study["benchmarks"]["next-word"]["items"] = 6
-    return Builder(study, tmp_path_factory.mktemp("command"))
+    return Builder(study, tmp_path_factory.mktemp("command")).take_text(builder)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from effllm.quantization.gptq_kernels import packed_shapes
 from effllm.quantization.precision import Calibration
 from effllm.quantization.weights import weight_bytes
 from effllm.results.quantization import WeightBytes
+from tests.conftest import cut_down
+from tests.unit.conftest import Builder
 
 
 def test_int4_loads_and_generates_without_this_package(builder: Any) -> None:
@@ -39,30 +41,28 @@ def test_int4_loads_and_generates_without_this_package(builder: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-@pytest.mark.parametrize("act_order", [False, True])
 def test_a_loaded_int4_model_computes_what_its_original_does(
-    tiny: dict[str, Any], tmp_path: Path, family: str, act_order: bool
+    builder: Builder, tiny: dict[str, Any], tmp_path: Path, family: str
 ) -> None:
     """All layers are loaded and used: with layers at random values the logits of the two would be unrelated."""
-    from tests.conftest import cut_down
-    from tests.unit.conftest import Builder
-
     study = cut_down(tiny)
     shape = study["pretraining"]["llama-1m"]["architecture"]
     shape |= {"model_type": family, "num_key_value_heads": 4 if family == "phi3" else 2}
-    study["precisions"]["int4"] |= {"act_order": act_order, "group_size": 32}
-    builder = Builder(study, tmp_path)
-    source = AutoModelForCausalLM.from_pretrained(builder.build("pretrain", "llama-1m").directory / "model")
-    artifact = builder.build("quantize", "llama-1m.int4")
-    assert artifact.manifest.status == "ok", artifact.manifest.reason
-    int4, keys = AutoModelForCausalLM.from_pretrained(
-        artifact.directory / "model", dtype="auto", output_loading_info=True
-    )
-    assert not any(keys[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    int4 = study["precisions"]["int4"] | {"group_size": 32}
+    study["precisions"] |= {"int4": int4, "int4-ordered": int4 | {"act_order": True}}
+    own = Builder(study, tmp_path).take_text(builder)
+    source = AutoModelForCausalLM.from_pretrained(own.build("pretrain", "llama-1m").directory / "model")
     ids = torch.randint(2048, (4, 64), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        states = [model.model(ids).last_hidden_state.float().flatten() for model in (source, int4)]
-    assert torch.nn.functional.cosine_similarity(*states, dim=0) > 0.97
+    for precision in ("int4", "int4-ordered"):
+        artifact = own.build("quantize", f"llama-1m.{precision}")
+        assert artifact.manifest.status == "ok", artifact.manifest.reason
+        quantized, keys = AutoModelForCausalLM.from_pretrained(
+            artifact.directory / "model", dtype="auto", output_loading_info=True
+        )
+        assert not any(keys[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with torch.inference_mode():
+            states = [model.model(ids).last_hidden_state.float().flatten() for model in (source, quantized)]
+        assert torch.nn.functional.cosine_similarity(*states, dim=0) > 0.97, precision
 
 
 def test_a_checkpoint_with_other_layers_than_the_model_is_refused(builder: Any, tmp_path: Path) -> None:
@@ -393,8 +393,6 @@ def test_a_quantization_error_that_is_no_number_is_a_status(tmp_path: Path) -> N
 
 
 def test_quantizing_twice_gives_the_same_bytes(builder: Any, tmp_path: Path) -> None:
-    from tests.unit.conftest import Builder
-
     first = builder.build("quantize", "llama-1m.int4")
     study = json.loads(builder.graph.study.model_dump_json())
     again = Builder(study, tmp_path)
@@ -405,8 +403,6 @@ def test_quantizing_twice_gives_the_same_bytes(builder: Any, tmp_path: Path) -> 
 
 
 def test_a_format_goes_through_every_stage_and_a_refusal_is_a_cell(builder: Any) -> None:
-    from tests.unit.conftest import Builder
-
     study = json.loads(builder.graph.study.model_dump_json())
     fp8 = {"kind": "fp8", "scales": "row"}
     study["precisions"] |= {"nf4": {"kind": "bnb", "format": "nf4"}, "fp8": fp8}

@@ -37,7 +37,7 @@ RUNS = sorted({run for rows in ROWS.values() for row in rows for run in row["run
 
 
 @pytest.fixture(scope="module")
-def short_runs(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Builder:
+def short_runs(builder: Builder, tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Builder:
     """The tiny study's tables of pretraining, their smallest size, trained for half their steps."""
     short = {"max_steps": STEPS, "checkpoint_every_steps": STEPS}
     study = {
@@ -46,7 +46,7 @@ def short_runs(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
         "pretraining": {run: {**tiny_text["pretraining"][run], **short} for run in RUNS},
         "tables": {table: {"rows": rows} for table, rows in ROWS.items()},
     }
-    return Builder(json.loads(json.dumps(study)), tmp_path_factory.mktemp("rows"))
+    return Builder(json.loads(json.dumps(study)), tmp_path_factory.mktemp("rows")).take_text(builder)
 
 
 def test_every_pretraining_run_of_the_study_stands_in_a_table() -> None:
