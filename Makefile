@@ -7,7 +7,7 @@ export DS_BUILD_OPS := 0
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup table9 test test-all test-slow test-slurm lint docs check-python
+.PHONY: help setup table9 test test-all test-together test-slow test-slurm lint docs check-python
 help:
 	@echo "make table9       set up, run the embedded study, print its Table 9"
 	@echo "make test         set up, check style and types, run the tests that are not slow"
@@ -49,29 +49,30 @@ lint: setup
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-# Unit tests and runs of the workflow share nothing: one file of tests on each core. Tests of telemetry and of the
-# embedded study measure, and have the machine to themselves.
+# Unit tests and runs of the workflow share nothing: one file of tests on each core. Tests of telemetry compare what is
+# measured with what was done, and have the machine to themselves; the embedded study's excuse what others disturb.
 # A worker that crashes ends the run: with its tests handed to another, xdist may wait for ever at the end.
 # Files in this order, the longest first; xdist would begin with those of many tests, which are quick.
 TEST_TOGETHER = OMP_NUM_THREADS=1 python -m pytest -n logical --dist loadfile --no-loadscope-reorder \
-  --max-worker-restart 0 --ignore tests/unit/telemetry tests/workflow tests/unit
-TEST_ALONE = python -m pytest tests/unit/telemetry tests/e2e
+  --max-worker-restart 0 --ignore tests/unit/telemetry tests/e2e tests/workflow tests/unit
+TEST_ALONE = python -m pytest tests/unit/telemetry
 
 test: lint
 	$(TEST_TOGETHER) -m "not slow"
-	$(TEST_ALONE) -m "not slow"
+	$(TEST_ALONE)
 
 test-slow: setup $(VENV)/.test-model
 	$(TEST_TOGETHER) -m slow
-	$(TEST_ALONE) -m slow
 
 test-slurm: setup
 	python -m pytest tests/slurm
 
 # Slow tests and the others at once: a file builds what both look at once, and the cores are busy to the end.
-test-all: lint $(VENV)/.test-model
-	$(TEST_TOGETHER)
-	$(TEST_ALONE) -m "not subset"
+test-together: setup $(VENV)/.test-model
+	$(TEST_TOGETHER) -m "not subset"
+
+test-all: lint test-together
+	$(TEST_ALONE)
 	python -m pytest tests/slurm
 
 # Strict: a dead link, or a page in no menu, ends it.
