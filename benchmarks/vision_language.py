@@ -45,6 +45,7 @@ from effllm.data.instructions.sources import open_source
 from effllm.errors import CellFailure
 from effllm.models.text import text_config
 from effllm.models.vision_language.random_model import IMAGE_TOKENS
+from effllm.models.vision_language.windows import attend_by_windows
 from effllm.results.training import Efficiency
 from effllm.runtime.artifact import Artifact, Manifest
 from effllm.runtime.stage import Job
@@ -87,6 +88,8 @@ _FULL_LAYERS = 8
 class Bench(Finetuning):
     """The stage's task with a base model that is drawn on the device and on no disk."""
 
+    has_project_attention = True
+
     def __init__(self, job: Job, device: str):
         super().__init__(job)
         self._device = device
@@ -100,6 +103,9 @@ class Bench(Finetuning):
         with torch.device(self._device):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
         text_config(model.config).use_cache = False
+        if self.has_project_attention:
+            # As for every model that is loaded.
+            attend_by_windows(model)
         return model
 
 
@@ -204,6 +210,7 @@ def measure(row: str, workshop: Workshop, shape: str, device: str) -> dict[str, 
     if row == "svd":
         return measure_decomposition(shape, device)
     task = workshop.task(row)
+    task.has_project_attention = row != "bare"
     return measure_bare(task, device) if row == "bare" else measure_stage(task)
 
 

@@ -28,6 +28,7 @@ from effllm.models.checkpoint.files import CONFIG, stray_names
 from effllm.models.checkpoint.ids import GENERATION_CONFIG
 from effllm.models.placement import device_map, keep_hooks_at_parts, require_on_devices
 from effllm.models.text import text_config
+from effllm.models.vision_language.windows import attend_by_windows
 
 if TYPE_CHECKING:
 
@@ -75,6 +76,7 @@ def load_causal_lm(checkpoint: Path, dtype: Any = "auto", **options: Any) -> "Ca
     if keys["mismatched_keys"]:
         raise _unreadable(checkpoint, f"it holds in another shape {_some(keys['mismatched_keys'])}")
     require_all_weights(keys)
+    attend_by_windows(model)
     for config in (model.config, text_config(model.config)):
         if getattr(config, "output_router_logits", False):
             # A note of whoever trained it. In decoding Transformers would compute a balancing loss of the one new token
