@@ -84,7 +84,7 @@ class Family(ABC):
 
     @abstractmethod
     def write_tiny(self, directory: Path, seed: int) -> None:
-        """A whole pipeline of random weights, of which the autoencoder has learned strokes."""
+        """A whole small pipeline, of which the autoencoder and the transformer have learned strokes."""
 
     @abstractmethod
     def patches(self, transformer: Any, shape: Sequence[int]) -> int:

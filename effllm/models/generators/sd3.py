@@ -105,9 +105,10 @@ class Sd3(Family):
         return texts * config["joint_attention_dim"] + config["pooled_projection_dim"]
 
     def write_tiny(self, directory: Path, seed: int) -> None:
-        from effllm.models.generators.tiny import write_tiny_sd3
+        from effllm.models.generators.tiny import learn_to_draw, write_tiny_sd3
 
         write_tiny_sd3(directory, seed)
+        learn_to_draw(self, directory, seed)
 
 
 def _width(config: Mapping[str, Any]) -> int:

@@ -10,9 +10,9 @@ from effllm.models.sources import HubModelSource, LocalModelSource
 
 
 class TinyGenerator(Section):
-    """A pipeline of random weights and some hundred thousand parameters, whose autoencoder has learned strokes.
+    """A pipeline of some hundred thousand parameters, whose autoencoder and transformer have learned strokes.
 
-    Its text encoders tell characters apart and know no language.
+    Its text encoders have random weights: they tell characters apart and know no language.
     """
 
     kind: Literal["tiny"]

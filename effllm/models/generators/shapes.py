@@ -49,7 +49,7 @@ def shape_of_source(source: Mapping[str, Any]) -> TransformerShape:
         parameters = sum(parameters_of(directory / part, source["path"]) for part in encoders)
         return TransformerShape(family, read_object(directory / "transformer" / CONFIG, source["path"]), parameters)
     if source["kind"] == "tiny":
-        raise ValueError("pipelines of random weights are too small for formulas to tell their time")
+        raise ValueError("pipelines of kind tiny are too small for formulas to tell their time")
     content = json.loads(Path(__file__).with_name(_PUBLISHED).read_text())["pipelines"].get(source["repo"])
     if content is None:
         raise ValueError(f"the transformer of {source['repo']} is not known here before it is fetched")

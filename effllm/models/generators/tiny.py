@@ -1,4 +1,4 @@
-"""Whole pipelines of SD3 and Wan with random weights, small enough for a CPU; autoencoders have learned strokes."""
+"""Whole pipelines of SD3 and Wan, small enough for a CPU: autoencoders and transformers have learned strokes alone."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
+from effllm.models.generators.family import Family, load_texts
+
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 _WIDTH = 32
 _TEXT_LENGTH = 48
@@ -29,6 +31,8 @@ _CHANNELS = 4
 # Of the autoencoder: steps, images or clips a step, their side. Clips have the fewest frames after an image.
 _STEPS, _IMAGES, _CLIPS, _SIDE = 200, 16, 4, 16
 _FRAMES = 5
+# Of the transformer: steps, samples a step, tokens of a caption, and how times are shifted.
+_FLOW_STEPS, _SAMPLES, _TOKENS, _SHIFT = 200, 8, 40, 3.0
 # Wan's outputs are cut off at 1, where nothing is learned.
 _CONTRAST = 0.8
 
@@ -218,3 +222,36 @@ def _latent_statistics(coder: Any, seed: int, frames: int) -> tuple[torch.Tensor
     images = _images(torch.Generator().manual_seed(seed + 1), coder, 64, frames)
     channels = coder.encode(images).latent_dist.mode().transpose(0, 1).flatten(1)
     return channels.mean(dim=1), channels.std(dim=1)
+
+
+def learn_to_draw(family: Family, directory: Path, seed: int) -> None:
+    """Train the transformer of a pipeline by rectified flow until it draws strokes, with a caption and without."""
+    coder, transformer = family.load_autoencoder(directory, "cpu"), family.load_transformer(directory)
+    transformer.requires_grad_(True).train()
+    with torch.no_grad():
+        texts = family.encode_texts(load_texts(family, directory, "cpu"), ["", "strokes"], _TOKENS)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=_FLOW_STEPS)
+    for _ in range(_FLOW_STEPS):
+        drawn = _strokes(generator, _SAMPLES, _FRAMES if family.is_video else 1).transpose(1, 2)
+        with torch.no_grad():
+            latents = family.encode(coder, ((drawn + 1) * 127.5).round().byte())
+        noise = torch.randn(latents.shape, generator=generator)
+        times = torch.sigmoid(torch.randn(_SAMPLES, generator=generator))
+        times = _SHIFT * times / (1 + (_SHIFT - 1) * times)
+        share = times.view(-1, *(1,) * (latents.ndim - 1))
+        captioned = torch.randint(2, (_SAMPLES,), generator=generator)
+        (output,) = transformer(
+            hidden_states=(1 - share) * latents + share * noise,
+            timestep=1000 * times,
+            return_dict=False,
+            **{name: values[captioned] for name, values in texts.items()},
+        )
+        loss = (output - (noise - latents)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    save: Any = transformer.eval().save_pretrained
+    save(directory / "transformer")

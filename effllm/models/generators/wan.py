@@ -96,9 +96,10 @@ class Wan(Family):
         return int(texts * config["text_dim"])
 
     def write_tiny(self, directory: Path, seed: int) -> None:
-        from effllm.models.generators.tiny import write_tiny_wan
+        from effllm.models.generators.tiny import learn_to_draw, write_tiny_wan
 
         write_tiny_wan(directory, seed)
+        learn_to_draw(self, directory, seed)
 
 
 def _statistics(autoencoder: Any) -> tuple["Tensor", "Tensor"]:

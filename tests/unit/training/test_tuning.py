@@ -110,6 +110,7 @@ def study(tiny_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         # Autoencoders that have learned nothing code as well for these tests.
         patch.setattr(tiny, "_STEPS", 2)
+        patch.setattr(tiny, "_FLOW_STEPS", 2)
         made = Study(tiny_text, tmp_path_factory.mktemp("tuning"))
         for name in FAMILIES:
             made.build("generator", name)
