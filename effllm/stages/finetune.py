@@ -54,7 +54,7 @@ class FinetuneStage(Stage):
         sequences = run.steps(_samples(job.artifact("instructions"))) * run.samples_per_step
         # Every sequence at its full length, and a backward pass through all weights.
         flops = 6 * parameters * sequences * run.encoding.sequence_length
-        return training_request(run.parallel, run.dtype, parameters, flops)
+        return training_request(run.parallel, run.dtype, parameters, flops, not run.trains_whole_model)
 
     def cost(self, node: NodeContext) -> Cost:
         run = FinetuningRun.model_validate(dict(node.config))

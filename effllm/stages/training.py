@@ -52,10 +52,15 @@ def checkpoints_b(trained: int) -> float:
     return float(_CHECKPOINTS * CHECKPOINT_B_PER_PARAMETER * trained)
 
 
-def training_request(parallel: Parallel, dtype: str, parameters: float, flops: float) -> Request:
-    """What a run of so many FLOPs over so many parameters asks for."""
-    # Each rank makes the float32 weights; the first one gathers what a checkpoint holds.
-    memory_mb = parallel.devices * (PROCESS_MB + 4 * parameters / MB) + CHECKPOINT_B_PER_PARAMETER * parameters / MB
+def training_request(
+    parallel: Parallel, dtype: str, parameters: float, flops: float, has_adapter: bool = False
+) -> Request:
+    """What a run of so many FLOPs over so many parameters asks for, whether it trains them or an adapter."""
+    # Each rank makes the weights, fixed ones in the type of the arithmetic; the first one gathers what a checkpoint
+    # holds, of an adapter the same for a sixth of the parameters at most.
+    held_b = number_type(dtype).itemsize if has_adapter else 4
+    kept_b = CHECKPOINT_B_PER_PARAMETER / 6 if has_adapter else CHECKPOINT_B_PER_PARAMETER
+    memory_mb = parallel.devices * (PROCESS_MB + held_b * parameters / MB) + kept_b * parameters / MB
     if parallel.offload:
         memory_mb += _STATE_B_PER_PARAMETER * parameters / MB
     minutes = 60 + flops / (SUSTAINED_FLOPS[dtype] * parallel.world_size) / 60

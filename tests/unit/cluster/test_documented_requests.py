@@ -155,9 +155,10 @@ def _orders(tiny: dict[str, Any], root: Path) -> tuple[Case, Case]:
     return by_text, Case(study, "loss", inputs, terms)
 
 
-def _finetune(root: Path) -> Case:
+def _finetune(root: Path, method: str) -> Case:
     suite = PAPER.tables.table7.suite
-    id = PAPER.finetuning[suite].nodes(suite)[0]
+    id = f"{PAPER.finetuning[suite].models[0]}.{suite}.{method}"
+    root /= method
     instructions = manifest(root / "instructions", "instructions", {}, {})
     counts = {"splits": {"train": {"samples": 50_000, "answers": 1, "answer_utf8_bytes": 1}}}
     (root / "instructions" / "instructions.json").write_text(json.dumps(counts))
@@ -207,7 +208,8 @@ def cases(tmp_path: Path, tiny: dict[str, Any]) -> dict[str, Case]:
         "fidelity": compared,
         "encode": encoded,
         "tune": tuned,
-        "finetune": _finetune(tmp_path),
+        "finetune, adapter in bfloat16": _finetune(tmp_path, "lora"),
+        "finetune, whole model": _finetune(tmp_path, "full"),
         "merge": Case(PAPER, "a.b.c", base, whole),
         "quantize, cast": Case(PAPER, "qwen2.5-7b.bfloat16", base, whole),
         "quantize, gptq": Case(PAPER, "qwen2.5-7b.int4", base, whole),
