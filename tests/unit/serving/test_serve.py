@@ -220,18 +220,20 @@ def test_a_stage_that_was_killed_goes_on_at_the_next_rate(
     assert {id: len(columns["e2e_ms"]) for id, columns in latencies.items()} == {"0.5": 12, "0.9": 12, "saturated": 4}
 
 
-def test_the_requests_of_a_result_are_sent_again(variant: Artifact, tmp_path: Path) -> None:
-    """To another engine: here to one of another cache."""
-    first = _serve(variant, tmp_path / "results" / "serve" / "small.bfloat16.short", fractions=[0.9])
-    trace = {"format": "effllm", "path": str(first.directory / "traces" / "0.9.jsonl")}
-    load = {"arrivals": {"kind": "replayed"}, "trace": trace | {"most_prompt_tokens": 20, "most_output_tokens": 8}}
-    output = tmp_path / "results" / "serve" / "small.bfloat16.again"
-    again = _serve(variant, output, load=load, saturation=None, engine=SETTINGS["engine"] | {"num_blocks": 32})
-    assert (again.manifest.status, list(Serving.read(again.directory).loads)) == ("ok", ["replayed"])
-    sent = (again.directory / "traces" / "replayed.jsonl").read_bytes()
-    assert sent == (first.directory / "traces" / "0.9.jsonl").read_bytes()
-    load_of = [Serving.read(each.directory).loads for each in (first, again)]
-    assert load_of[1]["replayed"].requests_per_s == pytest.approx(load_of[0]["0.9"].requests_per_s, rel=0.5)
+def test_the_requests_of_a_trace_are_sent_again(variant: Artifact, tmp_path: Path) -> None:
+    """To the byte, and the load has the rate at which they came."""
+    path = tmp_path / "0.9.jsonl"
+    written = make_trace(Settings.model_validate(SETTINGS).load, 14, WORDS, 3, rate_per_s=40.0)
+    written.write(path)
+    trace = {"format": "effllm", "path": str(path), "most_prompt_tokens": 20, "most_output_tokens": 8}
+    load = {"arrivals": {"kind": "replayed"}, "trace": trace}
+    again = _serve(variant, tmp_path / "results" / "serve" / "small.bfloat16.again", load=load, saturation=None)
+    served = Serving.read(again.directory)
+    assert (again.manifest.status, list(served.loads), served.saturation) == ("ok", ["replayed"], [])
+    assert (again.directory / "traces" / "replayed.jsonl").read_bytes() == path.read_bytes()
+    replayed = served.loads["replayed"]
+    assert replayed.requests_per_s == written.rate_per_s and replayed.concurrency is None
+    assert replayed.figures is not None and replayed.figures.completed == 12
 
 
 def _trace_of(id: str, served: Serving) -> str:
