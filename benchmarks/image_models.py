@@ -9,7 +9,7 @@ bfloat16, clipping, fused AdamW. Both take one sample a pass and recompute nothi
 is trained in float32. Time is wall time a step.
 
 The output is written after each variant, and what it holds already is not measured again. A variant that fails is
-recorded, and the next goes on; none begins once the budget is used up. About ten seconds a variant on an H100.
+recorded, and the next goes on; none begins once the budget is used up. Ten to thirty seconds a variant on an H100.
 """
 
 import argparse

@@ -78,7 +78,10 @@ class TuneStage(Stage):
         flops = training_flops(run, costs)
         fixed = 0 if run.trains_whole_model else costs.shape.parameters()
         is_published_twice = isinstance(run.method, LowRankMethod)
-        reasons = {"memory_b": "no formula gives what this transformer keeps for the backward pass"}
+        states_b, kept_b = training_state_b(costs.trained, fixed, run.parallel, run.dtype), costs.kept_b(run)
+        reasons = {}
+        if kept_b is None:
+            reasons["memory_b"] = "what the method keeps for the backward pass was not measured"
         if not is_published_twice:
             reasons["disk_b"] = "the type of the pipeline's weights decides"
         if flops is None:
@@ -88,7 +91,8 @@ class TuneStage(Stage):
             f"tuning by {method}",
             work=flops,
             flops=flops,
-            memory_least_b=training_state_b(costs.trained, fixed, run.parallel, run.dtype),
+            memory_b=None if kept_b is None else states_b + kept_b,
+            memory_least_b=states_b,
             # An adapter in float32, in peft's form and in that of diffusers.
             disk_b=8.0 * costs.trained if is_published_twice else None,
             scratch_b=checkpoints_b(costs.trained),

@@ -10,9 +10,15 @@ from effllm.models.generators.family import Layer
 from effllm.models.generators.shapes import TransformerShape, shape_of_source
 from effllm.training.methods.adapter import AdapterMethod
 from effllm.training.methods.dense_update import DenseUpdateMethod, LowRankSize, Width
+from effllm.training.methods.low_rank import LowRankMethod
 from effllm.training.methods.method import Method
 from effllm.training.methods.targets import ALL_LINEAR
 from effllm.training.tuning_settings import TuningRun
+
+# Bytes that a block keeps for the backward pass, for each number of a sample's rows at its width: of LoRA, whose model
+# is in 16 bits, and where the model itself is trained; in bfloat16 on an H100 (docs/results/h100/image-models.json).
+_KEPT_B = {"sd3": (65, 100), "wan": (52, 88)}
+_INPUT_B = 2
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,15 @@ class TuningCosts:
     def step_flops(self, samples: int, passes: int) -> int:
         """Of a step of so many samples in so many passes."""
         return samples * self.sample_flops + passes * self.pass_flops
+
+    def kept_b(self, run: TuningRun) -> float | None:
+        """Bytes that a pass keeps for the backward pass; None where nothing like it was measured."""
+        if run.dtype != "bfloat16" or not (self.method.trains_whole_model or isinstance(self.method, LowRankMethod)):
+            return None
+        blocks, width = self.shape.blocks()
+        each_b = _KEPT_B[self.shape.family.name][self.method.trains_whole_model]
+        of_blocks = each_b + _INPUT_B * blocks if run.activation_checkpointing else each_b * blocks
+        return float(run.micro_batch_size * (self.patches + self.texts) * width * of_blocks)
 
     @property
     def _scores(self) -> int:
