@@ -15,7 +15,9 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from effllm.errors import UserError
 from effllm.runtime.artifact import Artifact
 from effllm.study import parse_study
+from effllm.tables.columns.quantization import QUANTIZATION
 from effllm.tables.finetuning import finetuning_table
+from effllm.tables.quantization import table9
 from effllm.training.answer_loss import AnswerLoss
 from effllm.training.images import image_figures
 from tests.unit.conftest import Builder
@@ -162,6 +164,18 @@ def test_a_merged_model_is_quantized_scored_and_profiled_with_images(built: Buil
     assert parts == pytest.approx(image["figures"]["first_token_ms_p50"])
     assert image["telemetry"]["vision"]["windows"] == 2
     assert image["utilization"]["prefill_flops"] > text["utilization"]["prefill_flops"] > 0
+    keys = {"models": ["tuned"], "precisions": ["bfloat16"], "benchmarks": [], "baseline": "bfloat16"}
+    spec = {"config": keys | {"workload": "text"}, "corpora": {}, "model_labels": {"tuned": "Tuned"}}
+    inputs = {stage: [built.graph.manifest(stage, "tuned.bfloat16")] for stage in ("quantize", "profile")}
+    (row,) = table9(spec, inputs)
+    assert row["image_vision_encode_ms_p50"] == pytest.approx(vision["encode_ms_p50"], rel=1e-4)
+    assert row["image_image_tokens"] == 32
+    assert "vision_encode_ms_p50" not in row
+    (row,) = table9(spec | {"config": keys | {"workload": "image"}}, inputs)
+    assert row["language_first_token_ms_p50"] == pytest.approx(vision["language_first_token_ms_p50"], rel=1e-4)
+    assert "energy_J_per_image" in row["not_measured"] and not any(name.startswith("text_image") for name in row)
+    told = QUANTIZATION.columns(list(row))
+    assert told["energy_J_per_image"].role == told["vision_encode_ms_p50"].role == "cost"
 
 
 def test_the_gain_is_of_the_same_samples_and_its_error_of_whole_images() -> None:
