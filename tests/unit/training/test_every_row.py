@@ -26,10 +26,12 @@ STEPS = 60
 
 
 def _smallest(table: str) -> list[Any]:
-    """Rows of the table's smallest size, and of experts up to it. The other sizes of a row are the same code."""
+    """Rows of the table's smallest size, and of its smallest with experts. The others of a row are the same code."""
     rows = getattr(STUDY.tables, table).rows
-    smallest = min(row.parameters for row in rows if "x" not in row.parameters)
-    return [row for row in rows if row.parameters.partition("x")[0] <= smallest]
+    smallest = {}
+    for size in sorted((row.parameters for row in rows), reverse=True):
+        smallest["x" in size] = size
+    return [row for row in rows if row.parameters in smallest.values()]
 
 
 ROWS = {table: [row.plain() for row in _smallest(table)] for table in TABLES}
