@@ -30,7 +30,7 @@ def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {**base, "PYTHONPATH": path}
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
     """The first true value of `condition`; fails naming `what` if there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

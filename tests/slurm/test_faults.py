@@ -76,7 +76,7 @@ def ended(
             runs[id].release()
         until(lambda: "Will exit after finishing" in workflow.slurm_log("pretrain/late", first["late"]), "a warning")
         runs["late"].release()
-        assert process.wait(timeout=400) == 0, workflow.output()
+        assert process.wait(timeout=800) == 0, workflow.output()
         yield Ended(workflow, {id: cluster.records_of(workflow, f"pretrain/{id}") for id in ids})
     finally:
         workflow.stop()
@@ -202,7 +202,7 @@ def test_a_killed_workflow_started_again_waits_for_its_job_and_submits_nothing(
     sentence = f"waiting for 1 job of an earlier run in this directory, which Slurm still has: {moved.number} (pretrain"
     until(lambda: sentence in moved.workflow.output(), "the workflow names the job it waits for")
     moved.training.release()
-    assert again.wait(timeout=120) == 0, moved.workflow.output()
+    assert again.wait(timeout=300) == 0, moved.workflow.output()
     assert "Nothing to be done" in moved.workflow.output()
     assert moved.workflow.numbers(moved.training.node) == [moved.number]
     assert not moved.cluster.queued()

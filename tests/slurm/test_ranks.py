@@ -63,9 +63,8 @@ def wide(
         until(
             lambda: not set(first.values()) & set(ranks(workflow).values()),
             "a rank that dies takes the others with it",
-            timeout_s=60,
         )
-        assert process.wait(timeout=300) == 0, workflow.output()
+        assert process.wait(timeout=600) == 0, workflow.output()
         records = cluster.records_of(workflow, NODE)
         yield Wide(workflow, records, {record.number: steps_of(record.number) for record in records})
     finally:

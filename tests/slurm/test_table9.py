@@ -52,7 +52,7 @@ def workflow(
     workflow = Workflow(tmp_path_factory.mktemp("table9"), one_model(tiny_text))
     process = workflow.start(*TARGETS)
     try:
-        assert process.wait(timeout=600) == 0, workflow.output()
+        assert process.wait(timeout=1200) == 0, workflow.output()
         yield workflow
     finally:
         workflow.stop()
