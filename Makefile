@@ -71,9 +71,10 @@ test-slurm: setup
 test-together: setup $(VENV)/.test-model
 	$(TEST_TOGETHER) -m "not subset"
 
-test-all: lint test-together
+# What runs on Slurm waits for much of its time, in which the others run.
+test-all: lint
+	@$(MAKE) --no-print-directory --jobs 2 test-together test-slurm
 	$(TEST_ALONE)
-	python -m pytest tests/slurm
 
 # Strict: a dead link, or a page in no menu, ends it.
 docs: setup
