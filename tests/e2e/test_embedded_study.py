@@ -60,6 +60,10 @@ def study(
     study = copy.deepcopy(tiny_text)
     for table in ("table9", "table16"):
         study["tables"][table] |= request.param
+    # Enough for the models to beat chance, and for intervals.
+    for model in request.param["models"]:
+        study["pretraining"][model]["max_steps"] = 400
+    study["inference"]["repeats"] = 5
     workdir = Workdir(tmp_path_factory.mktemp("embedded"), study)
     workdir.snakemake(*TARGETS)
     return Embedded(workdir)
