@@ -54,8 +54,8 @@ def test_a_study_that_needs_the_hub_says_so_offline(workdir: Workdir) -> None:
 def test_without_profile_and_configuration_the_tiny_study_is_used(tmp_path: Path) -> None:
     output = run_snakemake(tmp_path, "-n", "results/table9.csv")
     counts = {line.split()[0]: line.split()[-1] for line in output.stdout.splitlines() if len(line.split()) == 2}
-    assert counts["quantize"] == "15"
-    assert counts["pretrain"] == "3"
+    assert counts["quantize"] == "10"
+    assert counts["pretrain"] == "2"
 
 
 @pytest.mark.parametrize("profile", ["gh200", "h200"])
