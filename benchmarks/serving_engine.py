@@ -16,11 +16,10 @@ the GPU is idle. `--rehearse` takes a small shape, which also runs on a CPU.
 import argparse
 import gc
 import json
-import re
 import statistics
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 import transformers
 from precisions import build
+from step_parts import Row, account
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.integrations import sdpa_attention
@@ -48,26 +48,6 @@ REPLAYS = 20
 PROFILED_STEPS = 5
 DEFAULT_ROWS = ("1.5b,bfloat16,64", "1.5b,bfloat16,64,varlen", "1.5b-mqa,bfloat16,64", "1.5b-mha,bfloat16,64",
                 "7b,bfloat16,64", "1.5b,bfloat16,64,graphs", "1.5b,nf4,64", "1.5b,gptq,64,triton")  # fmt: skip
-# Kernels that no operation of PyTorch has launched, those of graphs and of Triton, are known by their names.
-BY_NAME = (
-    ("attention", r"fmha|flash|attention|softmax"),
-    ("products", r"gemm|gemv|nvjet|cutlass|xmma|splitk|marlin|quant|dequant|kgemm|matmul"),
-    ("cache", r"index_copy|index_select|indexSelect|scatter|gather|index"),
-    ("sampling", r"argmax|ArgMax"),
-    ("inputs", r"memcpy|memset|fill"),
-)
-# An operation belongs to the innermost of these that encloses it.
-BY_RANGE = {
-    "aten::scaled_dot_product_attention": "attention",
-    "aten::_flash_attention_forward": "attention",
-    "aten::linear": "products",
-    "part:packed layer": "products",
-    "part:cache": "cache",
-    "part:heads repeated": "heads repeated",
-    "part:sampling": "sampling",
-    "part:inputs": "inputs",
-}
-Row = dict[str, Any]
 
 
 profiling = False
@@ -182,53 +162,6 @@ class Watch:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def account(profiler: profile, steps: int) -> Row:
-    """Milliseconds of kernels a step by what they belong to, and the longest kernels; of a CPU, of operations."""
-    on_gpu = torch.cuda.is_available()
-    by_part: Counter[str] = Counter()
-    launched: Counter[str] = Counter()
-    by_kernel: dict[str, list[float]] = defaultdict(list)
-    events = profiler.events()
-    for event in events:
-        if event.device_type == torch.autograd.DeviceType.CPU:
-            kernels = [(kernel.name, kernel.duration) for kernel in event.kernels]
-            if not on_gpu:
-                kernels = [(event.name, event.self_cpu_time_total)]
-            for name, duration in kernels:
-                launched[name] += duration
-                by_part[_part(event) or "other"] += duration
-        elif not event.name.startswith("part:") and not getattr(event, "is_user_annotation", False):
-            by_kernel[event.name].append(event.time_range.elapsed_us())
-    for name, durations in by_kernel.items():
-        rest = sum(durations) - launched[name]
-        if rest > 1:
-            by_part[_named(name) or "other"] += rest
-    total = sum(by_part.values())
-    longest = sorted(by_kernel.items(), key=lambda item: -sum(item[1]))[:12]
-    return {
-        "steps": steps,
-        "kernels_ms": total / steps / 1e3,
-        "launches": sum(len(durations) for durations in by_kernel.values()) / steps,
-        "parts_ms": {part: spent / steps / 1e3 for part, spent in by_part.most_common()},
-        "longest": [
-            {"name": name[:120], "ms": sum(durations) / steps / 1e3, "calls": len(durations) / steps}
-            for name, durations in longest
-        ],
-    }
-
-
-def _part(event: Any) -> str | None:
-    while event is not None:
-        if event.name in BY_RANGE:
-            return BY_RANGE[event.name]
-        event = event.cpu_parent
-    return None
-
-
-def _named(kernel: str) -> str | None:
-    return next((part for part, pattern in BY_NAME if re.search(pattern, kernel, re.IGNORECASE)), None)
 
 
 def bare(model: Any, prompt: torch.Tensor, device: str) -> Row:
