@@ -130,6 +130,9 @@ def _known_keys(loc: tuple[Any, ...]) -> str:
     return suggestion(str(loc[-1]), set(_walk(loc[:-1])[1].get("properties", {})))
 
 
+_SCALARS = ("string", "boolean", "integer", "number")
+
+
 def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Follow a location of pydantic's through the study's schema: its keys without tags, and the schema it ends at."""
     schema: Any = _schema()
@@ -140,7 +143,8 @@ def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
         if "oneOf" in schema and part in schema.get("discriminator", {}).get("mapping", {}):
             schema = definitions[schema["discriminator"]["mapping"][part].rsplit("/", 1)[1]]
             continue
-        if part == "[key]":
+        # A value without keys of its own has only a step that names a member of a union, such as `bool`.
+        if part == "[key]" or schema.get("type") in _SCALARS:
             continue
         path.append(part)
         if isinstance(part, int):

@@ -293,6 +293,11 @@ CASES = {
     ),
     "a label with a line break": ("models/qwen2-1m/label", "a\nb", ["models.qwen2-1m.label", "control character"]),
     "an id as long as a file name": ("precisions/" + "x" * 200, {"kind": "cast", "dtype": "float16"}, ["x" * 50]),
+    "one of several types": (
+        "serving/chat/engine/flash_attention",
+        "varlan",
+        ["serving.chat.engine.flash_attention: 'varlan' is not allowed; choose 'varlen'"],
+    ),
     "warm-up": ("pretraining/llama-1m/optimizer/warmup_steps", 10_000, ["warmup_steps 10000", "lower it"]),
 }
 
