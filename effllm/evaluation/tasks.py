@@ -83,6 +83,10 @@ def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
     if "langdetect" in sys.modules:
         # IFEval asks it for the language of answers, which it otherwise guesses by chance of its own.
         sys.modules["langdetect"].DetectorFactory.seed = seed
+    if "sympy.parsing.latex" in sys.modules:
+        # MATH's checkers give sympy a second to compare two answers. Its parser is imported by its first use; cut off
+        # there, it fails for the rest of the process and every answer after counts as wrong.
+        sys.modules["sympy.parsing.latex"].parse_latex("1")
     return loaded
 
 
