@@ -130,32 +130,40 @@ def _known_keys(loc: tuple[Any, ...]) -> str:
     return suggestion(str(loc[-1]), set(_walk(loc[:-1])[1].get("properties", {})))
 
 
-_SCALARS = ("string", "boolean", "integer", "number")
+# What pydantic calls the members of a union that are no sections of the study.
+_UNION_MEMBER = re.compile(r"(constrained-)?(str|int|float|bool)|.+\[.*\]")
 
 
 def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Follow a location of pydantic's through the study's schema: its keys without tags, and the schema it ends at."""
-    schema: Any = _schema()
-    definitions = schema["$defs"]
+    definitions = _schema()["$defs"]
+    members = [_schema()]
     path = []
     for part in loc:
-        schema = _resolve(schema, definitions)
-        if "oneOf" in schema and part in schema.get("discriminator", {}).get("mapping", {}):
-            schema = definitions[schema["discriminator"]["mapping"][part].rsplit("/", 1)[1]]
+        mapping = members[0].get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            members = _members({"$ref": mapping[part]}, definitions)
             continue
-        # A value without keys of its own has only a step that names a member of a union, such as `bool`.
-        if part == "[key]" or schema.get("type") in _SCALARS:
+        schema = next((member for member in members if _has_entry(member, part, len(members) > 1)), None)
+        if part == "[key]" or schema is None:
             continue
         path.append(part)
-        if isinstance(part, int):
-            schema = schema.get("items", {})
-        elif part in schema.get("properties", {}):
-            schema = schema["properties"][part]
-        else:
-            patterns: dict[str, Any] = schema.get("patternProperties", {})
-            entries: Any = schema.get("additionalProperties") or next(iter(patterns.values()), {})
-            schema = entries if isinstance(entries, dict) else {}
-    return path, _resolve(schema, definitions)
+        patterns: dict[str, Any] = schema.get("patternProperties", {})
+        entries: Any = schema.get("additionalProperties") or next(iter(patterns.values()), {})
+        entry = schema.get("items") if isinstance(part, int) else schema.get("properties", {}).get(part, entries)
+        members = _members(entry if isinstance(entry, dict) else {}, definitions)
+    return path, members[0]
+
+
+def _has_entry(schema: dict[str, Any], part: Any, is_in_union: bool) -> bool:
+    """Whether a step of a location leads into this schema; others name a member of a union, such as `bool`."""
+    kind = schema.get("type")
+    if kind is None:
+        return True
+    if isinstance(part, int):
+        return bool(kind == "array")
+    is_member = is_in_union and (part == schema.get("title") or _UNION_MEMBER.fullmatch(part))
+    return kind == "object" and not is_member
 
 
 @functools.cache
@@ -163,14 +171,14 @@ def _schema() -> dict[str, Any]:
     return Study.model_json_schema()
 
 
-def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:
-    while True:
-        if "$ref" in schema:
-            schema = definitions[schema["$ref"].rsplit("/", 1)[1]]
-        elif "anyOf" in schema:
-            schema = next(item for item in schema["anyOf"] if item.get("type") != "null")
-        else:
-            return schema
+def _members(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas that a value may have here, null aside."""
+    if "$ref" in schema:
+        return _members(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    if "anyOf" in schema:
+        items = (item for item in schema["anyOf"] if item.get("type") != "null")
+        return [member for item in items for member in _members(item, definitions)]
+    return [schema]
 
 
 def _explain_pattern(pattern: str) -> str:
