@@ -114,6 +114,7 @@ def follow_sharded(rank: int, directory: Path) -> None:
         average = MovingAverage(model, 0.9, directory, is_sharded=True)
         fully_shard(model)
         follow(average, model, directory, steps, rank == 0)
+        distributed.barrier()  # The second rank does not go on from a file that the first one is still writing.
     distributed.destroy_process_group()
 
 
