@@ -10,7 +10,7 @@ WORKDIR /effllm
 # The environment is a layer of its own: a change of code does not install it again.
 COPY Makefile pyproject.toml requirements.txt requirements-dev.txt constraints.txt ./
 COPY effllm/__init__.py effllm/
-RUN make setup PYTHON=python3.11
+RUN make setup PYTHON=python3.11 PIP_COMPILE=--compile
 COPY . .
 CMD ["make", "table9"]
 
@@ -22,7 +22,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends software-proper
 WORKDIR /effllm
 COPY Makefile pyproject.toml requirements.txt requirements-dev.txt constraints.txt ./
 COPY effllm/__init__.py effllm/
-RUN make setup
+RUN make setup PIP_COMPILE=--compile
 COPY . .
 CMD ["make", "help"]
 

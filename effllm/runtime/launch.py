@@ -109,12 +109,14 @@ def end_with(sentence: object, what: str, log: Path) -> NoReturn:
 
 
 def stage_environment(stage: "Stage", threads: int) -> dict[str, str]:
-    """The environment of a stage's process: thread counts, and the hub only where the stage needs it."""
+    """The environment of a stage's process: thread counts, bytecode kept, and the hub only where the stage needs it."""
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
         environment[name] = str(threads)
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["PYTHONUNBUFFERED"] = "1"
+    # Each stage would compile all that it imports once more, which takes longer than most of the embedded study's do.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if not stage.network:
         environment["HF_HUB_OFFLINE"] = "1"
         # A token is worth nothing there, and jobs get the environment of the host that submits them.
