@@ -162,7 +162,7 @@ def _resolved(path: Path, frame: pl.DataFrame) -> list[str]:
     )
     if not chains:
         return ["latency ms: no two rows that are ok can be compared."]
-    begin = "latency ms, < where the 95 % intervals lie apart and ~ where the measurement does not tell rows apart: "
+    begin = "latency ms, < where the 95 % intervals (of one process each) lie apart, ~ where they overlap: "
     return [begin + "; ".join(chains)]
 
 
