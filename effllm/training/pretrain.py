@@ -8,6 +8,7 @@ out: model/ (config, safetensors, tokenizer), training.json (held-out perplexity
 A run on synthetic tokens measures and keeps no model: what it has learned is worth no more than random weights.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def setup(job: Job) -> Setup[PreTrainedModel]:
     run = job.config(PretrainingRun)
     tokens = _train_tokens(job)
     config = _config(job, run, tokens)
-    # Weights that nobody keeps need not be the same everywhere, and a CPU takes minutes to draw billions of them.
-    on_device = tokens.unscored and run.parallel.strategy == "single" and torch.cuda.is_available()
-    with torch.device("cuda" if on_device else "cpu"):
+    # Weights that nobody keeps need not be the same everywhere, and a CPU takes minutes to draw billions of them. GPUs
+    # of one kind draw the same ones: what one GPU trains is compared with what several do.
+    on_device = tokens.unscored and torch.cuda.is_available()
+    with torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if on_device else "cpu"):
         model = random_model(config, run.seed)
+    if on_device and run.parallel.strategy != "single":
+        model.cpu()
+        torch.cuda.empty_cache()
     flops = run.global_batch_size * costs.training_flops(config, run.sequence_length)
     return Setup(
         recipe=run.model_copy(update={"optimizer": run.scaled_optimizer}),
@@ -84,12 +89,17 @@ def setup(job: Job) -> Setup[PreTrainedModel]:
         tokens_of_step=lambda _: _tokens_per_step(run),
         flops_of_step=lambda _: flops,
         kernels=run.kernels.wanted(),
+        keeps_weights=tokens.unscored is None,
         **_score_on_the_way(job, run),
     )
 
 
 def load(job: Job, directory: Path) -> PreTrainedModel:
-    """What the ranks have saved, on this process's device."""
+    """What the ranks have saved, on this process's device; where they keep no weights, the model without any."""
+    run, tokens = job.config(PretrainingRun), _train_tokens(job)
+    if tokens.unscored:
+        with torch.device("meta"):
+            return random_model(_config(job, run, tokens), run.seed)
     return moved(load_causal_lm(directory), "cuda" if torch.cuda.is_available() else "cpu")
 
 

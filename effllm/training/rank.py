@@ -42,8 +42,10 @@ def main() -> None:
     libraries_imported()
     try:
         lifeline.hold()
-        trainer = run_rank(job, module.setup(job))
-        trainer.save_model(str(job.scratch / TRAINED))
+        setup = module.setup(job)
+        trainer = run_rank(job, setup)
+        if setup.keeps_weights:
+            trainer.save_model(str(job.scratch / TRAINED))
         torch.distributed.barrier()
         _hard_exit()
     except CellFailure as failure:

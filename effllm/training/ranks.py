@@ -9,6 +9,7 @@ It logs to `records/ranks/rank-<n>.log`, the first one to the stage's log.
 
 import json
 import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,19 @@ _LAST_LINES = 15
 def run_ranks(job: Job, parallel: Parallel) -> None:
     """Run the ranks to their end; they leave the trained model in the scratch.
 
-    Raises CellFailure where a rank found the cell failed, UserError where a rank found a mistake of the user,
-    Interrupted where the ranks were told to stop, and RuntimeError with the ends of their logs otherwise.
+    Raises CellFailure where a rank found the cell failed, UserError where a rank found a mistake of the user or was
+    killed, Interrupted where the ranks were told to stop, and RuntimeError with the ends of their logs otherwise.
     """
     _check_devices(parallel)
-    for old in job.scratch.glob("failure-*.json"):
+    word = job.scratch / "ended-by-signal.json"
+    for old in (*job.scratch.glob("failure-*.json"), *job.scratch.glob(word.name)):
         old.unlink()
     job_file = job.scratch / "job.json"
     write_text(job_file, json.dumps(_plain(job), indent=1, sort_keys=True))
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
-    start = torchrun.command(parallel, torch.get_num_threads(), job.scratch / "torchrun")
+    start = torchrun.command(parallel, torch.get_num_threads(), job.scratch / "torchrun", word)
     code = torchrun.run([*start, "-m", "effllm.runtime.start", "effllm.training.rank", str(job_file)], environment)
     for path in sorted(job.scratch.glob("failure-*.json")):
         verdict = json.loads(path.read_text())
@@ -48,7 +50,16 @@ def run_ranks(job: Job, parallel: Parallel) -> None:
             raise Interrupted(verdict["reason"])
         raise CellFailure(verdict["status"], verdict["reason"])
     if code:
-        raise RuntimeError(f"the ranks ended with code {code}\n{_ends_of_logs(job.records / 'ranks')}")
+        signals = json.loads(word.read_text()) if word.exists() else {}
+        ended = {rank: signal.Signals(number).name for rank, number in signals.items()}
+        for rank, name in ended.items():
+            if name == "SIGKILL":
+                raise UserError(
+                    f"rank {rank} of {parallel.world_size} was ended by SIGKILL (out of memory, if nobody sent it): "
+                    "run again to go on where it stopped, with more memory for the job if it has happened before."
+                )
+        how = "".join(f", rank {rank} by {name}" for rank, name in ended.items())
+        raise RuntimeError(f"the ranks ended with code {code}{how}\n{_ends_of_logs(job.records / 'ranks')}")
 
 
 def _check_devices(parallel: Parallel) -> None:

@@ -60,6 +60,7 @@ class Setup(Generic[_Model]):
     shuffle: whether the recipe's seed shuffles the dataset; otherwise it is in the order of training.
     take: called with every batch before the model sees it. callbacks: run before checkpoints are marked complete.
     score_after: steps after which `score` gives the model's held-out loss, and over how many tokens; on every rank.
+    keeps_weights: whether anyone reads what was trained; several ranks write it down for that.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Setup(Generic[_Model]):
     kernels: Mapping[str, str] = field(default_factory=dict)
     score_after: Collection[int] = ()
     score: Callable[[_Model], tuple[float, int]] | None = None
+    keeps_weights: bool = True
 
 
 class _Trainer(Trainer):

@@ -20,14 +20,14 @@ from effllm.training.settings import Parallel
 _FIRST_PORT, _PORTS = 20_000, 10_000
 
 
-def command(parallel: Parallel, threads: int, log_directory: Path) -> list[str]:
+def command(parallel: Parallel, threads: int, log_directory: Path, word: Path) -> list[str]:
     """What starts `parallel.world_size` ranks of the program whose arguments follow; `threads` are a rank's own.
 
     Over several nodes the ranks meet on the first one, and a rank that ends with an error ends the step. torchrun keeps
-    its own files in `log_directory`; unasked, it leaves a folder of them in /tmp for every run. UserError outside of a
-    Slurm job.
+    its own files in `log_directory`; unasked, it leaves a folder of them in /tmp for every run. The file `word` is
+    written where a signal ended a rank: {rank: signal}. UserError outside of a Slurm job.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    torchrun = [sys.executable, "-m", "effllm.runtime.start", "effllm.training.launcher", str(word)]
     torchrun += [f"--nproc-per-node={parallel.devices}", f"--log-dir={log_directory}"]
     if parallel.nodes == 1:
         return [*torchrun, "--standalone"]

@@ -36,7 +36,9 @@ def ranks(workflow: Workflow) -> dict[int, psutil.Process]:
     found = {}
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command = " ".join(process.info["cmdline"] or [])
-        is_rank = "-m effllm.runtime.start effllm.training.rank " in command and "torch.distributed.run" not in command
+        is_rank = (
+            "-m effllm.runtime.start effllm.training.rank " in command and "effllm.training.launcher" not in command
+        )
         if is_rank and process.info["cwd"] == str(workflow.path):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found[int(process.environ()["RANK"])] = process

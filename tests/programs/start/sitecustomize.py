@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 ADDRESS = "EFFLLM_TEST_PROGRAMS"
-_MODULES = ("effllm.runtime.start", "torch.distributed.run")
+_MODULE = "effllm.runtime.start"
 
 
 def ask(
@@ -40,7 +40,7 @@ def ask(
 
 def _is_forked(words: Sequence[str]) -> bool:
     if words[:1] == ["-m"]:
-        return words[1] in _MODULES
+        return words[1] == _MODULE
     return len(words) == 1 and "/.snakemake/scripts/" in words[0]
 
 

@@ -18,9 +18,11 @@ from effllm.errors import UserError
 from effllm.models import costs
 from effllm.models.families import model_config
 from effllm.runtime.artifact import MANIFEST
+from effllm.runtime.stage import Job
 from effllm.stages.graph import Graph
 from effllm.study import load_study, parse_study
 from effllm.study.inheritance import read_study
+from effllm.training import pretrain
 from effllm.training.settings import PretrainingRun
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import Builder
@@ -115,14 +117,21 @@ def test_the_plan_names_nodes_of_the_study_and_every_row_of_its_tables(repositor
     assert rows == set(nodes)
 
 
-def test_the_plan_for_two_gpus_has_every_run_that_needs_them_and_its_counterpart(repository: Path) -> None:
-    plan = yaml.safe_load((repository / "benchmarks" / "device_plan_two.yaml").read_text())
-    assert plan["study"] == "config/single-gpu-shapes.yaml"
-    items = {item["id"]: LOADED.pretraining[item["id"]] for item in plan["items"]}
-    assert {id for id, run in LOADED.pretraining.items() if run.parallel.world_size > 1} < set(items)
-    assert {run.parallel.world_size for run in items.values()} == {1, 2}
-    alone = [run.model_dump(exclude={"parallel"}) for run in items.values()]
-    assert alone == [alone[0]] * len(items), "they differ in nothing but the strategy"
+@pytest.mark.parametrize("devices", [(2,), (2, 4, 8)])
+def test_runs_over_several_gpus_differ_from_their_counterpart_in_nothing_but_the_strategy(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, devices: tuple[int, ...]
+) -> None:
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    scaling = importlib.import_module("scaling")
+    rows = scaling.rows(devices)
+    runs = parse_study(scaling.study_of(rows, 9, False), "scaling").pretraining
+    for row in rows:
+        run = runs[row.name]
+        assert (run.parallel.strategy, run.parallel.world_size) == (row.strategy, row.devices)
+        if row.reference:
+            alone = [runs[name].model_dump(exclude={"parallel"}) for name in (row.name, row.reference)]
+            assert alone[0] == alone[1]
+    assert {row.devices for row in rows} == {1, *devices}
 
 
 def _runs(graph: Graph, name: str) -> list[str]:
@@ -148,6 +157,19 @@ def test_what_is_measured_on_random_tokens_and_weights_has_no_score(plain: dict[
     assert row["IT_tokens_per_s"] > 0
     assert row["average_performance"] is row["AL_sum_ms"] is row["MCR"] is None
     assert "average_performance, AL_sum_ms, MCR" in row["not_measured"].split(": random weights")[0]
+
+
+def test_ranks_write_down_no_weights_that_nobody_keeps(plain: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder(shrunk(plain), tmp_path)
+    spec = builder.graph.spec("pretrain", "gqa-1.5b")
+    spec["config"]["parallel"].update(strategy="ddp", devices=2)
+    inputs = {"tokens": builder.build("tokens", "random")}
+    paths = {name: tmp_path / name for name in ("output", "records", "scratch")}
+    job = Job("pretrain", "effllm.training.pretrain", "gqa-1.5b", spec, inputs, {}, **paths)
+    setup = pretrain.setup(job)
+    assert not setup.keeps_weights and setup.model.device.type == "cpu"
+    loaded = pretrain.load(job, tmp_path / "nothing")
+    assert loaded.device.type == "meta" and loaded.config.to_dict() == setup.model.config.to_dict()
 
 
 @pytest.mark.slow

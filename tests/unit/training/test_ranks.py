@@ -3,15 +3,19 @@
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from effllm.errors import EXIT_INTERRUPTED
+from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from effllm.models.decoder import EffConfig, EffForCausalLM
+from effllm.runtime.stage import Job
+from effllm.training import launcher, ranks
 from effllm.training.arguments import deepspeed_config, gather_by_layer
 from effllm.training.settings import Parallel
 from tests.programs import run_program
@@ -94,26 +98,67 @@ def test_experts_are_balanced_over_all_ranks(pretrain: Callable[..., Any]) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_two_ranks_leaves_none_behind_and_goes_on(pretrain: Callable[..., Any]) -> None:
-    parallel = {"strategy": "ddp", "devices": 2}
-    settings = {"max_steps": 12, "checkpoint_every_steps": 4, "micro_batch_size": 2, "parallel": parallel}
-    settings["log_every_steps"] = 2
-    whole = pretrain("whole", **settings)
-    whole.run()
-    killed = pretrain("killed", **settings)
+def test_a_run_goes_on_after_its_stage_was_killed_and_after_a_rank_was(
+    pretrain: Callable[..., Any], one_rank: Any
+) -> None:
+    killed = pretrain("killed", micro_batch_size=2, held_out_curve=CURVE, parallel={"strategy": "ddp", "devices": 2})
     held = Held(killed.work.parent)
-    held.hold(4)
-    process = subprocess.Popen(killed.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    held.reach(4)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 3, "torchrun and two ranks"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
+    for step, kills_a_rank in ((4, False), (8, True)):
+        held.hold(step)
+        process = subprocess.Popen(
+            killed.argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        )
+        held.reach(step)
+        family = psutil.Process(process.pid).children(recursive=True)
+        second = [each for each in family if each.environ().get("RANK") == "1"]
+        assert len(family) >= 3 and second, "torchrun and two ranks"
+        (second[0] if kills_a_rank else process).send_signal(signal.SIGKILL)
+        # A rank that waits for the test does not see that the other is gone, and torchrun gives it half a minute.
+        held.release()
+        output = process.communicate(timeout=120)[0]
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+    assert process.returncode == EXIT_USER_ERROR, output
+    assert output.splitlines()[-1].startswith(
+        "error: rank 1 of 2 was ended by SIGKILL (out of memory, if nobody sent it)"
+    )
     killed.run()
-    assert killed.record("efficiency.json")["resumed_at_step"] == 4
-    assert killed.losses() == pytest.approx(whole.losses(), rel=TOLERANCE)
+    assert killed.record("efficiency.json")["resumed_at_step"] == 8
+    assert killed.losses() == pytest.approx(one_rank.losses(), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_rank_that_a_signal_ended_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A kill is the machine's or somebody's doing, whatever other ranks say then; other signals are defects."""
+    failures = {1: SimpleNamespace(exitcode=-number), 0: SimpleNamespace(exitcode=1)}
+
+    def torchrun(arguments: list[str]) -> None:
+        assert arguments[-3:] == ["effllm.runtime.start", "effllm.training.rank", str(tmp_path / "work" / "job.json")]
+        error = launcher.ChildFailedError.__new__(launcher.ChildFailedError)
+        error.failures = failures
+        raise error
+
+    def run(argv: list[str], _environment: dict[str, str]) -> int:
+        assert argv[1:4] == ["-m", "effllm.runtime.start", "effllm.training.launcher"]
+        monkeypatch.setattr(sys, "argv", argv[3:])
+        with pytest.raises(launcher.ChildFailedError):
+            launcher.main()
+        return 1
+
+    monkeypatch.setattr(launcher.run, "main", torchrun)
+    monkeypatch.setattr(launcher, "libraries_imported", lambda: None)
+    monkeypatch.setattr(ranks.torchrun, "run", run)
+    (tmp_path / "work").mkdir()
+    paths = {"output": tmp_path / "out", "records": tmp_path / "records", "scratch": tmp_path / "work"}
+    job = Job(stage="pretrain", module="effllm.training.pretrain", id="a", spec={}, inputs={}, files={}, **paths)
+    expected = {
+        signal.SIGKILL: (UserError, r"rank 1 of 2 was ended by SIGKILL .* run again to go on where it stopped"),
+        signal.SIGSEGV: (RuntimeError, "the ranks ended with code 1, rank 1 by SIGSEGV"),
+    }[number]
+    with pytest.raises(expected[0], match=expected[1]):
+        ranks.run_ranks(job, Parallel(strategy="ddp", devices=2))
 
 
 @pytest.mark.slow
