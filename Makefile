@@ -79,6 +79,6 @@ test-all: lint
 	@$(MAKE) --no-print-directory --jobs 2 test-together test-slurm
 	$(TEST_ALONE)
 
-# Strict: a dead link, or a page in no menu, ends it.
+# Strict: a dead link, or a page in no menu, ends it. With --quiet, warnings would be neither shown nor counted.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build
