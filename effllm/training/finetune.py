@@ -28,7 +28,6 @@ from transformers import (
     AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 
@@ -196,16 +195,6 @@ class Finetuning:
         lengths = np.array([len(sequence) for sequence in dataset.sequences])[order].reshape(recipe.max_steps, -1)
         record = RecordConsumed(dataset, self.job.scratch)
 
-        def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
-            settings = recipe.optimizer
-            return torch.optim.AdamW(
-                prepared.parameter_groups(model, settings.learning_rate, settings.weight_decay),
-                lr=settings.learning_rate,
-                betas=(settings.beta1, settings.beta2),
-                eps=settings.epsilon,
-                fused=True,
-            )
-
         return Setup(
             recipe=recipe,
             model=prepared.model,
@@ -213,7 +202,7 @@ class Finetuning:
             collate=self.collate(run.encoding.packing),
             tokens_of_step=lambda step: int(lengths[step].sum()),
             flops_of_step=self._flops_of_step(model, prepared.model, lengths, order.reshape(recipe.max_steps, -1)),
-            make_optimizer=make_optimizer,
+            make_optimizer=lambda model: prepared.optimizer(model, recipe.optimizer),
             shuffle=False,
             take=record.take,
             callbacks=(record,),

@@ -69,7 +69,7 @@ class Setup(Generic[_Model]):
     collate: Callable[[list], dict[str, torch.Tensor]]
     tokens_of_step: Callable[[int], int]
     flops_of_step: Callable[[int], float] | None
-    make_optimizer: Callable[[nn.Module, TrainingArguments], torch.optim.Optimizer] | None = None
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
     shuffle: bool = True
     take: Callable[[dict[str, Any]], None] | None = None
     callbacks: Sequence[TrainerCallback] = ()
@@ -92,7 +92,7 @@ class _Trainer(Trainer):
             return super().create_optimizer(*arguments, **keywords)
         if self.optimizer is None:
             assert self.model is not None
-            self.optimizer = self.setup.make_optimizer(self.model, self.args)
+            self.optimizer = self.setup.make_optimizer(self.model)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> torch.Tensor:

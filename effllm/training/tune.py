@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from effllm.data.encodings.store import EncodedSet
 from effllm.errors import CellFailure, UserError
@@ -138,16 +138,6 @@ class Tuning:
                 flops[shape] = step_flops(model, collate([dataset[step * per_step]]), per_step, passes)
                 patches[shape] = self.family.patches(model.transformer, shape)
 
-        def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
-            settings = recipe.optimizer
-            return torch.optim.AdamW(
-                prepared.parameter_groups(model, settings.learning_rate, settings.weight_decay),
-                lr=settings.learning_rate,
-                betas=(settings.beta1, settings.beta2),
-                eps=settings.epsilon,
-                fused=True,
-            )
-
         return Setup(
             recipe=recipe,
             model=model,
@@ -155,7 +145,7 @@ class Tuning:
             collate=collate,
             tokens_of_step=lambda step: per_step * patches[shapes[step]],
             flops_of_step=lambda step: flops[shapes[step]],
-            make_optimizer=make_optimizer,
+            make_optimizer=lambda model: prepared.optimizer(model, recipe.optimizer),
             shuffle=False,
         )
 

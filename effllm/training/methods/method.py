@@ -10,11 +10,13 @@ from pydantic import Field
 from effllm.fields import Section, Text
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from effllm.models.architecture import ModelShape
+    from effllm.training.settings import AdamW
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class PreparedModel:
                 key = (learning_rate * self.learning_rate_ratio(name), decay)
                 groups.setdefault(key, []).append(parameter)
         return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+
+    def optimizer(self, model: "nn.Module", settings: "AdamW") -> "torch.optim.Optimizer":
+        """AdamW over the groups of `model`, this model as it is trained."""
+        import torch
+
+        return torch.optim.AdamW(
+            self.parameter_groups(model, settings.learning_rate, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            fused=True,
+        )
 
 
 class Method(Section):
