@@ -6,6 +6,7 @@ Everything else is a defect of the program and keeps its traceback.
 from typing import Literal
 
 Status = Literal["ok", "invalid", "oom", "nan", "unsupported", "timeout"]
+"""What a row's `status` may be. Only an `ok` row is ranked; none is dropped."""
 
 
 class UserError(Exception):

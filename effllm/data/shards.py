@@ -113,9 +113,3 @@ def read_batches(
     for shard in shards_of(directory, split):
         with pq.ParquetFile(shard) as file:
             yield from file.iter_batches(batch_size=batch_size, columns=list(columns))
-
-
-def read_texts(directory: Path, split: str) -> Iterator[str]:
-    """Yield the texts of one split of a corpus artifact in order."""
-    for batch in read_batches(directory, split):
-        yield from batch.column("text").to_pylist()

@@ -18,7 +18,6 @@ TECHNIQUES = ("method", "precision")
 """Columns that name what rows of one group differ in; the other column of a row's names is its group."""
 # Which card it was is within the margin that costs of one run each are given; the others concern some columns alone.
 _NOT_IN_SCOPE = {"device_id", *ENERGY_CONDITIONS, *MEMORY_CONDITIONS}
-_SETTINGS_PUBLISHED = ("implied_samples_per_iter",)
 # The names of diffusion transformers do not say how large they are; the paper does.
 _TRANSFORMERS = {"DiT-XL/2": 0.675, "DiT-L/8": 0.458, "DiT-B/4": 0.130}
 _NOMINAL = re.compile(r"(\d+(?:\.\d+)?)([BM])(?![a-z])")

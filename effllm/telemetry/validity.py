@@ -10,9 +10,6 @@ from typing import Any
 from effllm.errors import Status
 from effllm.results.telemetry import DeviceInfo, Finding, Severity, TelemetrySummary
 
-STATUSES = ("ok", "invalid", "oom", "nan", "unsupported", "timeout")
-"""What a row's `status` may be. Only an `ok` row is ranked; none is dropped."""
-
 # Bits that mean the hardware protected itself, as against running at the limit its owner set.
 _PROTECTIVE_THROTTLING = {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"}
 _MAX_POWER_OF_LIMIT = 1.05

@@ -78,8 +78,6 @@ def swapped(section: str, first: str, second: str) -> Callable[[Study], None]:
 SMALL_GPTQ = {"kind": "gptq", "bits": 8, "group_size": 128, "act_order": False, "damping": 0.05}
 CALIBRATION = {"corpus": "fineweb-edu-calibration", "samples": 64, "sequence_length": 2048}
 HUB_MODEL = {"source": {"kind": "hub", "repo": "a/b", "revision": "0" * 40}}
-TRAINED_ON_FINEWEB = {f"pretrain/{run}" for run in PAPER["pretraining"]}
-TRAINING_TABLES = {f"{table}.csv" for table, rows in PAPER["tables"].items() if "rows" in rows}
 RESOURCES = ["--set-threads", "evaluate=2", "pretrain=2", "--set-resources", "evaluate:mem_mb=1234"]
 PARTITION = ["--default-resources", "slurm_partition=elsewhere", "slurm_account=other", "runtime=7"]
 

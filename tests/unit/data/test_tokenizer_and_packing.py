@@ -14,7 +14,7 @@ from corpus_documents import document, kept, write_parquet
 
 from effllm.data import packing
 from effllm.data.packing import pack
-from effllm.data.shards import read_texts
+from effllm.data.shards import read_batches
 from effllm.data.tokenizer import END_OF_TEXT, load
 from effllm.data.tokens import PackedTokens
 from effllm.data.workers import Workers
@@ -154,7 +154,7 @@ def test_packed_tokens_are_the_documents_encoded_one_by_one(corpus, train, packe
 
 
 def test_a_text_that_spells_the_end_of_text_token_does_not_end_its_document(corpus, packed):
-    texts = list(read_texts(corpus.directory, "train"))
+    texts = [text for batch in read_batches(corpus.directory, "train") for text in batch.column("text").to_pylist()]
     assert any(END_OF_TEXT in text for text in texts)
     tokens = PackedTokens.open(packed, "train")
     assert np.count_nonzero(tokens.ids == tokens.eos_token_id) == len(texts)
