@@ -10,6 +10,8 @@ afterwards. So each session of tests has one process that has imported all of it
    Snakemake's goes no further: it asks the server for the fork, hands signals on to it, and ends as the fork ends.
    Others start as they always do.
 
+A test that starts processes itself, or has the package start ranks, gives them `environment()` for the second of these.
+
 Each program is a process of its own with its own environment, and dies with the one that started it; but it is a child
 of the server, and shares the pages of what was imported. A run that is to be killed, whose start is what is tested, or
 whose memory is, is started without.
@@ -50,14 +52,15 @@ def run_apart(
         try:
             with open(os.devnull) as nothing, open(output.name, "ab") as out, open(errors.name, "ab") as err:
                 streams = [nothing.fileno(), out.fileno(), (out if merged else err).fileno()]
-                code = ask(_server(), argv[1:], _environment(), str(directory), streams, timeout_s)
+                code = ask(_server(), argv[1:], environment(), str(directory), streams, timeout_s)
         except TimeoutError:
             said = output.read().encode(), errors.read().encode()
             raise subprocess.TimeoutExpired(argv, timeout_s or 0, *said) from None
         return subprocess.CompletedProcess(argv, code, output.read(), errors.read())
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """That of this process, changed so that what a program starts in it is forked too."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent / "start"), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, ADDRESS: _server()}
 

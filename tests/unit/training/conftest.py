@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from effllm.runtime.artifact import MANIFEST, Artifact
 from effllm.training.methods import AnyMethod
-from tests.programs import run_program
+from tests.programs import environment, run_program
 from tests.unit.training.small_models import VOCABULARY
 
 
@@ -66,6 +66,13 @@ def pretrain(builder: Any, tmp_path: Path) -> Callable[..., PretrainCommand]:
         return PretrainCommand(builder, tmp_path, name, changes)
 
     return prepare
+
+
+@pytest.fixture
+def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks of a stage that runs in this process are forks too, and import nothing."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def test_runs_that_do_not_fit_are_refused_before_anything_runs(tiny, changes, sa
         study_of(tiny, **changes)
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_a_killed_run_of_two_ranks_goes_on_to_what_one_rank_trains(tiny, digits, whole, tmp_path):
     changes = {"parallel": {"strategy": "ddp", "devices": 2}, "micro_batch_size": 4}
     (tmp_path / "spec.json").write_text(json.dumps(study_of(tiny, **changes).spec("diffuse", "dit")))

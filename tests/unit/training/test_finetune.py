@@ -187,6 +187,7 @@ def test_bfloat16_trains_float32_adapters_over_16_bit_weights(finetunes: Finetun
         ),
     ],
 )
+@pytest.mark.usefixtures("forked_ranks")
 def test_ranks_learn_what_one_process_learns(
     finetunes: Finetunes, suite: dict[str, Artifact], tmp_path: Path, method: str, parallel: dict[str, Any]
 ) -> None:

@@ -194,6 +194,7 @@ def losses_of(artifact: Artifact) -> list[float]:
     return [*curve, quality["held_out_loss_before"], quality["held_out_loss"]]
 
 
+@pytest.mark.usefixtures("forked_ranks")
 def test_two_ranks_learn_what_one_learns_and_bfloat16_loses_little(study: Study) -> None:
     whole = study.build("tune", "sd3.pictures.lora", "sd3.pictures.whole")
     ranks = study.build(
