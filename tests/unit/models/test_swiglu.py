@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effllm.models.decoder.feed_forward import moe_layer
 from effllm.models.decoder.feed_forward.moe_layer import Experts
 from effllm.models.decoder.feed_forward.swiglu_layer import SwiGLU
 from effllm.models.decoder.kernels.choice import choosing
@@ -107,13 +108,13 @@ def experts_reference(gate_up: Tensor, down: Tensor):
 
 def test_gradients_add_up_over_micro_batches_and_a_step_renews_the_copies(stand_ins):
     experts, references = drawn(Experts(CONFIG)), drawn(Experts(CONFIG))
-    ends, copies = torch.tensor(ROWS).cumsum(0).int(), Copies()
+    rows, copies = torch.tensor(ROWS), Copies()
     gate_up, down = experts.gate_up_proj, experts.down_proj
     made = []
 
     def forward(x: Tensor) -> Tensor:
         made.append(copies.of((gate_up,), (down,))[0].data_ptr())
-        return fused_swiglu(x, (gate_up,), (down,), copies, ends)
+        return fused_swiglu(x, (gate_up,), (down,), copies, rows)
 
     reference = experts_reference(references.gate_up_proj, references.down_proj)
     steps(forward, reference, [gate_up, down], [references.gate_up_proj, references.down_proj], sum(ROWS), "cpu")
@@ -124,18 +125,37 @@ def test_gradients_add_up_over_micro_batches_and_a_step_renews_the_copies(stand_
 def test_gradients_that_others_have_written_are_added_to(stand_ins):
     experts = drawn(Experts(CONFIG))
     gate_up, down = experts.gate_up_proj, experts.down_proj
-    ends = torch.tensor(ROWS).cumsum(0).int()
+    rows = torch.tensor(ROWS)
     x = torch.randn(sum(ROWS), CONFIG.hidden_size).bfloat16()
 
     def gradient(before: Tensor | None) -> Tensor:
         gate_up.grad, down.grad = before, None
-        fused_swiglu(x, (gate_up,), (down,), Copies(), ends).float().square().sum().backward()
+        fused_swiglu(x, (gate_up,), (down,), Copies(), rows).float().square().sum().backward()
         return gate_up.grad
 
     alone = gradient(None).clone()
     # Neither is as the layer makes them: one lies otherwise in memory.
     before = torch.randn(alone.shape[0], alone.shape[2], alone.shape[1]).mT
     torch.testing.assert_close(gradient(before.clone(memory_format=torch.preserve_format)), alone + before)
+
+
+def test_a_compiled_layer_has_no_graph_beside_the_products(stand_ins, monkeypatch):
+    """The products cut the graph of a decoder layer; one of two operators between them would cost more than it does."""
+    monkeypatch.setattr(moe_layer, "objection_to_fused", torch.compiler.assume_constant_result(lambda x, weights: None))
+    experts, graphs = drawn(Experts(CONFIG)), []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.randn(sum(ROWS), CONFIG.hidden_size)
+    expected = experts(x, torch.tensor(ROWS))
+    with choosing({"feed_forward": "quack"}) as used:
+        torch.compile(experts, backend=backend)(x, torch.tensor(ROWS)).sum().backward()
+    assert used == {"feed_forward": {"quack": None}} and experts.gate_up_proj.grad is not None
+    assert graphs == []
+    with choosing({"feed_forward": "quack"}):
+        assert_close(experts(x, torch.tensor(ROWS)), expected)
 
 
 @pytest.mark.gpu

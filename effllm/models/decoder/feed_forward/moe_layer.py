@@ -39,7 +39,7 @@ class Experts(nn.Module):
         # Where there is nothing to choose from, nothing is recorded.
         has_choice = (x.device.type == "cuda" and torch.is_grad_enabled()) or is_named("feed_forward")
         if has_choice and is_fused("feed_forward", objection_to_fused(x, weights)):
-            return fused_swiglu(x, weights[:1], weights[1:], self._copies, tokens_per_expert.cumsum(0).to(torch.int32))
+            return fused_swiglu(x, weights[:1], weights[1:], self._copies, tokens_per_expert)
         gate, up = _grouped_linear(x, self.gate_up_proj, tokens_per_expert).chunk(2, dim=-1)
         return _grouped_linear(F.silu(gate) * up, self.down_proj, tokens_per_expert)
 

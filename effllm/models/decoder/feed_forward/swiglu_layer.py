@@ -30,7 +30,7 @@ class SwiGLU(nn.Module):
         has_choice = (x.device.type == "cuda" and torch.is_grad_enabled()) or is_named("feed_forward")
         if has_choice and is_fused("feed_forward", _objection(x, layers)):
             gate, up, down = (layer.weight for layer in layers)
-            return fused_swiglu(x.reshape(-1, x.shape[-1]), (gate, up), (down,), self._copies).view(x.shape)
+            return fused_swiglu(x, (gate, up), (down,), self._copies)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

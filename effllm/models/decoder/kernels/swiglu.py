@@ -81,17 +81,20 @@ def _absence() -> str | None:
 
 @torch.compiler.disable
 @failing_as_a_cell("quack of the feed-forward layer")
-def fused_swiglu(x: Tensor, gate_up: Weights, down: Weights, copies: Copies, ends: Tensor | None = None) -> Tensor:
-    """x [rows, hidden] by W_down (silu(W_gate x) * W_up x), in bfloat16: [rows, hidden].
+def fused_swiglu(x: Tensor, gate_up: Weights, down: Weights, copies: Copies, rows: Tensor | None = None) -> Tensor:
+    """x [.., hidden] by W_down (silu(W_gate x) * W_up x), in bfloat16: [.., hidden].
 
-    `gate_up` is the two weights or both as one, [2 * width, hidden]. With `ends` [groups], int32, each weight has one
-    for each group before its other dimensions, and x has the rows of a group up to its end. Not for a compiled graph:
-    gradients are added up in `weight.grad`, of which a graph knows nothing; nor for `torch.autograd.grad`, which would
-    lose what was added up before.
+    `gate_up` is the two weights or both as one, [2 * width, hidden]. With `rows` [groups], each weight has one for each
+    group before its other dimensions, and so many rows of x are a group's, one behind the other. Not for a compiled
+    graph: gradients are added up in `weight.grad`, of which a graph knows nothing; nor for `torch.autograd.grad`, which
+    would lose what was added up before. What little is done around the products is done here, since a compiled graph of
+    two operators costs the host more than they do.
     """
     wide, narrow = copies.of(gate_up, down)
+    ends = None if rows is None else rows.cumsum(0).to(torch.int32)
     bounds = None if ends is None else F.pad(ends, (1, 0))
-    return _SwiGLU.apply(x.to(torch.bfloat16), ends, bounds, wide, narrow, len(gate_up), *gate_up, *down)
+    flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+    return _SwiGLU.apply(flat, ends, bounds, wide, narrow, len(gate_up), *gate_up, *down).view(x.shape)
 
 
 class _SwiGLU(torch.autograd.Function):
