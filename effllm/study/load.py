@@ -76,12 +76,31 @@ def _message(items: list[Any], source: str) -> str:
     line = f"{source}: "
     # A misspelt key is often the reason why another one is missing.
     items = sorted(items, key=lambda item: item["type"] not in ("extra_forbidden", "invalid_key"))
-    for index, item in enumerate(items):
-        sentence = _clipped(" ".join(_sentence(item).split()), _LONGEST_SENTENCE)
+    mistakes = _by_value(items)
+    for index, complaints in enumerate(mistakes):
+        first, *others = (_sentence(item) for item in complaints)
+        said = ", or ".join([first, *(sentence.rpartition("; ")[2] for sentence in others)])
+        sentence = _clipped(" ".join(said.split()), _LONGEST_SENTENCE)
         if index and len(line) + len(sentence) > _LONGEST_MESSAGE - 20:
-            return f"{line}; and {len(items) - index} more."
+            return f"{line}; and {len(mistakes) - index} more."
         line += f"; {sentence}" if index else sentence
     return f"{line}."
+
+
+def _by_value(items: list[Any]) -> list[list[Any]]:
+    """The errors by the value that they are about: where it may have one of several types, each type complains.
+
+    Those that are no section say nothing where the value is one.
+    """
+    values: dict[tuple[Any, ...], list[Any]] = {}
+    for item in items:
+        values.setdefault(tuple(_path(item["loc"])), []).append(item)
+    within = {path[:length] for path in values for length in range(len(path))}
+    return [
+        complaints
+        for path, complaints in values.items()
+        if path not in within or any(item["type"] not in _NOT_A for item in complaints)
+    ]
 
 
 def _clipped(text: str, length: int) -> str:
@@ -89,8 +108,13 @@ def _clipped(text: str, length: int) -> str:
 
 
 def _sentence(item: Any) -> str:
-    where = ".".join(_clipped(str(part), 64) for part in _path(item["loc"]))
     value, kind, context = item["input"], item["type"], item.get("ctx", {})
+    path = _path(item["loc"])
+    is_key = kind == "invalid_key" or (kind == "string_type" and item["loc"][-1] == "[key]")
+    where = ".".join(_clipped(str(part), 64) for part in (path[:-1] if is_key else path))
+    if is_key:
+        message = f"the key {shortened(value)} is not text; write it in quotes"
+        return f"{where}: {message}" if where else message
     if kind == "value_error":
         message = str(context["error"])
         return f"{where}: {message}" if where else message
@@ -116,9 +140,24 @@ def _sentence(item: Any) -> str:
         return f"{where}: {shortened(value)} is not allowed; choose {context['expected']}"
     if kind == "string_too_long":
         return f"{where}: {shortened(value)} has {len(value)} characters; write at most {context['max_length']}"
-    if kind == "invalid_key":
-        return f"{where}: the key {shortened(value)} is not text; write it in quotes"
+    if kind in _NOT_A:
+        return f"{where}: {shortened(value)} is {_NOT_A[kind]}"
     return f"{where}: {item['msg']}, got {shortened(value)}; correct it"
+
+
+_NO_MAPPING = "no mapping; write keys and values, as config/schema.json describes them"
+_NO_INTEGER = "not read as a whole number; write one such as 8, without quotes or a decimal point"
+_NOT_A = {
+    "string_type": "not text; write text, in quotes if YAML would read it otherwise",
+    "dict_type": _NO_MAPPING,
+    "model_type": _NO_MAPPING,
+    "model_attributes_type": _NO_MAPPING,
+    "list_type": "no list; write one such as [a, b]",
+    "int_type": _NO_INTEGER,
+    "int_from_float": _NO_INTEGER,
+    "float_type": "no number; write one such as 0.5, without quotes",
+    "bool_type": "neither true nor false; write true or false",
+}
 
 
 def _path(loc: Iterable[Any]) -> list[Any]:
@@ -127,15 +166,15 @@ def _path(loc: Iterable[Any]) -> list[Any]:
 
 
 def _known_keys(loc: tuple[Any, ...]) -> str:
-    return suggestion(str(loc[-1]), set(_walk(loc[:-1])[1].get("properties", {})))
+    return suggestion(str(loc[-1]), {key for member in _walk(loc[:-1])[1] for key in member.get("properties", {})})
 
 
 # What pydantic calls the members of a union that are no sections of the study.
 _UNION_MEMBER = re.compile(r"(constrained-)?(str|int|float|bool)|.+\[.*\]")
 
 
-def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Follow a location of pydantic's through the study's schema: its keys without tags, and the schema it ends at."""
+def _walk(loc: Iterable[Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Follow a location of pydantic's through the study's schema: its keys without tags, and the schemas it ends at."""
     definitions = _schema()["$defs"]
     members = [_schema()]
     path = []
@@ -150,9 +189,10 @@ def _walk(loc: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
         path.append(part)
         patterns: dict[str, Any] = schema.get("patternProperties", {})
         entries: Any = schema.get("additionalProperties") or next(iter(patterns.values()), {})
-        entry = schema.get("items") if isinstance(part, int) else schema.get("properties", {}).get(part, entries)
+        is_list = schema.get("type") == "array"
+        entry = schema.get("items") if is_list else schema.get("properties", {}).get(part, entries)
         members = _members(entry if isinstance(entry, dict) else {}, definitions)
-    return path, members[0]
+    return path, members
 
 
 def _has_entry(schema: dict[str, Any], part: Any, is_in_union: bool) -> bool:
@@ -160,8 +200,9 @@ def _has_entry(schema: dict[str, Any], part: Any, is_in_union: bool) -> bool:
     kind = schema.get("type")
     if kind is None:
         return True
-    if isinstance(part, int):
-        return bool(kind == "array")
+    if not isinstance(part, str):
+        # A place in a list, or a key that YAML reads as a number, a date or a truth value.
+        return kind in ("array", "object")
     is_member = is_in_union and (part == schema.get("title") or _UNION_MEMBER.fullmatch(part))
     return kind == "object" and not is_member
 
@@ -182,7 +223,15 @@ def _members(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[s
 
 
 def _explain_pattern(pattern: str) -> str:
-    if "40" in pattern:
+    if "{40}" in pattern:
         return "a revision is a commit of the hub repository, 40 hexadecimal digits: copy it from the repository's page"
+    if "{64}" in pattern:
+        return "write the file's SHA-256, 64 hexadecimal digits in small letters"
+    if "[0-9]x[1-9]" in pattern.replace("{0,4}", ""):
+        return "write width x height without spaces, such as 1024x1024"
+    if "https?" in pattern:
+        return "write an address that begins with https://"
+    if pattern.startswith("^[A-Za-z_]"):
+        return "the name of a variable holds letters, digits and underscores, and starts with no digit"
     dot = ", dots" if "." in pattern else ""
     return f"an id holds letters, digits, dashes, underscores{dot} and no '/', and starts with a letter or digit"

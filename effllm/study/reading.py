@@ -57,6 +57,10 @@ def read_yaml(path: str | Path) -> Any:
     except yaml.YAMLError as error:
         # The text has no name for the reader.
         problem = " ".join(str(error).split()).replace(' in "<unicode string>",', ", at")
+        mark = getattr(error, "problem_mark", None)
+        line = "".join(text.split("\n")[mark.line : mark.line + 1]) if mark else ""
+        if mark and line[mark.column : mark.column + 1] == "\t":
+            problem = f"a tab, at line {mark.line + 1}, column {mark.column + 1}; indent with spaces"
         raise UserError(f"{path} is not valid YAML: {problem:.300}.") from None
 
 

@@ -298,6 +298,38 @@ CASES = {
         "varlan",
         ["serving.chat.engine.flash_attention: 'varlan' is not allowed; choose 'varlen'"],
     ),
+    "a key of a section that may be a name instead": (
+        "methods/image-loha/match_parameters",
+        {"rnak": 4},
+        ["methods.image-loha.match_parameters.rnak: unknown key", "did you mean 'rank'?"],
+    ),
+    "none of several types": (
+        "serving/chat/engine/flash_attention",
+        1,
+        ["serving.chat.engine.flash_attention: 1 is not allowed; choose 'varlen', or write true or false."],
+    ),
+    "on, as YAML reads it": (
+        "tables/table9/precisions",
+        [True],
+        ["tables.table9.precisions.0: True is not text", "quotes"],
+    ),
+    "one value for a list": (
+        "tables/table9/models",
+        "llama-1m",
+        ["tables.table9.models: 'llama-1m' is no list; write"],
+    ),
+    "a name for a section": ("pretraining/llama-1m/parallel", "ddp", ["parallel: 'ddp' is no mapping; write keys"]),
+    "a number in quotes": ("pretraining/llama-1m/max_steps", "10", ["max_steps: '10' is not read as a whole number"]),
+    "an entry whose id is a number": (
+        "models",
+        {7: {"source": {"kind": "pretrained", "run": "llama-1m"}}},
+        ["models: the key 7 is not text; write it in quotes"],
+    ),
+    "a shape with spaces": (
+        "captions/drawings/shapes",
+        ["16 x 16"],
+        ["captions.drawings.shapes.0: '16 x 16'", "1024x1024"],
+    ),
     "warm-up": ("pretraining/llama-1m/optimizer/warmup_steps", 10_000, ["warmup_steps 10000", "lower it"]),
 }
 
@@ -306,7 +338,9 @@ CASES = {
 def test_bad_input_is_named_with_its_remedy(tiny: dict[str, Any], name: str) -> None:
     path, value, expected = CASES[name]
     _set(tiny, path.replace("\\", "\0"), value)
-    tiny["models"] = {key.replace("\0", "/"): model for key, model in tiny["models"].items()}
+    tiny["models"] = {
+        key.replace("\0", "/") if isinstance(key, str) else key: model for key, model in tiny["models"].items()
+    }
     if expected is None:
         assert parse_study(tiny, "study.yaml")
         return
@@ -328,6 +362,13 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: a\nname: b\n")
     with pytest.raises(UserError, match="'name' stands twice: delete one, at line"):
+        load_study(path)
+
+
+def test_a_tab_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\nmodels:\n\tb: {}\n")
+    with pytest.raises(UserError, match="a tab, at line 3, column 1; indent with spaces"):
         load_study(path)
 
 
