@@ -20,7 +20,7 @@ class CaptionsStage(Stage):
 
     name: ClassVar[str] = "captions"
     module: ClassVar[str] = "effllm.data.captions.prepare"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     # With the other data, on the host that sees them.
     network: ClassVar[bool] = True
 
@@ -32,7 +32,9 @@ class CaptionsStage(Stage):
 
     def parents(self, graph: "Graph", id: str) -> Parents:
         source = graph.study.captions[id].source
-        return {"files": expand_paths(f"captions.{id}", source.paths)} if isinstance(source, FilesWithCaptions) else {}
+        if not isinstance(source, FilesWithCaptions):
+            return {}
+        return {"files": expand_paths(f"captions.{id}", source.paths, such="**/*")}
 
     def hub_source(self, study: Study, id: str) -> HubSource | None:
         source = study.captions[id].source

@@ -1,5 +1,6 @@
 """What may become samples, and files by their paths."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ REASONS = (
     "without_image",
     "without_caption",
     "without_frames",
+    "several",
     "empty_caption",
     "unreadable_caption",
     "short",
@@ -23,7 +25,8 @@ REASONS = (
     "other",
 )
 """Why files make no sample. The first three are those of images; a caption may be without its image, or its clip
-without frames; a clip may be shorter than asked for; a video is no image; other files are neither.
+without frames, or several files may have its name; a clip may be shorter than asked for; a video is no image; other
+files are neither.
 """
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".apng"})
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
@@ -69,7 +72,17 @@ class Files:
                 yield Found(self._name(path), reason="other")
         absent = "without_frames" if self._is_clip else "without_image"
         for own, caption in captions.items():
-            yield Found(self._name(caption), caption, frames[own], None if frames[own] else absent)
+            pictures = sorted(frames[own], key=_numbered)
+            reason = None if pictures else absent
+            if len(pictures) > 1 and any(path.with_suffix("") == own for path in pictures):
+                reason = "several"
+            yield Found(self._name(caption), caption, pictures, reason)
 
     def _name(self, path: Path) -> str:
         return str(path) if self._root is None else path.relative_to(self._root).as_posix()
+
+
+def _numbered(path: Path) -> tuple[list[str | int], str]:
+    """What orders frames: 2.png before 10.png."""
+    pieces = re.split("([0-9]+)", str(path))
+    return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)], str(path)

@@ -98,12 +98,16 @@ def test_images_take_the_shape_of_the_nearest_ratio_and_what_makes_no_sample_is_
     (folder / "bomb.txt").write_text("huge")
     picture(folder / "dot.png", 9, 1, 1)
     (folder / "dot.txt").write_text("one pixel")
+    # A picture and its thumbnail.
+    picture(folder / "two.png", 10)
+    picture(folder / "two.jpg", 11)
+    (folder / "two.txt").write_text("which of them?")
     (folder / "film.mp4").write_bytes(b"x")
     (folder / "film.txt").write_text("a film")
     (folder / "notes.md").write_text("x")
     directory, summary = prepare(tmp_path, FILES, sorted(folder.iterdir()))
     expected = {"without_image": 1, "without_caption": 1, "empty_caption": 1, "unreadable_caption": 1, "unreadable": 1}
-    expected |= {"huge": 1, "video": 1, "other": 1}
+    expected |= {"huge": 1, "video": 1, "other": 1, "several": 1}
     assert {reason: count for reason, count in summary["dropped"].items() if count} == expected
     assert f"{folder / 'bomb.txt'}: huge" in summary["unusable"]
     assert f"{folder / 'alone.txt'}: without_image" in summary["unusable"]
@@ -117,7 +121,8 @@ def test_images_take_the_shape_of_the_nearest_ratio_and_what_makes_no_sample_is_
 def test_clips_are_folders_of_frames_or_animations(tmp_path):
     for clip in range(6):
         for frame in range(3):
-            picture(tmp_path / "clips" / f"{clip}" / f"{frame}.png", 30 * clip + frame)
+            # 8, 9 and 10: in the order of numbers, whatever their digits.
+            picture(tmp_path / "clips" / f"{clip}" / f"{8 + frame}.png", 30 * clip + frame)
         (tmp_path / "clips" / f"{clip}.txt").write_text(f"clip {clip}")
     frames = [Image.new("RGB", (8, 8), (200, shade, 0)) for shade in (0, 90, 180)]
     frames[0].save(tmp_path / "clips" / "moving.gif", save_all=True, append_images=frames[1:])
