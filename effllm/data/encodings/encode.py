@@ -90,6 +90,17 @@ def _require_fit(job: Job, family: Family, generator: GeneratorSummary, captions
             f"{where}.frames: {captions.frames} less the first one is no multiple of the {frame_step} that "
             f"{pipeline} makes one of: write {captions.frames // frame_step * frame_step + 1}."
         )
+    longest, frames = family.largest(job.inputs["generator"].directory / "model")
+    for shape in captions.shapes:
+        if max(map(int, shape.split("x"))) > longest:
+            raise UserError(
+                f"{where}.shapes: {shape} is larger than the {longest} pixels a side whose places {pipeline} knows: "
+                "choose a smaller one."
+            )
+    if family.is_video and captions.frames > frames:
+        raise UserError(
+            f"{where}.frames: {captions.frames} are more than the {frames} whose places {pipeline} knows: take fewer."
+        )
 
 
 @torch.inference_mode()

@@ -20,7 +20,8 @@ def family_of(directory: Path, where: str) -> Family:
         raise UserError(
             f"{where}: {str(directory)!r} has no {INDEX}; name the directory that diffusers saved a pipeline in."
         )
-    found = str(read_object(directory / INDEX, where).get("_class_name"))
+    index = read_object(directory / INDEX, where)
+    found = str(index.get("_class_name"))
     for family in FAMILIES.values():
         if family.pipeline == found:
             break
@@ -37,7 +38,30 @@ def family_of(directory: Path, where: str) -> Family:
     for part in family.parts:
         if has_weights(part):
             _require_weights(directory, part, where)
+    # diffusers writes [null, null] for a part that a pipeline does without.
+    if any(index.get("transformer_2") or []):
+        raise UserError(
+            f"{where}: {INDEX} names a transformer_2, which is not trained here; take a pipeline of one transformer."
+        )
+    _require_joints(family, directory, where)
     return family
+
+
+def _require_joints(family: Family, directory: Path, where: str) -> None:
+    """`UserError` for parts of several pipelines, by what their configurations say."""
+
+    def width(key: str) -> int | None:
+        part, _, name = key.partition(".")
+        path = directory / part / CONFIG
+        value = read_object(path, where).get(name) if path.is_file() else None
+        return value if isinstance(value, int) else None
+
+    for key, other in family.joints:
+        wanted, found = width(key), [width(each) for each in other.split(" + ")]
+        if wanted is not None and None not in found and wanted != sum(filter(None, found)):
+            raise UserError(
+                f"{where}: {key} is {wanted} and {other} {sum(filter(None, found))}; take all parts of one pipeline."
+            )
 
 
 def _require_weights(directory: Path, part: str, where: str) -> None:

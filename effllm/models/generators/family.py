@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from effllm.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ class Family(ABC):
     """Base of the families.
 
     pipeline, transformer, autoencoder: classes of diffusers. parts: folders of a pipeline that are needed.
-    is_video: whether latents have frames.
+    joints: keys of the parts' configurations, two each, that must be equal; the latter may be a sum. is_video: whether
+    latents have frames.
     """
 
     name: ClassVar[str]
@@ -31,6 +34,7 @@ class Family(ABC):
     transformer: ClassVar[str]
     autoencoder: ClassVar[str]
     parts: ClassVar[Sequence[str]]
+    joints: ClassVar[Sequence[tuple[str, str]]]
     is_video: ClassVar[bool]
 
     def load_transformer(self, directory: Path, dtype: Any = None) -> "nn.Module":
@@ -61,6 +65,10 @@ class Family(ABC):
     @abstractmethod
     def size_step(self, directory: Path) -> tuple[int, int]:
         """Of what height and width of images, and of what frames less the first one, are to be multiples."""
+
+    @abstractmethod
+    def largest(self, directory: Path) -> tuple[int, int]:
+        """The longest side of images, and the most frames, of which the transformer tells the places apart."""
 
     @abstractmethod
     def layers(self, config: Mapping[str, Any]) -> dict[str, Layer]:
@@ -110,7 +118,7 @@ def load_part(kind: Any, directory: Path, dtype: Any = None) -> Any:
 
 
 def load_texts(family: Family, directory: Path, device: str) -> Any:
-    """The pipeline with its text encoders alone."""
+    """The pipeline with its text encoders alone; `UserError` for one whose tokenizer knows more than it."""
     import diffusers
     import torch
 
@@ -125,4 +133,18 @@ def load_texts(family: Family, directory: Path, device: str) -> Any:
             local_files_only=True,
             dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32,
         )
+    for part in family.parts:
+        if part.startswith("tokenizer"):
+            encoder = part.replace("tokenizer", "text_encoder")
+            _require_encoder(getattr(pipeline, part), getattr(pipeline, encoder), part, encoder)
     return pipeline.to(device)
+
+
+def _require_encoder(tokenizer: Any, encoder: Any, part: str, encoder_part: str) -> None:
+    words, places = encoder.config.vocab_size, getattr(encoder.config, "max_position_embeddings", None)
+    remedy = "take both from one pipeline"
+    if len(tokenizer) > words:
+        raise UserError(f"{part} has {len(tokenizer):,} tokens and {encoder_part} {words:,}; {remedy}.")
+    if places is not None and tokenizer.model_max_length > places:
+        length = f"{tokenizer.model_max_length:.4g}"
+        raise UserError(f"{part} has model_max_length {length} and {encoder_part} {places} positions; {remedy}.")

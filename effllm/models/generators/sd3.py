@@ -31,6 +31,11 @@ class Sd3(Family):
         "tokenizer_3",
         "scheduler",
     )
+    joints: ClassVar[Sequence[tuple[str, str]]] = (
+        ("transformer.in_channels", "vae.latent_channels"),
+        ("transformer.joint_attention_dim", "text_encoder_3.d_model"),
+        ("transformer.pooled_projection_dim", "text_encoder.projection_dim + text_encoder_2.projection_dim"),
+    )
     is_video: ClassVar[bool] = False
 
     def load_autoencoder(self, directory: Path, device: str) -> Any:
@@ -60,6 +65,12 @@ class Sd3(Family):
         blocks = read_object(directory / "vae" / CONFIG, str(directory))["block_out_channels"]
         patch = read_object(directory / "transformer" / CONFIG, str(directory))["patch_size"]
         return int(2 ** (len(blocks) - 1) * patch), 1
+
+    def largest(self, directory: Path) -> tuple[int, int]:
+        from effllm.models.checkpoint.files import CONFIG, read_object
+
+        places = read_object(directory / "transformer" / CONFIG, str(directory))["pos_embed_max_size"]
+        return places * self.size_step(directory)[0], 1
 
     def patches(self, transformer: Any, shape: Sequence[int]) -> int:
         patch = transformer.config.patch_size

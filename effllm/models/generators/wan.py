@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # Pixels of a latent's side, and frames of one latent after the first. diffusers' encoder takes frames by as many,
 # whatever its configuration, and leaves out a rest.
 _DOWNSCALE, _FRAMES = 8, 4
+# diffusers' default of places along a side.
+_PLACES = 1024
 
 
 class Wan(Family):
@@ -23,6 +25,10 @@ class Wan(Family):
     transformer: ClassVar[str] = "WanTransformer3DModel"
     autoencoder: ClassVar[str] = "AutoencoderKLWan"
     parts: ClassVar[Sequence[str]] = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    joints: ClassVar[Sequence[tuple[str, str]]] = (
+        ("transformer.in_channels", "vae.z_dim"),
+        ("transformer.text_dim", "text_encoder.d_model"),
+    )
     is_video: ClassVar[bool] = True
 
     def load_autoencoder(self, directory: Path, device: str) -> Any:
@@ -52,7 +58,16 @@ class Wan(Family):
 
         coder = read_object(directory / "vae" / CONFIG, str(directory))
         _, patch, _ = read_object(directory / "transformer" / CONFIG, str(directory))["patch_size"]
-        return int(2 ** (len(coder["dim_mult"]) - 1) * patch), max(_FRAMES, int(2 ** sum(coder["temperal_downsample"])))
+        # Wan 2.2's encoder begins by taking pixels together.
+        step = 2 ** (len(coder["dim_mult"]) - 1) * (coder.get("patch_size") or 1) * patch
+        return int(step), max(_FRAMES, int(2 ** sum(coder["temperal_downsample"])))
+
+    def largest(self, directory: Path) -> tuple[int, int]:
+        from effllm.models.checkpoint.files import CONFIG, read_object
+
+        config = read_object(directory / "transformer" / CONFIG, str(directory))
+        places, (side, frames) = config.get("rope_max_seq_len", _PLACES), self.size_step(directory)
+        return places * side, (places * config["patch_size"][0] - 1) * frames + 1
 
     def patches(self, transformer: Any, shape: Sequence[int]) -> int:
         sizes = zip(shape[1:], transformer.config.patch_size, strict=True)

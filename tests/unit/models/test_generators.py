@@ -14,7 +14,10 @@ from effllm.runtime.stage import run
 from effllm.stages import STAGES
 
 PARTS = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan", "text_encoder": "UMT5EncoderModel"}
-MORE = {"transformer": {"patch_size": [1, 2, 2]}, "vae": {"dim_mult": [1, 2], "temperal_downsample": [True]}}
+MORE = {
+    "transformer": {"patch_size": [1, 2, 2], "text_dim": 64},
+    "vae": {"dim_mult": [1, 2], "temperal_downsample": [True]},
+}
 WEIGHTS = {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 
 
@@ -83,6 +86,16 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut short": (
         lambda root: (root / "vae" / "model.safetensors").write_bytes(tensors()[:-4]),
         "generators.x.*model.safetensors",
+    ),
+    "two transformers": (
+        lambda root: (root / "model_index.json").write_text(
+            json.dumps({"_class_name": "WanPipeline", "transformer_2": ["diffusers", "WanTransformer3DModel"]})
+        ),
+        "names a transformer_2, which is not trained here; take a pipeline of one transformer",
+    ),
+    "an encoder of another pipeline": (
+        lambda root: (root / "text_encoder" / "config.json").write_text('{"d_model": 32}'),
+        "transformer.text_dim is 64 and text_encoder.d_model 32; take all parts of one pipeline",
     ),
     "empty weights": (
         lambda root: (root / "vae" / "model.safetensors").write_bytes(b""),

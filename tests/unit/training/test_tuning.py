@@ -1,6 +1,7 @@
 """Fine-tuning of SD3 and Wan on captions: data to adapter, stopping and going on, what diffusers loads, FLOPs, loss."""
 
 import importlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -286,7 +287,7 @@ def test_a_killed_encoding_goes_on_where_it_was(study: Study, monkeypatch: pytes
     assert again.manifest.payload == whole.manifest.payload
 
 
-def test_what_does_not_fit_a_pipeline_is_a_sentence() -> None:
+def test_what_does_not_fit_a_pipeline_is_a_sentence(tmp_path: Path) -> None:
     from effllm.data.encodings.encode import _require_fit
     from effllm.results.data import CaptionsSummary
     from effllm.results.model import GeneratorSummary
@@ -294,10 +295,16 @@ def test_what_does_not_fit_a_pipeline_is_a_sentence() -> None:
     captions = {"seen": 1, "dropped": {}, "unusable": [], "splits": {}, "shapes": {"16x20": 1}, "frames": 4}
     generator = {"family": "wan", "parameters": {}, "side_step": 8, "frame_step": 2, "source": {}}
 
+    config = {"patch_size": [1, 2, 2], "rope_max_seq_len": 4}
+    for part, content in (("transformer", config), ("vae", {"dim_mult": [1, 2], "temperal_downsample": [True]})):
+        (tmp_path / "model" / part).mkdir(parents=True)
+        (tmp_path / "model" / part / "config.json").write_text(json.dumps(content))
+
     class Named:
         def __init__(self, id: str):
             self.manifest = self
             self.id = id
+            self.directory = tmp_path
 
     class Job:
         inputs = {"captions": Named("clips"), "generator": Named("wan")}  # noqa: RUF012
@@ -312,6 +319,11 @@ def test_what_does_not_fit_a_pipeline_is_a_sentence() -> None:
         fit("wan", shapes={"16x16": 1})
     with pytest.raises(UserError, match=r"frames: 4 are a clip"):
         fit("sd3", shapes={"16x16": 1})
+    fit("wan", shapes={"16x16": 1}, frames=13)
+    with pytest.raises(UserError, match=r"frames: 17 are more than the 13 whose places wan knows: take fewer"):
+        fit("wan", shapes={"16x16": 1}, frames=17)
+    with pytest.raises(UserError, match=r"shapes: 16x24 is larger than the 16 pixels a side whose places wan knows"):
+        fit("wan", shapes={"16x24": 1}, frames=1)
 
 
 def test_a_step_has_one_shape_and_samples_come_again_after_all_others() -> None:
