@@ -16,6 +16,8 @@ _PARTS = {
 # The bases of QvQ share the names.
 _PARTS["qwen2_vl"] = _PARTS["qwen2_5_vl"]
 FAMILIES = tuple(_PARTS)
+BEFORE_PATCHES = {"clip_vision_model": 1, "siglip_vision_model": 0, "internvl_vision": 1}
+"""Towers of LLaVA and InternVL, and how many outputs stand before those of the patches."""
 _COPY = re.compile(r"\.modules_to_save\.[^.]+")
 # InternVL's tower is called by the names of its arguments, which peft's copies of modules do not take.
 _PIECES = {"internvl": tuple(f"model.vision_tower.{name}" for name in ("embeddings", "encoder", "layernorm"))}

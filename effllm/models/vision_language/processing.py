@@ -13,11 +13,13 @@ import torch
 from transformers import AutoImageProcessor
 
 from effllm.errors import UserError, reason_of
-from effllm.models.vision_language.parts import FAMILIES
+from effllm.models.vision_language.parts import BEFORE_PATCHES, FAMILIES
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+_AROUND_INTERNVL = ("<img>", "</img>")
 
 
 class ImageProcessing:
@@ -45,13 +47,7 @@ class ImageProcessing:
                 "preprocessor_config.json: fetch or save it again."
             ) from error
         self.token_id: int = self._config.image_token_id
-        token = tokenizer.convert_ids_to_tokens(self.token_id)
-        if not isinstance(token, str) or token not in tokenizer.get_added_vocab():
-            raise UserError(
-                f"{where}: config.json has the image token {self.token_id}, which its tokenizer does not know; take "
-                "tokenizer and model of one revision."
-            )
-        self.marker = _around(token, self._config, tokenizer)
+        self.marker = _marker(self._config, tokenizer, where)
         self._patches_of_size = lru_cache(maxsize=1 << 16)(self._count_patches)
         self._require_fit(where)
 
@@ -75,10 +71,12 @@ class ImageProcessing:
     def _count_patches(self, width: int, height: int) -> int:
         vision = self._config.vision_config
         if self._config.model_type == "llava":
-            side = self._processor.crop_size if self._processor.do_center_crop else self._processor.size
+            crops = getattr(self._processor, "do_center_crop", False)
+            side = self._processor.crop_size if crops else self._processor.size
             patches = (side["height"] // vision.patch_size) * (side["width"] // vision.patch_size)
-            # CLIP's class token is left out by the strategy `default`.
-            return patches + (self._config.vision_feature_select_strategy == "full")
+            # The strategy `default` leaves the first output out, whatever it is.
+            outputs = patches + BEFORE_PATCHES[vision.model_type]
+            return outputs if self._config.vision_feature_select_strategy == "full" else outputs - 1
         patches = self._processor.get_number_of_image_patches(height, width, {})
         if self._config.model_type == "internvl":
             return patches * self._config.image_seq_length
@@ -86,6 +84,11 @@ class ImageProcessing:
 
     def _require_fit(self, where: str) -> None:
         vision, processor, family = self._config.vision_config, self._processor, self._config.model_type
+        if "qwen2" not in family and vision.model_type not in BEFORE_PATCHES:
+            raise UserError(
+                f"{where}: config.json has a {vision.model_type} as its vision tower; take a {family} with one of "
+                f"{', '.join(BEFORE_PATCHES)}."
+            )
         # What is called of it, or read, later; processors of other families have other settings and methods.
         counts = () if family == "llava" else ("get_number_of_image_patches",)
         keys = ("patch_size", "merge_size", "temporal_patch_size") if "qwen2" in family else ("size",)
@@ -103,6 +106,14 @@ class ImageProcessing:
             side = vision.image_size
             sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
             pairs = [("size", (made.get("height"), made.get("width")), sides)]
+        if family == "internvl":
+            patch = vision.patch_size[0] if isinstance(vision.patch_size, list | tuple) else vision.patch_size
+            tokens = int(sides[0] // patch * self._config.downsample_ratio) ** 2
+            if tokens != self._config.image_seq_length:
+                raise UserError(
+                    f"{where}: config.json has image_seq_length {self._config.image_seq_length}, and its vision tower "
+                    f"makes {tokens} tokens of a tile; write {tokens}."
+                )
         for key, own, theirs in pairs:
             if own != theirs:
                 raise UserError(
@@ -111,12 +122,27 @@ class ImageProcessing:
                 )
 
 
-def _around(token: str, config: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The token as the family's own processor writes it before a question."""
+def _marker(config: Any, tokenizer: "PreTrainedTokenizerBase", where: str) -> str:
+    """The image token as the family's own processor writes it before a question."""
+    known = {id: token for token, id in tokenizer.get_added_vocab().items()}
+
+    def named(key: str, found: Any) -> str:
+        if found in known:
+            return known[found]
+        raise UserError(
+            f"{where}: config.json has {key} {found}, which its tokenizer does not know as a token of its own; take "
+            "tokenizer and model of one revision."
+        )
+
+    token = named("image_token_id", config.image_token_id)
     if config.model_type == "llava":
         return f"{token}\n"
     if config.model_type == "internvl":
-        return f"<img>{token}</img>\n"
-    ids = (config.vision_start_token_id, config.vision_end_token_id)
-    start, end = (tokenizer.convert_ids_to_tokens(id) for id in ids)
+        if missing := [mark for mark in _AROUND_INTERNVL if mark not in known.values()]:
+            raise UserError(
+                f"{where}: its tokenizer does not know {missing[0]}, by which an internvl is shown images; take "
+                "tokenizer and model of one revision."
+            )
+        return f"{token.join(_AROUND_INTERNVL)}\n"
+    start, end = (named(key, getattr(config, key)) for key in ("vision_start_token_id", "vision_end_token_id"))
     return f"{start}{token}{end}"
