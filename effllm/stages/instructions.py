@@ -20,7 +20,7 @@ class InstructionsStage(Stage):
 
     name: ClassVar[str] = "instructions"
     module: ClassVar[str] = "effllm.data.instructions.prepare"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     network: ClassVar[bool] = True
 
     def ids(self, study: Study) -> list[str]:

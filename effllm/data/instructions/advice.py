@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effllm.data.instructions.settings import Columns
+from effllm.data.instructions.turns import images_of
 from effllm.fields import shortened
 
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat")
 _QUESTIONS = ("prompt", "instruction", "question", "query", "problem")
 _ANSWERS = ("response", "completion", "output", "answer", "solution")
 _REASONINGS = ("reasoning", "complex_cot", "thinking", "thought", "cot")
+_IMAGES = ("image", "images", "imgname", "image_path", "img", "picture")
 _MOST_NAMES = 20
 
 
@@ -35,7 +38,14 @@ def advice(names: Sequence[str]) -> str:
     columns = columns_of(names)
     if columns is None:
         return "name those that hold the conversation in source.columns"
-    return f"write source.columns: {{{', '.join(f'{key}: {name}' for key, name in columns.items())}}}"
+    image = image_column(names)
+    keys = columns if image is None else columns | {"image": image}
+    return f"write source.columns: {{{', '.join(f'{key}: {name}' for key, name in keys.items())}}}"
+
+
+def image_column(names: Sequence[str]) -> str | None:
+    """The column that by its name has images; None where there is none."""
+    return _known(names, _IMAGES)
 
 
 def described(row: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -43,6 +53,14 @@ def described(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     return ", ".join(f"{shortened(name)} {_described(row[name])}" for name in columns if name in row) or (
         f"the columns {listed(list(row))}"
     )
+
+
+def remedy_for(row: Mapping[str, Any], columns: Columns) -> str:
+    """What to do about a row that is no conversation."""
+    for name in columns.names() if columns.image is None else ():
+        if images_of(row.get(name)):
+            return f"add image: {shortened(name)} to source.columns, and its parts that are images are read"
+    return "correct source.columns or the data"
 
 
 def _described(value: Any) -> str:

@@ -1,12 +1,12 @@
 """Questions about scikit-learn's handwritten digits, which nobody answers without the picture."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from io import BytesIO
-from typing import Any
 
 from PIL import Image
 
 from effllm.data.images.reading import Digits
+from effllm.data.instructions.pictures import Row
 from effllm.data.instructions.settings import Columns, DigitInstructionSource, PromptResponseColumns
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -25,10 +25,10 @@ class DigitRows:
         self.label = f"questions about scikit-learn's digits ({config.questions})"
         self._question, self._answer = _QUESTIONS[config.questions]
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         for _, digit, picture in Digits().pictures():
             assert isinstance(picture, Image.Image)
             file = BytesIO()
             # What compression makes of it differs between versions of zlib.
             picture.save(file, "PNG", compress_level=0)
-            yield {"prompt": self._question, "response": self._answer(digit), "image": file.getvalue()}
+            yield Row({"prompt": self._question, "response": self._answer(digit)}, file.getvalue())

@@ -151,9 +151,11 @@ def encode(
             bar.update(len(batch))
     if not kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items())
-        raise UserError(
-            f"nothing of {label} is left to train on ({reasons}); raise sequence_length or choose another template."
-        )
+        remedy = "raise sequence_length or choose another template"
+        if tally.spelled_out:
+            remedy = f"take {tally.spelled_out!r}, a special token of the tokenizer, out of the texts"
+            remedy += ", or name the images that it stands for in source.columns.image" if marks is None else ""
+        raise UserError(f"nothing of {label} is left to train on ({reasons}); {remedy}.")
     sequences = (
         pack(kept, encoding.sequence_length) if encoding.packing else [TrainingSequence((sample,)) for sample in kept]
     )
@@ -202,6 +204,7 @@ class _Tally:
     def __init__(self) -> None:
         self.truncated = 0
         self.other_prompts = 0
+        self.spelled_out = ""
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROPPED, 0))
         self.not_learned: Counter[str] = Counter(dict.fromkeys(NOT_LEARNED, 0))
 
@@ -260,8 +263,9 @@ def _rendered(
     special = _special_tokens(tokenizer)
     for sample in samples:
         reason = None
-        if special and any(special.search(_without_reasoning_marks(message)) for message in sample.messages):
-            reason = "special_token"
+        texts = map(_without_reasoning_marks, sample.messages)
+        if found := next(filter(None, map(special.search, texts)), None) if special else None:
+            reason, tally.spelled_out = "special_token", tally.spelled_out or found.group()
         else:
             try:
                 rendered = renderer.render(sample if marks is None else sample.marked(marks.marker))

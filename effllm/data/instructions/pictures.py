@@ -1,17 +1,21 @@
 """Images of instruction data: read and checked once, kept as files in `images.bin`, opened again when they are used."""
 
 import os
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import xxhash
 from PIL import Image
 
 from effllm.data.images.reading import REASONS, UnusableImageError, oddities, opened
+from effllm.data.instructions.settings import Columns
+from effllm.data.instructions.turns import images_of
 from effllm.data.sampling import SPLIT_SALT
 from effllm.data.writing import PieceWriter
 from effllm.errors import UserError
@@ -22,9 +26,25 @@ UNUSABLE = ("no_image", *REASONS, "tiny", "narrow")
 or wide. narrow: its sides are 200 to 1 or more, which Qwen's processor refuses. Beside them `several`, where it occurs:
 the row has more than one image."""
 _NARROW = 200
+# Of what a row has in the place of a path.
+_LONGEST_NAME = 200
 
 PictureFile: TypeAlias = Path | bytes
 """An image as rows have it: a file, or what is in one."""
+
+
+class NoPicture(NamedTuple):
+    """Why a row has no image, and what it names in its place, if anything."""
+
+    reason: str
+    named: str = ""
+
+
+class Row(NamedTuple):
+    """A row of a dataset, and its image, where rows have one."""
+
+    values: Mapping[str, Any]
+    picture: PictureFile | NoPicture | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +73,10 @@ class PictureWriter(PieceWriter):
         """Images so far, each once."""
         return len(self._known)
 
-    def write(self, file: PictureFile | str) -> tuple[bytes, Picture]:
-        """The digest of the pixels, and where the file is kept; `UnusableImageError` for one that no model can read.
-
-        A text is the reason why the row has no image.
-        """
-        if isinstance(file, str):
-            raise UnusableImageError(file)
+    def write(self, file: PictureFile | NoPicture) -> tuple[bytes, Picture]:
+        """The digest of the pixels, and where the file is kept; `UnusableImageError` for one that no model can read."""
+        if isinstance(file, NoPicture):
+            raise UnusableImageError(file.reason)
         content = file.read_bytes() if isinstance(file, Path) else file
         image, source = opened(BytesIO(content), 3)
         odd = oddities(source, 0)
@@ -101,22 +118,37 @@ def place_of(path: Path) -> str:
 
 
 def with_picture(
-    row: Mapping[str, Any], column: str | None, files: Mapping[str, Path] | None = None, folder: Path | None = None
-) -> Mapping[str, Any]:
-    """The row with the image that its column holds or names: a `PictureFile`, or the reason where there is none.
+    row: Mapping[str, Any], columns: Columns, files: Mapping[str, Path] | None = None, folder: Path | None = None
+) -> Row:
+    """The row with the image that its column holds or names, or that a part of its conversation does.
 
-    `files` are the images that the study names, by their absolute paths; `folder` is that of the row's file.
+    `files` are the images that the study names, by their absolute paths; `folder` is where relative paths go from.
     """
-    if column is None:
-        return row
-    value = row.get(column)
+    if columns.image is None:
+        return Row(row)
+    value = row.get(columns.image)
+    if columns.image in columns.names():
+        value = images_of(value)
     if isinstance(value, list):
         if len(value) > 1:
-            return {**row, column: "several"}
+            return Row(row, NoPicture("several"))
         value = value[0] if value else None
     if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and files is not None and folder is not None:
-        # A path that no file system can hold is none of them.
-        value = files.get(place_of(folder / value)) if "\0" not in value else None
-    return {**row, column: value if isinstance(value, bytes | Path) and value else "no_image"}
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    if not isinstance(value, str):
+        return Row(row, value if isinstance(value, bytes) and value else NoPicture("no_image"))
+    return Row(row, _named_file(value, files or {}, folder) or NoPicture("no_image", value[:_LONGEST_NAME]))
+
+
+def _named_file(name: str, files: Mapping[str, Path], folder: Path | None) -> PictureFile | None:
+    """What a path names of the files of the study, or what a data URL holds."""
+    if name.startswith("data:"):
+        form, _, content = name.partition(",")
+        try:
+            return b64decode(content, validate=True) if form.endswith(";base64") else None
+        except ValueError:
+            return None
+    if name.startswith("file:"):
+        name = unquote(urlsplit(name).path)
+    # A path that no file system can hold is none of them.
+    return None if folder is None or "\0" in name else files.get(place_of(folder / name))

@@ -26,8 +26,8 @@ from typing import Any
 import xxhash
 
 from effllm.data.images.reading import UnusableImageError
-from effllm.data.instructions.advice import described
-from effllm.data.instructions.pictures import UNUSABLE, Picture, PictureFile, PictureWriter
+from effllm.data.instructions.advice import described, remedy_for
+from effllm.data.instructions.pictures import UNUSABLE, NoPicture, Picture, PictureFile, PictureWriter
 from effllm.data.instructions.rows import REASONS, UnusableRowError, messages_of
 from effllm.data.instructions.samples import SPLITS, Message, Sample, SampleWriter
 from effllm.data.instructions.settings import Instructions, SyntheticInstructionSource
@@ -58,36 +58,37 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
 
     Rows pass through once and in order. `UserError` if either split ends up empty.
     """
-    image = source.columns.image
-    reasons = (*REASONS, *(UNUSABLE if image else ()), "duplicate")
+    has_images = source.columns.image is not None
+    reasons = (*REASONS, *(UNUSABLE if has_images else ()), "duplicate")
     dropped: Counter[str] = Counter(dict.fromkeys(reasons, 0))
     names: list[str] = []
     answers: dict[str, list[int]] = {split: [0, 0] for split in SPLITS}
-    seen, unusable = 0, ""
+    seen, unusable, remedy = 0, "", ""
     # The configuration demands it of everything but synthetic samples, which have no rows.
     assert config.held_out_fraction is not None
     with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(closing(SampleWriter(output, split, image is not None))) for split in SPLITS
-        }
-        pictures = stack.enter_context(PictureWriter(output)) if image else None
+        writers = {split: stack.enter_context(closing(SampleWriter(output, split, has_images))) for split in SPLITS}
+        pictures = stack.enter_context(PictureWriter(output)) if has_images else None
         identify = _Identify()
-        for row in progress(source.rows(), unit="rows", label=f"reading {source.label}"):
+        for row, picture in progress(source.rows(), unit="rows", label=f"reading {source.label}"):
             seen += 1
             try:
-                messages = messages_of(row, source.columns)
+                messages, marks = messages_of(row, source.columns)
             except UnusableRowError as error:
                 dropped[str(error)] += 1
-                unusable = unusable or described(row, source.columns.names())
+                unusable = unusable or f"has {described(row, source.columns.names())}"
+                remedy = remedy or remedy_for(row, source.columns)
                 continue
             kept = None
             if pictures is not None:
-                assert image is not None
+                assert picture is not None
                 try:
-                    kept = pictures.write(row[image])
+                    kept = pictures.write(NoPicture("several") if marks > 1 else picture)
                 except UnusableImageError as error:
                     dropped[str(error)] += 1
-                    names.append(f"row {seen - 1}{_named(row[image])}: {error}")
+                    names.append(f"row {seen - 1}{_named(picture)}: {error}")
+                    unusable = unusable or f"is {names[0]}"
+                    remedy = remedy or "correct source.images, source.image_folder, source.columns.image or the data"
                     continue
             sample = identify(messages, kept)
             if sample is None:
@@ -101,7 +102,7 @@ def prepare(source: RowSource, config: Instructions, output: Path) -> Instructio
             if writers["train"].count == config.maximum_samples:
                 break
         counts = {split: writer.count for split, writer in writers.items()}
-    _require_samples(counts, seen, dropped, unusable, source, config)
+    _require_samples(counts, seen, dropped, (unusable, remedy), source, config)
     of_images: dict[str, Any] = {} if pictures is None else {"images": pictures.count, "unusable": names[:_NAMED]}
     if pictures is not None and pictures.odd:
         of_images["odd"] = dict(sorted(pictures.odd.items()))
@@ -148,8 +149,9 @@ def _digest(messages: tuple[Message, ...]) -> bytes:
     return xxhash.xxh3_128_digest(text.encode(), SPLIT_SALT)
 
 
-def _named(file: PictureFile | str) -> str:
-    return f" ({file})" if isinstance(file, Path) else ""
+def _named(picture: PictureFile | NoPicture) -> str:
+    name = picture.named if isinstance(picture, NoPicture) else picture if isinstance(picture, Path) else ""
+    return f" ({name})" if name else ""
 
 
 def _answers(messages: tuple[Message, ...]) -> Iterator[str]:
@@ -157,8 +159,14 @@ def _answers(messages: tuple[Message, ...]) -> Iterator[str]:
 
 
 def _require_samples(
-    counts: dict[str, int], seen: int, dropped: Counter[str], unusable: str, source: RowSource, config: Instructions
+    counts: dict[str, int],
+    seen: int,
+    dropped: Counter[str],
+    first: tuple[str, str],
+    source: RowSource,
+    config: Instructions,
 ) -> None:
+    """`UserError` where a split is empty; `first` says what is amiss with the first row, and what to do."""
     train, held_out = (counts[split] for split in SPLITS)
     if train and held_out:
         return
@@ -166,9 +174,9 @@ def _require_samples(
         if not seen:
             raise UserError(f"{source.label} hold no row: name files or a split that do.")
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+        unusable, remedy = first
         raise UserError(
-            f"none of the {seen} rows of {source.label} can be used ({reasons}); the first has {unusable}: correct "
-            "source.columns or the data."
+            f"none of the {seen} rows of {source.label} can be used ({reasons}); the first {unusable}: {remedy}."
         )
     empty, change = ("held-out", "raise") if train else ("training", "lower")
     raise UserError(

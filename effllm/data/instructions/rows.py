@@ -1,16 +1,20 @@
 """From the rows of a dataset to conversations: which columns hold what, and why a row cannot be used."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from effllm.data.instructions.samples import Message, Role
 from effllm.data.instructions.settings import ChatColumns, Columns, PromptResponseColumns
-from effllm.data.instructions.turns import NoTextError, is_conversation, text_of, turns_of
+from effllm.data.instructions.turns import IMAGE_MARK, NoTextError, is_conversation, text_of, turns_of
 
 REASONS = ("not_text", "unknown_role", "role_order", "empty_message")
 """not_text: a needed value is missing, null or no text. unknown_role: not system, user or assistant. role_order: not
 an optional system message, then user and assistant in turn, the assistant last. empty_message: a turn without text."""
 
+# With the space by which it is set off.
+_MARK = re.compile(f" ?{IMAGE_MARK}\n?")
 _ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 
 
@@ -18,36 +22,49 @@ class UnusableRowError(Exception):
     """This row cannot become a sample; the argument is one of `REASONS`."""
 
 
-def messages_of(row: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
-    """The conversation in `row`, space around each turn's text removed; `UnusableRowError` if there is none."""
+def messages_of(row: Mapping[str, Any], columns: Columns) -> tuple[tuple[Message, ...], int]:
+    """The conversation in `row`, space around each turn's text removed; `UnusableRowError` if there is none.
+
+    Where rows have images, the number of marks that stood for one in the questions, which are taken out, comes with it.
+    """
     try:
         turns = _chat_turns(row, columns) if isinstance(columns, ChatColumns) else _question_and_answer(row, columns)
     except NoTextError:
         raise UnusableRowError("not_text") from None
     if not all(role in _ROLES for role, _ in turns):
         raise UnusableRowError("unknown_role")
-    messages = tuple(Message(_ROLES[role], text.strip()) for role, text in turns)
+    messages, marks = tuple(Message(_ROLES[role], text.strip()) for role, text in turns), 0
+    if columns.image is not None:
+        marks = sum(message.content.count(IMAGE_MARK) for message in messages if message.role == "user")
+        messages = tuple(map(_unmarked, messages))
     roles = [message.role for message in messages]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise UnusableRowError("role_order")
     if not all(message.content for message in messages):
         raise UnusableRowError("empty_message")
-    return messages
+    return messages, marks
+
+
+def _unmarked(message: Message) -> Message:
+    return replace(message, content=_MARK.sub("", message.content).strip()) if message.role == "user" else message
 
 
 def _chat_turns(row: Mapping[str, Any], columns: ChatColumns) -> list[tuple[str, str]]:
-    return _system(row, columns.system) + turns_of(row.get(columns.messages))
+    return _system(row, columns.system) + turns_of(row.get(columns.messages), columns.image is not None)
 
 
 def _question_and_answer(row: Mapping[str, Any], columns: PromptResponseColumns) -> list[tuple[str, str]]:
     question, answer = row.get(columns.prompt), row.get(columns.response)
     # As TRL has it: both may be lists of messages.
-    is_talk = is_conversation(question)
-    asked = turns_of(question) if is_talk else [("user", _with_input(row, text_of(question), columns))]
+    has_images = columns.image is not None
+    if is_conversation(question):
+        asked = turns_of(question, has_images)
+    else:
+        asked = [("user", _with_input(row, text_of(question, has_images), columns))]
     if is_conversation(answer):
         return _system(row, columns.system) + asked + turns_of(answer)
-    if columns.image is not None and isinstance(answer, list) and answer and isinstance(answer[0], str):
+    if has_images and isinstance(answer, list) and answer and isinstance(answer[0], str):
         # Sets of questions about images list the answers that count as right.
         answer = answer[0]
     text = text_of(answer)

@@ -8,7 +8,10 @@ from effllm.data.images.settings import ImagePath
 from effllm.fields import Dimension, Fraction, PositiveInt, Repository, Revision, Section, Seed, Text, ending_in
 
 InstructionPath = Annotated[Text, ending_in(".parquet", ".jsonl", ".jsonl.gz", ".json")]
-_IMAGE = "Column of the image of a row, if rows have one: a file's bytes, a struct that has them, or a path."
+_IMAGE = (
+    "Column of the image of a row, if rows have one: a file's bytes, a struct that has them, or a path; or the column "
+    "of messages with parts that are images."
+)
 
 
 class _Columns(Section):
@@ -114,20 +117,27 @@ class FilesInstructionSource(Section):
     columns: Columns = Field(description="Which columns hold what: chat or prompt_response.")
     images: list[ImagePath] = Field(
         default_factory=list,
-        description="Files or glob patterns of the images that rows name by their paths, absolute or from the folder "
-        "of the row's file.",
+        description="Files or glob patterns of the images that rows name by paths, absolute or from image_folder.",
+    )
+    image_folder: Text | None = Field(
+        default=None, description="Folder from which rows name images; null is that of the row's file."
     )
 
     @model_validator(mode="after")
     def _images_have_a_column(self) -> "FilesInstructionSource":
         if self.images and self.columns.image is None:
             raise ValueError("images: no column names them; add columns.image, or take the images out")
+        if self.image_folder is not None and not self.images:
+            raise ValueError(
+                f"image_folder: {self.image_folder!r} is of no use without images: list them, such as *.jpg"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _without_no_images(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # As it was before there were any.
-        return {key: value for key, value in serialize(self).items() if key != "images" or value}
+        later = ("images", "image_folder")
+        return {key: value for key, value in serialize(self).items() if key not in later or value}
 
 
 class EmbeddedInstructionSource(Section):

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from effllm.data.instructions.advice import advice, listed
 from effllm.data.instructions.digits import DigitRows
-from effllm.data.instructions.pictures import place_of, with_picture
+from effllm.data.instructions.pictures import Row, place_of, with_picture
 from effllm.data.instructions.questions import QUESTIONS
 from effllm.data.instructions.settings import (
     Columns,
@@ -39,11 +39,8 @@ class RowSource(Protocol):
     columns: Columns
     """Which columns of a row hold what."""
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
-        """Yield all rows, with these columns at least; `UserError` for input at fault.
-
-        A column of images holds a `PictureFile`, or None for a row that has none.
-        """
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows, with these columns at least; `UserError` for input at fault."""
         ...
 
 
@@ -63,11 +60,11 @@ class _HubRows:
         self._dataset = HubDataset(config.repo, config.name, config.revision, directory)
         self.label = self._dataset.label
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         for batch in self._dataset.batches(self._split, _batch_rows(self.columns)):
             _require_text(self.columns, batch.schema, self.label)
             rows = batch.select(_present(self.columns, batch.schema.names)).to_pylist()
-            yield from (with_picture(row, self.columns.image) for row in rows)
+            yield from (with_picture(row, self.columns) for row in rows)
 
 
 class _FileRows:
@@ -84,11 +81,13 @@ class _FileRows:
         self.label = f"{len(paths)} files"
         self._paths = paths
         self._images = {place_of(path): path for path in images}
+        self._folder = None if config.image_folder is None else Path(config.image_folder)
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         for path in self._paths:
             rows = self._parquet_rows(path) if path.suffix == ".parquet" else self._json_rows(path)
-            yield from (with_picture(row, self.columns.image, self._images, path.parent) for row in rows)
+            folder = self._folder or path.parent
+            yield from (with_picture(row, self.columns, self._images, folder) for row in rows)
 
     def _parquet_rows(self, path: Path) -> Iterator[Mapping[str, Any]]:
         with open_parquet(path) as file:
@@ -114,9 +113,9 @@ class _EmbeddedRows:
         self.label = f"questions about the standard library ({config.questions})"
         self._questions = QUESTIONS[config.questions]
 
-    def rows(self) -> Iterator[Mapping[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         for prompt, response in self._questions():
-            yield {"prompt": prompt, "response": response}
+            yield Row({"prompt": prompt, "response": response})
 
 
 _OPEN: dict[type, Callable[..., RowSource]] = {
@@ -132,7 +131,7 @@ def _batch_rows(columns: Columns) -> int:
 
 
 def _needed(columns: Columns) -> list[str]:
-    return [*columns.needed(), *([] if columns.image is None else [columns.image])]
+    return list(dict.fromkeys([*columns.needed(), *([] if columns.image is None else [columns.image])]))
 
 
 def _require_columns(columns: Columns, found: Sequence[str], where: str) -> None:
@@ -148,7 +147,7 @@ def _require_text(columns: Columns, schema: pa.Schema, where: str) -> None:
         if schema.names.count(name) > 1:
             raise UserError(f"{where}: column {name!r} occurs twice; rename one.")
         found = schema.field(name).type
-        if name != columns.image and not _holds_text(found):
+        if name in columns.names() and not _holds_text(found):
             raise UserError(
                 f"{where}: column {name!r} has type {found}, which holds no text; its columns are "
                 f"{listed(schema.names)}: name others in source.columns, or convert it."
@@ -157,7 +156,7 @@ def _require_text(columns: Columns, schema: pa.Schema, where: str) -> None:
 
 def _present(columns: Columns, found: Sequence[str]) -> list[str]:
     """The columns to read, of those that there are: a system message or an input may be missing from all rows."""
-    return [name for name in (*columns.names(), columns.image) if name is not None and name in found]
+    return [name for name in dict.fromkeys((*columns.names(), columns.image)) if name is not None and name in found]
 
 
 def _holds_text(found: pa.DataType) -> bool:

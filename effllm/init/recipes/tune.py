@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
-from effllm.data.instructions.advice import columns_of, listed
+from effllm.data.instructions.advice import columns_of, image_column, listed
 from effllm.data.instructions.rows import UnusableRowError, messages_of
 from effllm.data.instructions.settings import Columns, FilesInstructionSource
 from effllm.data.instructions.sources import open_source
@@ -153,12 +153,17 @@ def _look_into(path: Path, most: int | None = _LOOKED_AT) -> tuple[dict[str, str
             f"--data {path} has the columns {listed(names)}, which do not tell what is asked and what is answered: "
             "call them prompt and response, or messages for whole conversations."
         )
+    if image := image_column(names):
+        raise UserError(
+            f"--data {path} has images in its column {image!r}, and studies are written for text here: take the column "
+            "out, or write the study by docs/vision-language.md."
+        )
     config = FilesInstructionSource(
         kind="files", paths=[str(path)], columns=TypeAdapter(Columns).validate_python(columns)
     )
     with tempfile.TemporaryDirectory(prefix="effllm-init-") as folder:
         rows = open_source(config, {"files[0]": path}, Path(folder)).rows()
-        usable = sum(_is_usable(row, config.columns) for row in islice(rows, most))
+        usable = sum(_is_usable(row.values, config.columns) for row in islice(rows, most))
     if usable < _FEWEST:
         raise UserError(
             f"--data {path}: {usable} of its first {_LOOKED_AT:,} rows can be used as "

@@ -1,9 +1,12 @@
 """Instruction data with images: which are read, which are left out and named, and how they stand in a sequence."""
 
+import copy
 import io
 import json
 import struct
 import zlib
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, LlavaProcessor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, LlavaProcessor
 
 from effllm.data.instructions.batches import Collate, ImageBatches
 from effllm.data.instructions.encoding import IGNORED, TrainingSequence, encode
@@ -25,6 +30,7 @@ from effllm.data.instructions.sources import open_source
 from effllm.data.instructions.templates import set_template
 from effllm.errors import UserError
 from effllm.models.loading import load_tokenizer
+from effllm.models.vision_language.flops import ImageFlops
 from effllm.models.vision_language.processing import ImageProcessing
 from effllm.results.data import InstructionsSummary
 from tests.hub.server import Hub
@@ -52,7 +58,9 @@ def _picture(seed: int, width: int = 12, height: int = 9) -> Image.Image:
     return Image.fromarray(levels)
 
 
-def _prepared(root: Path, files: dict[str, bytes], rows: list[dict[str, Any]], **columns: str) -> InstructionsSummary:
+def _prepared(
+    root: Path, files: dict[str, bytes], rows: list[dict[str, Any]], folder: str | None = None, **columns: str
+) -> InstructionsSummary:
     (root / "images").mkdir(parents=True)
     for name, content in files.items():
         (root / "images" / name).write_bytes(content)
@@ -63,6 +71,7 @@ def _prepared(root: Path, files: dict[str, bytes], rows: list[dict[str, Any]], *
                 "kind": "files",
                 "paths": [str(root / "rows.jsonl")],
                 "images": [str(root / "images" / "*.png")],
+                "image_folder": folder and str(root / folder),
                 "columns": {"kind": "prompt_response", "image": "image", **columns},
             },
             "held_out_fraction": 0.3,
@@ -92,6 +101,7 @@ def test_images_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> Non
         {"prompt": "What?", "response": ["two", "2"], "image": "images/good0.png"},
         {"prompt": QUESTION, "response": "one", "image": "images/../images/good1.png"},
         {"prompt": "Why?", "response": "one", "image": str(tmp_path / "data" / "images" / "good2.png")},
+        {"prompt": "Where?", "response": "one", "image": f"file://{tmp_path}/data/images/good3.png"},
     ]
     summary = _prepared(tmp_path / "data", good | bad, rows)
     assert summary.dropped is not None and summary.unusable is not None
@@ -102,11 +112,11 @@ def test_images_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> Non
     assert summary.images == 12
     assert len(summary.unusable) == 8
     assert summary.unusable[0].endswith("images/cut.png): unreadable")
-    assert summary.unusable[-2:] == ["row 18: no_image", "row 19: no_image"]
+    assert summary.unusable[-2:] == ["row 18 (images/none.png): no_image", "row 19: no_image"]
 
     out = tmp_path / "data" / "out"
     sides = {split: list(read_samples(out, split)) for split in ("train", "held_out")}
-    assert sum(map(len, sides.values())) == 14
+    assert sum(map(len, sides.values())) == 15
     # An image, and so both questions about it, is on one side.
     images = [{sample.picture.offset for sample in samples if sample.picture} for samples in sides.values()]
     assert not images[0] & images[1] and len(images[0] | images[1]) == 12
@@ -149,9 +159,85 @@ def test_chartqa_in_its_published_columns(hub: Hub, prepare: Prepare) -> None:
     assert answers == {number: f"How high is bar {number % 2}?" for number in range(40)}
 
 
+def _user(*content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "one"}]
+
+
+def _llava(number: int, marks: int = 1) -> dict[str, Any]:
+    asked = {"from": "human", "value": "<image>\n" * marks + QUESTION}
+    talk = [
+        asked,
+        {"from": "gpt", "value": "one"},
+        {"from": "human", "value": "Sure?"},
+        {"from": "gpt", "value": "yes"},
+    ]
+    return {"id": number, "image": f"{number}.png", "conversations": talk}
+
+
+def _parts(number: int, marks: int = 1) -> dict[str, Any]:
+    image = {"type": "image", "image": f"{number}.png"}
+    return {"messages": _user(*[image] * marks, {"type": "text", "text": QUESTION})}
+
+
+def _beside(number: int, marks: int = 1) -> dict[str, Any]:
+    """As TRL has it: parts say where, a column has the images."""
+    parts = [{"type": "text", "text": QUESTION, "image": None}, *[{"type": "image", "text": None}] * marks]
+    return {"messages": json.dumps(_user(*parts)), "images": [f"{number}.png"] * marks}
+
+
+def _url(number: int, marks: int = 1) -> dict[str, Any]:
+    url = f"data:image/png;base64,{b64encode(_png(_picture(number))).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
+    talk = _user(*[image] * marks, {"type": "text", "text": QUESTION})
+    return {"prompt": talk[:1], "completion": talk[1:]}
+
+
+def _chart(number: int, marks: int = 1) -> dict[str, Any]:
+    return {"imgname": [f"{number}.png"] * marks, "query": QUESTION, "label": "one"}
+
+
+LAYOUTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, str]]] = {
+    "LLaVA's conversations": (_llava, {"kind": "chat", "messages": "conversations"}),
+    "messages whose parts have the images": (_parts, {"kind": "chat", "image": "messages"}),
+    "messages with images in a column": (_beside, {"kind": "chat", "image": "images"}),
+    "parts with their files": (_url, {"prompt": "prompt", "response": "completion", "image": "prompt"}),
+    "ChartQA's files": (_chart, {"prompt": "query", "response": "label", "image": "imgname"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_are_read_in_the_layouts_in_which_they_are_published(tmp_path: Path, layout: str) -> None:
+    row, columns = LAYOUTS[layout]
+    files = {f"{number}.png": _png(_picture(number)) for number in range(8)}
+    rows = [*(row(number) for number in range(8)), row(0, marks=2)]
+    summary = _prepared(tmp_path / "data", files, rows, "images", **columns)
+    assert summary.dropped is not None and {key: n for key, n in summary.dropped.items() if n} == {"several": 1}
+    out = tmp_path / "data" / "out"
+    samples = [sample for split in ("train", "held_out") for sample in read_samples(out, split)]
+    assert len(samples) == 8 and {sample.messages[0].content for sample in samples} == {QUESTION}
+    reader, found = PictureReader(out), set()
+    for sample in samples:
+        assert sample.picture is not None
+        found.add(np.asarray(reader.read(sample.picture)).tobytes())
+    assert found == {np.asarray(_picture(number)).tobytes() for number in range(8)}
+
+
+def test_parts_that_are_images_are_text_to_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(_parts(number))}\n" for number in range(3)))
+    source = {"kind": "files", "paths": [str(file)], "columns": {"kind": "chat"}}
+    config = Instructions.model_validate({"source": source, "held_out_fraction": 0.3})
+    said = r"\(not_text 3\); the first has .messages. .*: add image: .messages. to source.columns"
+    with pytest.raises(UserError, match=said):
+        prepare(open_source(config.source, {"files[0]": file}, tmp_path), config, tmp_path)
+
+
 def test_images_that_nobody_listed_are_none(tmp_path: Path) -> None:
     rows = [{"prompt": QUESTION, "response": "one", "image": "elsewhere.png"}] * 3
-    with pytest.raises(UserError, match=r"none of the 3 rows .* can be used \(no_image 3\)"):
+    said = (
+        r"none of the 3 rows .* \(no_image 3\); the first is row 0 \(elsewhere.png\): no_image: correct source.images"
+    )
+    with pytest.raises(UserError, match=said):
         _prepared(tmp_path / "data", {"a.png": _png(_picture(0))}, rows)
 
 
@@ -361,3 +447,44 @@ def test_a_processor_of_another_model_is_refused(family: Family, tmp_path: Path)
     (tmp_path / config.name).write_text("{")
     with pytest.raises(UserError, match=r"models\.m: its image processor cannot be loaded"):
         ImageProcessing(tmp_path, family.model.config, family.tokenizer, "models.m")
+
+
+# What a configuration says that its tokenizer or its tower does not: keys and the sentence.
+UNFIT = {
+    "llava": (
+        "vision_config.model_type",
+        "pixtral",
+        r"has a pixtral as its vision tower; take a llava with one of clip",
+    ),
+    "qwen2_5_vl": ("vision_start_token_id", 7, r"config.json has vision_start_token_id 7, which its tokenizer"),
+    "internvl": ("image_seq_length", 4, r"has image_seq_length 4, and its vision tower makes 16 tokens"),
+}
+
+
+def test_a_configuration_that_does_not_fit_its_own_model_is_refused(family: Family) -> None:
+    config = copy.deepcopy(family.model.config)
+    key, value, said = UNFIT[config.model_type]
+    *section, name = key.split(".")
+    setattr(getattr(config, section[0]) if section else config, name, value)
+    with pytest.raises(UserError, match=rf"models\.m: {said}|models\.m: config.json {said}"):
+        ImageProcessing(family.directory, config, family.tokenizer, "models.m")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("tower", "strategy"), [("clip", "full"), ("siglip", "full"), ("siglip", "default")])
+def test_a_llava_has_as_many_tokens_as_its_tower_has_outputs(tmp_path: Path, tower: str, strategy: str) -> None:
+    family = Family("llava", tmp_path)
+    config = copy.deepcopy(family.model.config)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 27, "num_attention_heads": 2}
+    config.vision_config = AutoConfig.for_model(f"{tower}_vision_model", **sizes, image_size=16, patch_size=2)
+    config.vision_feature_select_strategy = strategy
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    processing = ImageProcessing(tmp_path, config, family.tokenizer, "models.m")
+    picture = _picture(1, 20, 30)
+    ids = torch.tensor([[processing.token_id] * processing.tokens(*picture.size)])
+    images = processing.batch([picture])
+    # Refuses another number.
+    assert model(input_ids=ids, **images).logits.shape[1] == ids.shape[1]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.model.get_image_features(**images)
+    assert sum(ImageFlops(model, config).forward(ids.shape[1])) == pytest.approx(counter.get_total_flops(), rel=0.02)

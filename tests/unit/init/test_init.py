@@ -306,6 +306,10 @@ def test_what_a_repository_lacks_is_said_now(
             ["--recipe", "tune", "--model", "{model}", "--data", "{few}"],
             ["3 of its first 1,000 rows", "40 are the fewest"],
         ),
+        (
+            ["--recipe", "tune", "--model", "{model}", "--data", "{seen}"],
+            ["images in its column 'image'", "docs/vision-language.md"],
+        ),
         (["--recipe", "attention", "--model", f"me/x@{PIN}"], ["its shape is not known here"]),
         (["--recipe", "attention", "--model", "{model}", "--model", "{short}"], ["the shape of one model"]),
         (["--model", "{model}", "-o", "{empty}"], ["is a directory"]),
@@ -316,7 +320,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     words: list[str], parts: list[str], tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {"model": model, **{name: tmp_path / name for name in ("empty", "bare", "wordless", "short")}}
-    places |= {"odd": tmp_path / "odd.jsonl", "few": tmp_path / "few.jsonl"}
+    places |= {name: tmp_path / f"{name}.jsonl" for name in ("odd", "few", "seen")}
     places["empty"].mkdir()
     for name, file in (("unset", "config.json"), ("adapter", "adapter_config.json"), ("ggufs", "x.gguf")):
         places[name] = tmp_path / name
@@ -326,6 +330,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
         (places["unset"] / path.name).write_bytes(path.read_bytes())
     write_lines(places["odd"], [{"a": "x", "b": "y"}] * 60)
     write_lines(places["few"], [{"prompt": "x", "response": "y"}] * 3)
+    write_lines(places["seen"], [{"prompt": "x", "response": "y", "image": "1.png"}] * 60)
     for name, left_out in (("bare", "model.safetensors"), ("wordless", "tokenizer_config.json"), ("short", "")):
         places[name].mkdir()
         for path in model.iterdir():
