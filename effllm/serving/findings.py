@@ -13,6 +13,8 @@ _MAX_LAG_OF_LATENCY = 0.1
 _MAX_CLIENT_CPU = 0.9
 _HIGH_CLIENT_CPU = 0.5
 _MIN_FIRST_IDENTICAL = 0.5
+_MAX_OFF = 1.5
+_MAX_PIECE = 1.1
 
 
 def check_errors(completions: Sequence[Completion]) -> list[Finding]:
@@ -21,9 +23,28 @@ def check_errors(completions: Sequence[Completion]) -> list[Finding]:
     if not said:
         return []
     (first, _), *others = said.most_common()
-    more = f", and {len(others)} other errors" if others else ""
+    more = f", and {len(others)} other error{'s' * (len(others) > 1)}" if others else ""
     message = f"{said.total()} of {len(completions)} requests failed: {first}{more}"
     return [Finding("request_errors", "error", message)]
+
+
+def check_rate(asked_per_s: float | None, came_per_s: float | None) -> list[Finding]:
+    """Requests came about as often as they were to: few gaps of a bursty distribution need not have its mean."""
+    if asked_per_s is None or came_per_s is None or asked_per_s / _MAX_OFF <= came_per_s <= asked_per_s * _MAX_OFF:
+        return []
+    message = f"requests came at {came_per_s:.3g} a second where {asked_per_s:.3g} were asked for: take more requests"
+    return [Finding("rate", "warning", message)]
+
+
+def check_pieces(completions: Sequence[Completion]) -> list[Finding]:
+    """Tokens came one by one, so that the times between arrivals are those between tokens."""
+    answered = [completion for completion in completions if completion.error is None]
+    pieces = sum(len(completion.token_counts) for completion in answered)
+    tokens = sum(completion.output_tokens for completion in answered)
+    if tokens <= _MAX_PIECE * pieces:
+        return []
+    message = f"tokens came {tokens / pieces:.3g} at a time: itl is the time between these, ttft that of the first"
+    return [Finding("pieces", "warning", message)]
 
 
 def dispatch_lag_p99_s(completions: Sequence[Completion]) -> float:

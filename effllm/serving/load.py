@@ -1,10 +1,14 @@
 """What a load is: how requests arrive, how long they are, what they share."""
 
+import math
+import statistics
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from effllm.fields import Dimension, Fraction, PositiveFloat, Section, Text
+
+_LEAST_SHARE = 1e-3
 
 
 class PoissonArrivals(Section):
@@ -98,7 +102,16 @@ class LognormalLength(Section):
         _check_range(self.least, self.most)
         if not self.least <= self.median <= self.most:
             raise ValueError(f"median {self.median} is not between least {self.least} and most {self.most}: change it")
+        below, above = (self._share_below(tokens) for tokens in (self.least - 0.5, self.most + 0.5))
+        if above - below < _LEAST_SHARE:
+            raise ValueError(
+                f"least {self.least} and most {self.most} hold {above - below:.2g} of the distribution, and what is "
+                "out of range is drawn again: widen the range, lower sigma, or choose uniform or fixed"
+            )
         return self
+
+    def _share_below(self, tokens: float) -> float:
+        return statistics.NormalDist(math.log(self.median), self.sigma).cdf(math.log(tokens))
 
     @property
     def longest(self) -> int:

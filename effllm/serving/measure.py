@@ -15,7 +15,14 @@ from effllm.results.telemetry import DeviceInfo, Finding, TelemetrySummary
 from effllm.runtime.artifact import write_text
 from effllm.serving.dispatch import Completion, Played, UsageSample, play
 from effllm.serving.engine import Engine
-from effllm.serving.findings import check_client, check_dispatch_lag, check_errors, dispatch_lag_p99_s
+from effllm.serving.findings import (
+    check_client,
+    check_dispatch_lag,
+    check_errors,
+    check_pieces,
+    check_rate,
+    dispatch_lag_p99_s,
+)
 from effllm.serving.latency import load_figures
 from effllm.serving.settings import Serving
 from effllm.serving.trace import Trace, TracedRequest
@@ -99,6 +106,8 @@ def _served(
     client_cpu = played.client_cpu_s / played.duration_s if played.duration_s else 0.0
     findings: list[Finding] = [
         *check_errors(played.completions),
+        *check_rate(load.requests_per_s, load.trace.rate_per_s),
+        *check_pieces(counted),
         *check_dispatch_lag(counted),
         *check_client(client_cpu),
         *check_summary(summary, info),

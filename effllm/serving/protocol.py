@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from effllm.errors import EngineError, UserError
 from effllm.results.serving import GreedyCheck, SaturationStep, ServingEngine
 from effllm.results.telemetry import DeviceInfo, TelemetrySummary
 from effllm.runtime.artifact import write_text
@@ -21,6 +22,7 @@ from effllm.telemetry import Telemetry
 
 _IDLE = "idle"
 _BEFORE = "before.json"
+_LONGEST_S = 86_400.0
 # Requests of a load are no other load's, which an engine may remember.
 _WARM_UP_SEED, _SATURATION_SEED, _RATE_SEED = 0, 1, 100
 
@@ -110,17 +112,25 @@ def load_directories(scratch: Path, measured: Measured) -> dict[str, Path]:
 def saturation_step(kept: Kept) -> SaturationStep:
     """The rate of a closed loop, from the tokens that came while all of its requests were under way.
 
-    From when as many were answered as are under way, to when the last was sent.
+    From when as many were answered as are under way, to when the last was sent. `EngineError` where none was answered
+    in that time.
     """
     concurrency = kept.load.concurrency
     assert concurrency is not None
-    done = sorted(request.token_times_s[-1] for request in kept.completions if request.token_times_s)
-    begin = done[min(concurrency, len(done)) - 1]
+    answered = [request for request in kept.completions if request.error is None]
+    done = sorted(request.token_times_s[-1] for request in answered)
+    begin = done[min(concurrency, len(done)) - 1] if done else 0.0
     end = max(request.dispatched_s for request in kept.completions)
     tokens = total = 0
-    for request in kept.completions:
+    for request in answered:
         total += sum(request.counts)
         tokens += sum(n for at, n in zip(request.token_times_s, request.counts, strict=True) if begin < at <= end)
+    if not tokens:
+        said = next((request.error for request in kept.completions if request.error), "none was under way long enough")
+        raise EngineError(
+            f"{len(answered)} of {len(kept.completions)} requests of the closed loop of {concurrency} were answered, "
+            f"which give no saturated rate: {said}; lower saturation.maximum_concurrency where fewer at once are"
+        )
     per_s = tokens / (end - begin)
     return SaturationStep(
         concurrency=concurrency,
@@ -161,6 +171,11 @@ def _rates(serving: Serving, vocabulary: int, saturated_per_s: float) -> Iterato
         rate = fraction * saturated_per_s
         seed = serving.seed + _RATE_SEED + place
         trace = make_trace(serving.load, _requests(serving), vocabulary, seed, rate_per_s=rate)
+        if (last_s := trace.requests[-1].scheduled_s or 0.0) > _LONGEST_S:
+            raise UserError(
+                f"fractions: {len(trace.requests)} requests at {id} of the saturated rate, {saturated_per_s:.3g} a "
+                f"second, take {last_s / 3600:.3g} hours, more than a day; raise the fraction, or lower requests."
+            )
         yield Load(id, trace, serving.warmup_requests, fraction, rate)
 
 
@@ -189,7 +204,7 @@ def _compare(
     pairs = [
         (completion.tokens, tokens)
         for completion, tokens in zip(together.completions, alone, strict=False)
-        if completion.tokens and tokens
+        if completion.tokens and tokens and completion.error is None
     ]
     return GreedyCheck(
         against=against,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from effllm.fields import Dimension, Fraction, PositiveFloat, PositiveInt, SamplePeriod, Seconds, Section, Seed
+from effllm.fields import (
+    Dimension,
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    SamplePeriod,
+    Seconds,
+    Section,
+    Seed,
+    repeated,
+)
 from effllm.models.placement import Need, need_of
 from effllm.serving.engines import AnyEngine
 from effllm.serving.load import Load
@@ -73,6 +83,8 @@ class Serving(Section):
     def _ascend(cls, fractions: list[float]) -> list[float]:
         if any(after <= before for before, after in itertools.pairwise(fractions)):
             raise ValueError(f"{fractions} do not ascend: list each fraction once, the smallest first")
+        if same := repeated(f"{fraction:g}" for fraction in fractions):
+            raise ValueError(f"{same[0]} is there twice by its first six digits, which name the load: drop one of them")
         return fractions
 
     @model_validator(mode="after")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from effllm.errors import UserError
 
 
@@ -78,22 +80,53 @@ class Trace:
     def read(cls, path: Path) -> "Trace":
         """The trace in a file; `UserError` where it is not one."""
         try:
-            first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-            requests = [_request(line) for line in lines]
-            if len(requests) != first["requests"]:
-                raise ValueError(f"it has {len(requests)} of {first['requests']} requests")
-            return cls(tuple(requests), first["concurrency"])
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            if not lines:
+                raise ValueError("it is empty")
+            first = _First.model_validate_json(lines[0])
+            requests = [_request(number, line) for number, line in enumerate(lines[1:], start=2)]
+            if len(requests) != first.requests:
+                raise ValueError(f"it has {len(requests)} of {first.requests} requests")
+            return cls(tuple(requests), first.concurrency)
         except OSError as error:
             raise UserError(f"The trace {path} cannot be read ({error.strerror}): check its path.") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a whole trace of requests ({error}): write it again.") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not a whole trace of requests ({_what(error)}): copy it again.") from None
 
 
-def _request(line: dict[str, Any]) -> TracedRequest:
-    scheduled = line["scheduled_s"]
-    return TracedRequest(
-        index=line["index"],
-        scheduled_s=None if scheduled is None else float(scheduled),
-        prompt=tuple(int(word) for word in line["prompt"]),
-        output_tokens=line["output_tokens"],
-    )
+class _First(BaseModel):
+    """The first line of a trace."""
+
+    model_config = ConfigDict(strict=True)
+
+    concurrency: int | None
+    requests: int
+
+
+class _Line(BaseModel):
+    """Each other line."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    index: int
+    output_tokens: int
+    prompt: tuple[int, ...]
+    scheduled_s: float | None
+
+
+def _request(number: int, line: str) -> TracedRequest:
+    try:
+        return TracedRequest(**dict(_Line.model_validate_json(line)))
+    except ValidationError as error:
+        raise ValueError(f"line {number}: {_what(error)}") from None
+
+
+def _what(error: ValueError) -> str:
+    """What is wrong, in a few words: of pydantic's report its first finding."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text"
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors()[0]
+    key = ".".join(str(part) for part in found["loc"])
+    return f"{key}: {found['msg']}" if key else str(found["msg"])

@@ -23,6 +23,7 @@ from effllm.serving.trace import Trace
 
 BLOCK_TOKENS = 512
 _LONGEST_COUNT = 9
+_LATEST_MS = 1e15
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOONCAKE = ("timestamp", "input_length", "output_length")
 
@@ -53,9 +54,12 @@ def read_trace(trace: TraceFile, requests: int) -> list[Recorded]:
     found: list[Recorded] = []
     first: float | None = None
     before = -math.inf
+    seen = 0
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # Spreadsheets put a mark of the byte order before the first line.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             for line, recorded in _FORMATS[trace.format](path, file):
+                seen += 1
                 if recorded.time_s < before:
                     raise UserError(
                         f"{path}, line {line}: the request comes before the one above it; sort the lines by time."
@@ -74,10 +78,12 @@ def read_trace(trace: TraceFile, requests: int) -> list[Recorded]:
         raise UserError(f"The trace {path} cannot be read ({error.strerror}): check trace.path.") from None
     except UnicodeDecodeError:
         raise UserError(f"The trace {path} is no text in UTF-8: download it again, or unpack it.") from None
+    if not seen:
+        raise UserError(f"{path} holds no request: download it again, or name another file in trace.path.")
     raise UserError(
         f"{path} has {len(found)} requests within trace.most_prompt_tokens {trace.most_prompt_tokens} and "
-        f"trace.most_output_tokens {trace.most_output_tokens}, and {requests} are wanted: raise the limits, lower "
-        "trace.length_factor or the number of requests."
+        f"trace.most_output_tokens {trace.most_output_tokens}, of {seen} in all, and {requests} are wanted: raise the "
+        "limits, lower trace.length_factor or requests, or saturation.maximum_concurrency if a closed loop wants them."
     )
 
 
@@ -120,14 +126,17 @@ def _scaled(recorded: Recorded, factor: float) -> Recorded:
 
 def _azure(path: Path, file: TextIO) -> Iterator[tuple[int, Recorded]]:
     reader = csv.DictReader(file, strict=True)
-    absent = [name for name in _AZURE if name not in (reader.fieldnames or ())]
-    if absent:
-        raise UserError(
-            f"{path}, line 1: the header lacks {', '.join(absent)}, which an Azure trace has; name another file, or "
-            "format: mooncake."
-        )
     start: datetime | None = None
     try:
+        if (names := reader.fieldnames) is None:
+            return
+        if absent := [name for name in _AZURE if name not in names]:
+            if all(name in ",".join(names) for name in _AZURE):
+                raise UserError(f"{path}, line 1: its columns are not separated by commas; write it with commas.")
+            raise UserError(
+                f"{path}, line 1: the header lacks {', '.join(absent)}, which an Azure trace has; name another file, "
+                "or format: mooncake."
+            )
         for row in reader:
             moment = _moment(row["TIMESTAMP"])
             start = start or moment
@@ -164,14 +173,14 @@ def _mooncake(path: Path, file: TextIO) -> Iterator[tuple[int, Recorded]]:
 def _request(line: str) -> Recorded:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _BadLine(f"{shortened(line.strip())} is no JSON object") from None
     if not isinstance(content, dict):
         raise _BadLine(f"{shortened(content)} is no JSON object")
     if absent := [name for name in _MOONCAKE if name not in content]:
         raise _BadLine(f"the request lacks {', '.join(absent)}, which a Mooncake trace has")
     moment = content["timestamp"]
-    if isinstance(moment, bool) or not isinstance(moment, int | float) or not 0 <= moment < math.inf:
+    if isinstance(moment, bool) or not isinstance(moment, int | float) or not 0 <= moment <= _LATEST_MS:
         raise _BadLine(f"timestamp is {shortened(moment)}, which is no time in ms from the trace's start")
     prompt, output = (_count(name, content[name]) for name in ("input_length", "output_length"))
     blocks = content.get("hash_ids", [])

@@ -173,7 +173,8 @@ def _set_conditions(row: Row, variant: _Served, load: ServedLoad | None, absent:
     compared = f"{greedy.identical} of {greedy.requests}" if greedy and greedy.requests else None
     row.set("greedy_identical", compared, "the engine gives no ids of tokens" if content else absent)
     at_a_rate = "requests arrive at a rate"
-    row.set("offered_requests_per_s", load.requests_per_s if load else None, "a closed loop" if load else absent)
+    no_rate = absent if load is None else "all come at one moment" if load.concurrency is None else "a closed loop"
+    row.set("offered_requests_per_s", load.requests_per_s if load else None, no_rate)
     row.set("concurrency", load.concurrency if load else None, at_a_rate if load else absent)
     asked = variant.serve.manifest.spec["config"]["load"]
     row.set("arrivals", _phrase(asked["arrivals"]))

@@ -20,6 +20,7 @@ LOST: dict[str, str] = {
 }
 _DATA = b"data:"
 _END = b"[DONE]"
+_LONGEST_SAID = 2000
 
 
 def request_body(request: TracedRequest, model: str, omitted: Collection[str], extra: Mapping[str, Any]) -> bytes:
@@ -51,7 +52,7 @@ def message_of(body: str) -> str:
     """What the body of a refusal says, in one short line."""
     try:
         content: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = body
     for _ in range(4):
         if isinstance(content, list) and content:
@@ -61,6 +62,10 @@ def message_of(body: str) -> str:
             content = known[0] if known else json.dumps(content)
     line = " ".join(str(content).split()).rstrip(".")
     return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def _tells_of_an_error(event: dict[str, Any]) -> bool:
+    return bool(event.get("error")) or event.get("object") == "error" or ("detail" in event and "choices" not in event)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,12 @@ class Answer:
     produced: int = 0
     is_over: bool = False
     finish_reason: str | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
     _rest: bytes = b""
+    _beside: bytes = b""
 
     def feed(self, data: bytes) -> list[Piece]:
-        """What more bytes hold; `EngineError` where they are no answer."""
+        """What more bytes hold; `EngineError` where they are no answer, or more of one than was asked for."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         pieces = []
         for line in lines:
@@ -98,26 +104,42 @@ class Answer:
                     self.is_over = True
                 elif piece := self._piece(content):
                     pieces.append(piece)
+            elif len(self._beside) < _LONGEST_SAID:
+                self._beside += line
+        if self.produced > self.request.output_tokens:
+            # It need not end by itself.
+            of = "pieces" if self.counted_by == "pieces" else "tokens"
+            raise EngineError(f"{self.produced} {of} came where {self.request.output_tokens} were asked for")
         return pieces
+
+    def said_instead(self) -> str | None:
+        """What was said in the place of a stream, where that tells of an error."""
+        text = (self._beside + self._rest[:_LONGEST_SAID]).decode(errors="replace").strip()
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return message_of(text) if isinstance(content, dict) and _tells_of_an_error(content) else None
 
     def _piece(self, content: bytes) -> Piece | None:
         try:
             event = json.loads(content)
-            if error := event.get("error"):
-                raise EngineError(f"the server breaks an answer off: {message_of(json.dumps(error))}")
+            if _tells_of_an_error(event):
+                raise EngineError(f"the server breaks an answer off: {message_of(json.dumps(event))}")
             choice: dict[str, Any] = next(iter(event.get("choices") or ()), {})
             tokens = tuple(int(token) for token in choice.get("token_ids") or ())
-            usage = event.get("usage") or {}
-            produced = int(usage.get("completion_tokens") or 0)
-        except (ValueError, AttributeError, TypeError):
+            said = event.get("usage") or {}
+            usage = {key: int(said[key]) for key in ("prompt_tokens", "completion_tokens") if said.get(key) is not None}
+            produced = usage.get("completion_tokens", 0)
+        except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
             raise EngineError(f"the server sends {content[:80]!r}, which is no part of a completion") from None
-        self.usage = usage or self.usage
+        self.usage |= usage
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         if tokens:
             self.counted_by, count = "ids", len(tokens)
         elif produced and choice:
             self.counted_by, count = self.counted_by or "usage", produced - self.produced
-        elif choice.get("text") and not usage:
+        elif choice.get("text") and not produced:
             self.counted_by, count = self.counted_by or "pieces", 1
         else:
             return None
@@ -129,11 +151,15 @@ class Answer:
     def rest(self) -> Piece | None:
         """Tokens that came without a piece of their own, at the end; `EngineError` where the answer is not whole."""
         request = self.request
-        if self.finish_reason is None:
+        said = max(self.produced, self.usage.get("completion_tokens", 0))
+        if self.finish_reason is None and (not self.is_over or said < request.output_tokens):
             raise EngineError(f"the server broke an answer off after {self.produced} of {request.output_tokens} tokens")
         prompt, produced = self.usage.get("prompt_tokens"), self.usage.get("completion_tokens")
         if prompt is None or produced is None:
-            raise EngineError("the server gives no usage of tokens at the end of a stream, by which they are counted")
+            raise EngineError(
+                "the server gives no usage of tokens at the end of a stream, by which they are counted: use one, or a "
+                "version of it, that knows stream_options.include_usage"
+            )
         if prompt != len(request.prompt):
             raise EngineError(f"the server counts {prompt} tokens of a prompt of {len(request.prompt)}")
         missing = produced - self.produced

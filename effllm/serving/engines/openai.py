@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import aiohttp
 
 from effllm.errors import EngineError, UserError, reason_of
+from effllm.fields import shortened
 from effllm.serving.engine import EngineDescription, EngineUsage, TokenEvent
 from effllm.serving.engines.completions import LOST, Answer, message_of, refused_parameters, request_body
 from effllm.serving.engines.process import ServerProcess, free_port
@@ -31,9 +32,15 @@ _METRICS_PERIOD_S = 0.5
 # How long the end of a stream is waited for that has said it is over: a connection that has ended can be used again.
 _LAST_S = 0.2
 _STREAM = "text/event-stream"
+# Statuses of a server that is well, of one that has no such path, and of one that is not ready yet.
+_FINE, _UNKNOWN, _LOADING = range(200, 300), (400, 404, 405, 501), 503
 _PROBE = TracedRequest(0, None, (1, 2, 3), 3)
 _BROKEN = (aiohttp.ClientError, asyncio.IncompleteReadError, OSError)
 _Result = TypeVar("_Result")
+
+
+class _Loading(EngineError):
+    """It refuses the first request, because it is not ready yet."""
 
 
 class OpenAIEngine:
@@ -112,7 +119,7 @@ class OpenAIEngine:
         with contextlib.suppress(queue.Empty):
             while True:
                 events.append(self._arrivals.get_nowait())
-        if any(event.error for event in events):
+        if self._process is not None and any(event.error for event in events):
             # A server that has ended breaks every answer off: that is told once, with its own words.
             time.sleep(_PERIOD_S)
             self._require_alive()
@@ -155,25 +162,28 @@ class OpenAIEngine:
     def _await_ready(self) -> None:
         limit_s = self._settings.ready_timeout_s
         deadline = time.monotonic() + limit_s
-        while True:
+        said = "was never asked"
+        while (left := deadline - time.monotonic()) > 0:
             self._require_alive()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise EngineError(
-                    f"the server at {self._url} is not ready after ready_timeout_s {limit_s:g} s; see its log "
-                    "(records/server.log), or allow it more"
-                )
-            status, _ = self._run(self._get("/health", min(left, _QUICK_S)))
-            if status == 404:
-                status, _ = self._run(self._get("/v1/models", min(left, _QUICK_S)))
-            if status == 200:
-                return
-            if status is None and self._process is None:
+            path = "/health"
+            status, _ = self._run(self._get(path, min(left, _QUICK_S)))
+            if status in _UNKNOWN or status in _FINE:
+                path = "/v1/models"
+                status, _ = self._run(self._get(path, min(left, _QUICK_S)))
+                if status not in (None, _LOADING):
+                    return
+            if status is None and path == "/health" and self._process is None:
                 raise UserError(
                     f"engine.url: nothing answers at {self._url}; start the server, or correct the address."
                 )
             self._require_key(status)
+            said = f"does not answer to {path}" if status is None else f"answers {status} to {path}"
             time.sleep(_PERIOD_S)
+        self._require_alive()
+        raise EngineError(
+            f"the server at {self._url} is not ready after ready_timeout_s {limit_s:g} s and {said}; see what it says "
+            "(records/server.log of one that the stage starts), or allow it more"
+        )
 
     def _require_key(self, status: int | None) -> None:
         if status in (401, 403):
@@ -192,12 +202,13 @@ class OpenAIEngine:
             how = "does not answer" if status is None else f"answers {status}"
             raise EngineError(f"the server at {self._url} {how} to /v1/models, and gives no list of models") from None
         if self._model not in models:
-            served = ", ".join(sorted(models)[:4]) or "no model"
+            served = ", ".join(shortened(id) for id in sorted(models)[:4]) or "no model"
             raise UserError(
                 f"engine: the server at {self._url} serves {served}, not {self._model}; start it on that model, or say "
                 "by what name it serves it in engine.served_model."
             )
-        self._owner = models[self._model].get("owned_by")
+        owner = models[self._model].get("owned_by")
+        self._owner = owner if isinstance(owner, str) else None
         most = models[self._model].get("max_model_len")
         if isinstance(most, int) and most < self._served.longest:
             raise UserError(
@@ -213,7 +224,7 @@ class OpenAIEngine:
                 continue
             with contextlib.suppress(ValueError, TypeError, AttributeError):
                 said = json.loads(text).get("version")
-                if said and said != self._settings.version:
+                if said and str(said) != self._settings.version:
                     raise UserError(
                         f"engine.version: the server says that it is {said}, the study {self._settings.version!r}; "
                         "correct the study, or install that version."
@@ -222,8 +233,20 @@ class OpenAIEngine:
                     return
 
     def _probe(self) -> None:
-        """One request before all others, whose refusal is told by the parameter that it names."""
-        self._run(self._ask(_PROBE, is_probe=True))
+        """One request before all others, whose refusal is told by the parameter that it names.
+
+        A server may say that it is well, and still load the model.
+        """
+        deadline = time.monotonic() + self._settings.ready_timeout_s
+        while True:
+            try:
+                self._run(self._ask(_PROBE, is_probe=True))
+                break
+            except _Loading:
+                self._require_alive()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PERIOD_S)
         event = self._arrivals.get()
         while not event.finished:
             event = self._arrivals.get()
@@ -280,7 +303,7 @@ class OpenAIEngine:
         settings = self._settings
         body = request_body(request, self._model, settings.omit, settings.body)
         answer = Answer(request)
-        error = None
+        error, is_told = None, False
         last_s = time.perf_counter()
         timeout = aiohttp.ClientTimeout(total=settings.ready_timeout_s if is_probe else None, sock_connect=_QUICK_S)
         assert self._session is not None
@@ -289,17 +312,25 @@ class OpenAIEngine:
             async with asked as response:
                 if response.status != 200:
                     raise self._refusal(response.status, await response.text(errors="replace"), is_probe)
-                while data := await _more(response.content, answer):
+                while not answer.is_over and (data := await response.content.readany()):
                     last_s = time.perf_counter()
                     for piece in answer.feed(data):
                         self._arrivals.put(TokenEvent(request.index, last_s, piece.tokens, count=piece.count))
-            if not answer.usage and not answer.produced and response.content_type != _STREAM:
-                raise EngineError(f"the server answers with {response.content_type}, where a stream was asked for")
-            if rest := answer.rest():
-                self._arrivals.put(TokenEvent(request.index, last_s, count=rest.count))
-            self._flags["counted_by"] = answer.counted_by
+                if not answer.usage and not answer.produced:
+                    self._require_stream(response.content_type, answer)
+                if rest := answer.rest():
+                    self._arrivals.put(TokenEvent(request.index, last_s, count=rest.count))
+                self._flags["counted_by"] = answer.counted_by
+                # The next request need not wait for what is left of the connection.
+                self._arrivals.put(TokenEvent(request.index, last_s, finished=True))
+                is_told = True
+                await _end_of(response.content)
+        except _Loading:
+            raise
         except EngineError as found:
             error = self._public(str(found))
+        except aiohttp.ServerTimeoutError:
+            error = f"the server took no connection within {_QUICK_S:g} s"
         except TimeoutError:
             error = f"the server gave no answer to a first request within {settings.ready_timeout_s:g} s"
         except _BROKEN as found:
@@ -307,12 +338,20 @@ class OpenAIEngine:
                 f"the connection to the server broke off after {answer.produced} of {request.output_tokens} tokens "
                 f"({reason_of(found)})"
             )
-        self._arrivals.put(TokenEvent(request.index, last_s, finished=True, error=error))
+        if not is_told:
+            self._arrivals.put(TokenEvent(request.index, last_s, finished=True, error=error))
+
+    def _require_stream(self, content_type: str, answer: Answer) -> None:
+        if said := answer.said_instead():
+            raise EngineError(f"the server answers 200 to a request, with an error: {said}")
+        if content_type != _STREAM:
+            raise EngineError(f"the server answers with {content_type}, where a stream was asked for")
 
     def _refusal(self, status: int, text: str, is_probe: bool) -> Exception:
         said = message_of(self._public(text))
         if not is_probe or status >= 500:
-            return EngineError(f"the server answers {status} to a request: {said}")
+            kind = _Loading if is_probe and status == _LOADING else EngineError
+            return kind(f"the server answers {status} to a request: {said}")
         named = refused_parameters(text, self._settings.omit)
         if named:
             lost = "; ".join(LOST[name] for name in named)
@@ -330,13 +369,12 @@ class OpenAIEngine:
         return text.replace(self._key, "***") if self._key else text
 
 
-async def _more(content: aiohttp.StreamReader, answer: Answer) -> bytes:
-    """What comes next of a stream; nothing once it has ended, or has said so and stays open."""
-    if not answer.is_over:
-        return await content.readany()
-    with contextlib.suppress(TimeoutError):
-        return await asyncio.wait_for(content.readany(), _LAST_S)
-    return b""
+async def _end_of(content: aiohttp.StreamReader) -> None:
+    """Wait for the end of a stream that has said it is over, and may stay open or go on all the same."""
+    with contextlib.suppress(TimeoutError, *_BROKEN):
+        async with asyncio.timeout(_LAST_S):
+            while await content.readany():
+                pass
 
 
 def _key(settings: "ServerEngine") -> str | None:

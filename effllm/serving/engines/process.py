@@ -15,6 +15,7 @@ from effllm.errors import CellFailure, EngineError, UserError
 _GUARD = Path(__file__).with_name("guard.py")
 _GRACE_S = 15.0
 _LONGEST_LINE = 200
+_LAST_B = 1 << 20
 # What the environment of this package says to its own Python only.
 _OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _MEMORY = ("out of memory", "OutOfMemoryError", "No available memory for the cache blocks", "Cannot allocate memory")
@@ -89,7 +90,10 @@ class ServerProcess:
 
     def _last_words(self) -> str:
         """The line of the log that says most: of lack of memory, else the last of an error, else the last."""
-        text = self.log.read_text(errors="replace")
+        with self.log.open("rb") as stream:
+            # It may have said more than fits into memory.
+            stream.seek(max(0, self.log.stat().st_size - _LAST_B))
+            text = stream.read().decode(errors="replace")
         if self._secret:
             text = text.replace(self._secret, "***")
         lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()][-400:]

@@ -33,6 +33,12 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda lines: [lines[0], lines[1].replace("[7,8]", "[]"), lines[2]], "prompt"),
         (lambda lines: [lines[0], lines[1], lines[2].replace("1.5", "-1")], "before"),
         (lambda lines: ["half a line"], "not a whole trace"),
+        (lambda lines: [], "it is empty"),
+        (lambda lines: ["[]", *lines[1:]], "not a whole trace"),
+        (lambda lines: [lines[0], lines[1], lines[2].replace("[7,8]", '"78"')], "line 3: prompt: "),
+        (lambda lines: [lines[0], lines[1].replace(":3,", ":3.5,"), lines[2]], "line 2: output_tokens: "),
+        (lambda lines: [lines[0], lines[1].replace("0.5", "1" + "0" * 400), lines[2]], "line 2: scheduled_s: "),
+        (lambda lines: [lines[0].replace("null", "true"), *lines[1:]], "concurrency: "),
     ],
 )
 def test_a_damaged_trace_is_refused(tmp_path: Path, broken: Callable[[list[str]], list[str]], said: str) -> None:

@@ -1,11 +1,13 @@
 """The saturated rate, and the rules that tell figures of the engine from those of whoever asked it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig
 
+from effllm.errors import EngineError
 from effllm.results.serving import CompletedRequest, GreedyCheck, SaturationStep, ServedLoad
 from effllm.serving.dispatch import Completion, play
 from effllm.serving.findings import (
@@ -13,6 +15,8 @@ from effllm.serving.findings import (
     check_dispatch_lag,
     check_errors,
     check_greedy,
+    check_pieces,
+    check_rate,
     check_saturated,
 )
 from effllm.serving.latency import load_figures
@@ -100,7 +104,30 @@ def test_a_request_without_an_answer_is_an_error() -> None:
         [_completion(), _completion(error="500"), _completion(error="500"), _completion(error="x")]
     )
     assert finding.severity == "error"
-    assert finding.message == "3 of 4 requests failed: 500, and 1 other errors"
+    assert finding.message == "3 of 4 requests failed: 500, and 1 other error"
+
+
+def test_a_rate_that_requests_did_not_come_at_and_tokens_that_come_in_pieces_are_told() -> None:
+    assert check_rate(4.0, 3.0) == check_rate(None, 3.0) == check_rate(4.0, None) == []
+    (finding,) = check_rate(4.0, 9.0)
+    assert finding.severity == "warning" and "came at 9 a second where 4 were asked for" in finding.message
+    assert check_pieces([_completion()]) == check_pieces([_completion(error="x")]) == []
+    (finding,) = check_pieces([replace(_completion(), token_counts=(3, 3), output_tokens=6)])
+    assert finding.severity == "warning" and "tokens came 3 at a time" in finding.message
+
+
+@pytest.mark.parametrize(("answered", "said"), [(0, "0 of 6 .*: busy"), (1, "1 of 6 .*: busy")])
+def test_a_closed_loop_that_is_refused_gives_no_rate(answered: int, said: str) -> None:
+    """Refused at once, so that all are sent before the first is answered."""
+    requests = [
+        CompletedRequest(
+            scheduled_s=0.0, dispatched_s=0.01 * place, prompt_tokens=1, token_counts=None,
+            token_times_s=[1.0, 2.0] * (place < answered), error=None if place < answered else "busy",
+        )
+        for place in range(6)
+    ]  # fmt: skip
+    with pytest.raises(EngineError, match=f"{said}; lower saturation.maximum_concurrency"):
+        saturation_step(Kept.model_construct(load=_load(2), completions=requests))
 
 
 def test_outputs_that_differ_are_an_error_in_float32_and_told_in_16_bits() -> None:

@@ -113,7 +113,7 @@ def test_many_streams_at_once_arrive_whole(at: _At, faults: tuple[str, ...], cou
     [
         ("strict", UserError, r"engine\.omit: the server answers 422 to ignore_eos, min_tokens .* list it there \(out"),
         ("text", UserError, r"takes no prompts of token ids \(it answers 400: prompt must be a string\)"),
-        ("another", UserError, r"serves another, not the-model; start it on that model"),
+        ("another", UserError, r"serves 'another', not the-model; start it on that model"),
         ("short", UserError, r"takes 16 tokens of prompt and output, and requests have up to 40"),
         ("key", UserError, r"wants a key, or another \(401\); name the environment variable"),
         ("plain uncounted", EngineError, r"gives no usage of tokens"),

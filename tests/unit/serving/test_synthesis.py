@@ -194,6 +194,10 @@ def test_recorded_requests_of_one_moment_have_no_rate(tmp_path: Path) -> None:
             {"output_tokens": {"kind": "lognormal", "median": 9, "sigma": 1, "least": 10, "most": 30}},
             "median 9 is not between least 10 and most 30",
         ),
+        (
+            {"output_tokens": {"kind": "lognormal", "median": 90000, "sigma": 9, "least": 90000, "most": 90000}},
+            r"least 90000 and most 90000 hold 4\.9e-07 of the distribution, .* choose uniform or fixed",
+        ),
         ({"shared_prefix": {"share": 0.5, "tokens": 8}}, "leaves nothing of the shortest prompt, 8 tokens"),
         ({"arrivals": {"kind": "replayed"}}, "replayed times come from a trace file: add trace"),
         (_OWN | {"arrivals": {"kind": "recorded"}}, "format effllm is sent as it is: choose replayed"),

@@ -21,7 +21,7 @@ _MOONCAKE = """{"timestamp": 0, "input_length": 2290, "output_length": 316, "has
 
 
 def _read(path: Path, text: str, format: Literal["azure", "mooncake"], requests: int = 2) -> list[Recorded]:
-    path.write_text(text, errors="surrogateescape")
+    path.write_text(text, errors="surrogateescape", newline="")
     trace = TraceFile(format=format, path=str(path), most_prompt_tokens=4000, most_output_tokens=400)
     return read_trace(trace, requests)
 
@@ -45,9 +45,27 @@ def test_requests_without_tokens_are_left_out(tmp_path: Path) -> None:
     assert _read(tmp_path / "a.csv", text, "azure") == [Recorded(0, 5, 6), Recorded(1, 7, 8)]
 
 
+@pytest.mark.parametrize("format", ["azure", "mooncake"])
+def test_a_mark_of_the_byte_order_and_other_ends_of_line_change_nothing(
+    tmp_path: Path, format: Literal["azure", "mooncake"]
+) -> None:
+    text = _AZURE if format == "azure" else _MOONCAKE
+    changed = "\ufeff" + text.replace("\n", "\r\n")
+    assert _read(tmp_path / "changed", changed, format) == _read(tmp_path / "plain", text, format)
+
+
+def test_too_few_requests_are_told_by_how_many_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has 2 requests within .* 400, of 3 in all, and 9 are wanted: raise the lim"):
+        _read(tmp_path / "a.csv", _AZURE, "azure", requests=9)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "holds no request: download it again, or name another file in trace.path"),
+        (_AZURE[:40], "holds no request"),
+        (_AZURE.replace(",", ";"), "line 1: its columns are not separated by commas; write it with commas"),
+        ('"' + _AZURE, "line 4: unexpected end of data; correct or delete the line"),
         ("a,b\n1,2\n", "line 1: the header lacks TIMESTAMP, ContextTokens, GeneratedTokens, .* format: mooncake"),
         (_AZURE.replace("04.0319600", "noon"), "line 3: TIMESTAMP is '.*noon', which is no date with a time"),
         (_AZURE.replace("3180", "-3"), "line 3: ContextTokens is '-3', which is no number of tokens"),
@@ -68,6 +86,9 @@ def test_damaged_azure_traces_are_refused(tmp_path: Path, text: str, message: st
     ("text", "message"),
     [
         ("TIMESTAMP,a\n", "line 1: 'TIMESTAMP,a' is no JSON object; correct or delete the line"),
+        ("\n\n", "holds no request"),
+        ("[" * 100_000, "line 1: .* is no JSON object"),
+        (_MOONCAKE.replace("3000", "1" + "0" * 400), "line 2: timestamp is an integer of about 401 digits"),
         ("[1]\n", r"line 1: \[1\] is no JSON object"),
         (_MOONCAKE.replace("input", "in"), "line 1: the request lacks input_length, which a Mooncake trace has"),
         (_MOONCAKE.replace("3000", "NaN"), "line 2: timestamp is nan, which is no time in ms"),
