@@ -113,7 +113,7 @@ def register(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compare", action="store_true", help="after a run: what was planned beside what it took, by stage"
     )
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.set_defaults(run=run)
 
 

@@ -49,7 +49,7 @@ class Entry:
 def register(command: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs."""
     add_study(command)
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.set_defaults(run=run)
 
 

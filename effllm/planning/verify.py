@@ -18,8 +18,8 @@ _THREADS = 4
 
 def register(command: argparse.ArgumentParser) -> None:
     """Add the options of the command, and what runs."""
-    command.add_argument("results", type=Path, nargs="?", default=Path("results"))
-    command.add_argument("--json", action="store_true")
+    command.add_argument("results", type=Path, nargs="?", default=Path("results"), help="artifacts (default: results)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.set_defaults(run=run)
 
 

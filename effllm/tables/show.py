@@ -7,6 +7,7 @@ import polars as pl
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from effllm.errors import UserError
 from effllm.tables.cells import REASON_SEPARATOR
 from effllm.tables.differences import differences
 
@@ -167,7 +168,11 @@ def _resolved(path: Path, frame: pl.DataFrame) -> list[str]:
 
 
 def _read(path: Path) -> pl.DataFrame:
-    return pl.read_csv(path, infer_schema_length=None)
+    try:
+        return pl.read_csv(path, infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not readable CSV ({why:.120}); give a table, such as results/table9.csv.") from None
 
 
 def _why(frame: pl.DataFrame, column: str) -> str:

@@ -56,6 +56,7 @@ def test_a_socket_that_breaks_ends_no_process(capsys: pytest.CaptureFixture[str]
         (["plan", "--device-memory-gb", "inf"], ["--device-memory-gb inf", "above 0 and finite"]),
         (["recommend", "x.csv", "--margin", "5%"], ["--margin '5%'", "such as --margin 0.05"]),
         (["schema", "studies"], ["effllm schema: 'studies'", "did you mean 'study'?"]),
+        (["show", str(REPOSITORY / "README.md")], ["README.md is not readable CSV", "such as results/table9.csv"]),
         (["plam"], ["invalid choice: 'plam'", "effllm --help"]),
     ],
 )
