@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from effllm.quantization.awq_tensors import packed_layers
-from effllm.quantization.calibrated import KERNEL, CalibratedPrecision
+from effllm.quantization.calibrated import FUSED_MODEL_TYPES, KERNEL, CalibratedPrecision
 from effllm.quantization.precision import PackedLayer
 
 if TYPE_CHECKING:
+    from effllm.models.architecture import ModelShape
     from effllm.models.checkpoint.headers import TensorHeader
 
 
@@ -28,6 +29,14 @@ class AwqPrecision(CalibratedPrecision):
     columns: ClassVar[tuple[str, ...]] = ("bits", "group_size", "scheme")
     why_empty: ClassVar[str] = "the method has no such setting"
     scheme: ClassVar[str] = "AWQ, zero points"
+
+    def misfit(self, shape: "ModelShape") -> str | None:
+        if shape.saved_model_type in FUSED_MODEL_TYPES:
+            return (
+                f"the quantizer loses the halves of fused layers, which model_type {shape.saved_model_type!r} has; "
+                "drop the precision from its tables"
+            )
+        return super().misfit(shape)
 
     def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
         from effllm.quantization.awq_quantizer import quantize_awq

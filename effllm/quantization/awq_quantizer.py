@@ -33,7 +33,7 @@ def quantize_awq(source: Path, target: Path, settings: "AwqPrecision", data: Pat
     (unsupported) for an architecture that gptqmodel does not know, a group size that does not divide a layer, or where
     no kernel of this machine runs it, `UserError` for a named kernel that does not run here.
     """
-    config = config_of(source, settings.group_size)
+    config = config_of(source, settings)
     with torch.device("meta"):
         require_channels(AutoModelForCausalLM.from_config(config))
     if settings.kernel != "auto":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from effllm.quantization.placement import TRIED_TOKENS, quantizing_need
 from effllm.quantization.weights import parameter_count
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from effllm.models.loading import CausalLM
     from effllm.quantization.precision import Precision
 
@@ -80,12 +83,21 @@ def require_packed(model: "CausalLM", is_packed: Callable[[nn.Module], bool]) ->
             raise CellFailure(
                 "unsupported", f"{name}, {shape}, was left as it was: the format does not take its widths"
             )
+    transposed = (
+        f"{name}.weight"
+        for name, module in model.get_decoder().named_modules()
+        if isinstance(module, Conv1D) and module.weight.ndim == 2 and not is_packed(module)
+    )
+    for name in chain(expert_matrices(model), transposed):
+        raise CellFailure("unsupported", f"{name} is in no linear layer, and would stay in 16 bits")
+
+
+def expert_matrices(model: "CausalLM") -> Iterator[str]:
+    """The names of a mixture's experts where they are one tensor [experts, out, in], and no linear layers."""
     for name, module in model.get_decoder().named_modules():
         for key, weight in module.named_parameters(recurse=False):
-            # A mixture's experts are one tensor [experts, out, in]; GPT-2's layers are the transposed ones.
-            experts = weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.Conv1d)
-            if experts or (isinstance(module, Conv1D) and weight.ndim == 2 and not is_packed(module)):
-                raise CellFailure("unsupported", f"{name}.{key} is in no linear layer, and would stay in 16 bits")
+            if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.Conv1d):
+                yield f"{name}.{key}"
 
 
 def sort_metadata(checkpoint: Path) -> None:
@@ -123,18 +135,19 @@ def _check_runs(source: Path, target: Path, dtype: torch.dtype, devices: Sequenc
     Some architectures reach into the weights of their layers, which are packed then.
     """
     try:
-        _run(load_on(target, devices))
+        run_once(load_on(target, devices))
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
         if isinstance(error, torch.AcceleratorError):
             raise
-        _run(load_on(source, devices, dtype))
+        run_once(load_on(source, devices, dtype))
         raise CellFailure(
             "unsupported", f"the model runs in 16 bits and not in this format: {str(error).splitlines()[0]}"
         ) from None
 
 
-def _run(model: "CausalLM") -> None:
+def run_once(model: "PreTrainedModel") -> None:
+    """Have the model read a few tokens: what it cannot do is the error of its own."""
     with torch.inference_mode():
         model(torch.zeros(1, TRIED_TOKENS, dtype=torch.long, device=model.device))

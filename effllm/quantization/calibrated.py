@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # `model_type`s of the study's own architectures that gptqmodel quantizes (a test compares them with the library).
 GPTQ_MODEL_TYPES = frozenset({"llama", "phi3", "qwen2"})
+# Of these, those whose fused layers gptqmodel takes apart: by GPTQ they are put back together.
+FUSED_MODEL_TYPES = frozenset({"phi3"})
 # The scale of a group of weights; its zero point has the weights' own bits.
 _SCALE_BITS = 16
 

@@ -44,9 +44,11 @@ def text_sequences(corpus: Path, tokenizer: PreTrainedTokenizerBase, calibration
         if len(ids) >= needed * length:
             break
     else:
+        there = len(ids) // length
+        remedy = "lower it" if there else f"it has {len(ids)} tokens: shorten sequence_length"
         raise UserError(
-            f"calibration.samples: the training text has {len(ids) // length} sequences of {length} tokens, not "
-            f"{needed}; lower it, or enlarge corpora.{calibration.corpus}."
+            f"calibration.samples: the training text has {there} sequences of {length} tokens, not {needed}; {remedy}, "
+            f"or enlarge corpora.{calibration.corpus}."
         )
     return [_sequence(ids[start : start + length]) for start in range(0, needed * length, length)]
 

@@ -11,11 +11,13 @@ from pydantic import Field
 
 from effllm.fields import Fraction
 from effllm.quantization.calibrated import KERNEL, CalibratedPrecision
-from effllm.quantization.gptq_tensors import packed_layers
+from effllm.quantization.gptq_tensors import WORD_BITS, packed_layers
 from effllm.quantization.precision import PackedLayer
 
 if TYPE_CHECKING:
     from effllm.models.checkpoint.headers import TensorHeader
+
+_BITS = (8, 4, 3, 2)
 
 
 class GptqPrecision(CalibratedPrecision):
@@ -34,6 +36,15 @@ class GptqPrecision(CalibratedPrecision):
     kernel: Literal["auto", "marlin", "exllama_v2", "triton", "torch"] = KERNEL
 
     columns: ClassVar[tuple[str, ...]] = ("bits", "group_size", "act_order", "damping")
+
+    def misfit_of_widths(self, widths: Mapping[str, int]) -> str | None:
+        for layer, width in widths.items():
+            if width * self.bits % WORD_BITS:
+                fitting = " or ".join(str(bits) for bits in _BITS if width * bits % WORD_BITS == 0)
+                remedy = f"set bits to {fitting}" if fitting else "drop the precision from its tables"
+                what = f"{self.bits}-bit numbers of the {layer} width {width}"
+                return f"{what} do not fill words of {WORD_BITS} bits; {remedy}"
+        return super().misfit_of_widths(widths)
 
     def quantize(self, source: Path, target: Path, calibration: Path | None, records: Path) -> None:
         from effllm.quantization.gptq_quantizer import quantize_gptq

@@ -15,9 +15,10 @@ from transformers import GPTQConfig, PreTrainedModel
 from effllm.errors import CellFailure, UserError
 from effllm.models.loading import load_on
 from effllm.models.placement import place
+from effllm.quantization.by_loading import run_once
 from effllm.quantization.device import run_device
 from effllm.quantization.gptq_tensors import packed_widths
-from effllm.quantization.placement import TRIED_TOKENS, running_need
+from effllm.quantization.placement import running_need
 from effllm.quantization.weights import tensor_headers
 from effllm.runtime.artifact import write_text
 
@@ -90,14 +91,14 @@ def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel],
         raise CellFailure("oom", _first_line(error)) from None
     running = _watch(model)
     try:
-        _run(model)
+        run_once(model)
     except torch.cuda.OutOfMemoryError as error:
         raise CellFailure("oom", _first_line(error)) from None
     except (RuntimeError, ValueError) as error:
         # Compiled kernels refuse by the one and those in Python by the other; so does much else, which is sorted out.
         if isinstance(error, torch.AcceleratorError) or not running:
             raise
-        _run(load_on(checkpoint, devices, quantization_config=on_plain_kernel(model)))
+        run_once(load_on(checkpoint, devices, quantization_config=on_plain_kernel(model)))
         raise CellFailure(
             "unsupported",
             f"no kernel of this machine runs it unasked: gptqmodel takes {running[-1]}, which says "
@@ -160,11 +161,6 @@ def _watch(model: PreTrainedModel) -> list[str]:
         layer.register_forward_pre_hook(begin)
         layer.register_forward_hook(end)
     return running
-
-
-def _run(model: PreTrainedModel) -> None:
-    with torch.inference_mode():
-        model(torch.zeros(1, TRIED_TOKENS, dtype=torch.long, device=model.device))
 
 
 def _on_plain_kernel(model: PreTrainedModel) -> GPTQConfig:

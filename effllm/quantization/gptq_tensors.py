@@ -9,6 +9,9 @@ from effllm.quantization.precision import PackedLayer
 if TYPE_CHECKING:
     from effllm.models.checkpoint.headers import TensorHeader
 
+WORD_BITS = 32
+"""Bits of the integers that weights are packed into along the input, and zero points along the output."""
+
 # The tensors of a quantized layer, in place of its `weight`.
 _TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 

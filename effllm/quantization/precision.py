@@ -42,6 +42,16 @@ class Calibration(Section):
         """The stage that makes it, which is also the name of the input."""
         return "corpus" if self.corpus else "tokens"
 
+    def misfit(self, positions: int | None) -> str | None:
+        """Why a model of so many positions cannot read the sequences, key and remedy included; None if it can.
+
+        gptqmodel would cut them, and only log it.
+        """
+        if positions is None or self.sequence_length <= positions:
+            return None
+        asked = f"calibration.sequence_length: {self.sequence_length} tokens"
+        return f"{asked} exceed the {positions} positions of the model; lower it"
+
     @model_validator(mode="after")
     def _names_one_source(self) -> "Calibration":
         if (self.corpus is None) == (self.tokens is None):
@@ -145,7 +155,8 @@ def misfit_of_groups(group_size: int, widths: Mapping[str, int]) -> str | None:
     """Why groups of this size cannot be cut from layers of these input widths, with the remedy; None if they can."""
     for layer, width in widths.items():
         if group_size > 0 and width % group_size:
-            divisor = next((size for size in (128, 64, 32) if width % size == 0), None)
+            # One that divides the other layers too.
+            divisor = next((size for size in (128, 64, 32) if not any(each % size for each in widths.values())), None)
             remedy = f"a divisor, such as {divisor}, or -1" if divisor else "-1, a group for each row"
             return f"group_size {group_size} does not divide the {layer} width {width} of the model; choose {remedy}"
     return None

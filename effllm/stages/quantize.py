@@ -8,7 +8,9 @@ from effllm.errors import UserError
 from effllm.models.checkpoint.files import CONFIG, read_object
 from effllm.models.checkpoint.widths import linear_in_features
 from effllm.models.costs import parameter_count
+from effllm.models.placement import terms
 from effllm.models.sources import LocalModelSource
+from effllm.models.text import context_length
 from effllm.quantization import read_precision
 from effllm.quantization.placement import quantizing_need
 from effllm.quantization.precision import Precision
@@ -53,9 +55,14 @@ class QuantizeStage(Stage):
         model, precision = id.rsplit(".", 1)
         source = graph.study.models[model].source
         if isinstance(source, LocalModelSource) and (self.name, id) in nodes_in_tables(graph.study):
-            widths = linear_in_features(read_object(Path(source.path) / CONFIG, f"models.{model}.source.path"))
-            if misfit := _precision(graph.study, id).misfit_of_widths(widths):
-                raise UserError(f"models.{model}.precisions.{precision}: {misfit}")
+            where, settings = f"models.{model}.precisions.{precision}", _precision(graph.study, id)
+            directory = Path(source.path)
+            widths = linear_in_features(read_object(directory / CONFIG, f"models.{model}.source.path"))
+            if misfit := settings.misfit_of_widths(widths):
+                raise UserError(f"{where}: {misfit}")
+            calibration = settings.calibration_set()
+            if calibration and (misfit := calibration.misfit(context_length(terms(directory)))):
+                raise UserError(f"{where}.{misfit}.")
 
     def request(self, job: JobContext) -> Request:
         weights = job.weights()

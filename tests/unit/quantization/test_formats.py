@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from effllm.errors import CellFailure
+from effllm.models.architectures import Architecture
 from effllm.quantization import AnyPrecision, Precision
 from effllm.quantization.by_gptqmodel import check_group_size
 from effllm.quantization.device import require_device
@@ -289,5 +290,18 @@ def test_settings_of_another_format_and_groups_that_do_not_divide_are_refused() 
     widths = {"feed-forward output": 96}
     for settings in ({"kind": "int8", "group_size": 64}, {"kind": "awq", "group_size": 64, "calibration": CALIBRATION}):
         assert "choose a divisor, such as 32" in str(precision(settings).misfit_of_widths(widths))
+    # What is named divides the other layers too.
+    both = precision({"kind": "int8", "group_size": 64}).misfit_of_widths({"attention": 128, "feed-forward": 160})
+    assert "does not divide the feed-forward width 160 of the model; choose a divisor, such as 32" in str(both)
+    gptq = {"kind": "gptq", "bits": 3, "group_size": -1, "act_order": False, "damping": 0.1, "calibration": CALIBRATION}
+    words = precision(gptq).misfit_of_widths({"attention": 40})
+    assert words == "3-bit numbers of the attention width 40 do not fill words of 32 bits; set bits to 8 or 4"
+    assert precision(gptq | {"bits": 4}).misfit_of_widths({"attention": 40}) is None
+    awq = precision({"kind": "awq", "group_size": -1, "calibration": CALIBRATION})
+    phi3 = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape = TypeAdapter(Architecture).validate_python(
+        phi3 | {"model_type": "phi3", "num_key_value_heads": 4, "max_position_embeddings": 64}
+    )
+    assert "loses the halves of fused layers" in str(awq.misfit(shape))
     misfit = precision({"kind": "fp8", "scales": "row"}).misfit_of_widths({"feed-forward output": 72})
     assert "16 does not divide the feed-forward output width 72" in str(misfit)

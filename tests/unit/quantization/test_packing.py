@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from effllm.errors import CellFailure, UserError
 from effllm.quantization.awq import AwqPrecision
 from effllm.quantization.awq_quantizer import require_channels
+from effllm.quantization.by_gptqmodel import check_group_size
+from effllm.quantization.gptq_quantizer import require_words
 from effllm.quantization.weights import weight_bytes
 
 IN, OUT, GROUP = 64, 32, 32
@@ -68,16 +70,19 @@ def test_gptq_words_unpack_to_what_the_library_makes_of_them(bits: int) -> None:
 
 @pytest.fixture(scope="module")
 def awq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AwqPrecision]:
-    """A model of one layer, and its checkpoint by AWQ, calibrated on random tokens."""
+    """A model of one layer without a tokenizer, and its checkpoint by AWQ, calibrated on random tokens.
+
+    Its heads share keys and values: no other layer undoes a scaling of what the attention's output reads.
+    """
     from effllm.data.packing import build
     from effllm.runtime.stage import Job
 
     directory = tmp_path_factory.mktemp("awq")
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "qwen2", hidden_size=64, intermediate_size=192, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, vocab_size=128, max_position_embeddings=64, initializer_range=0.06, pad_token_id=0,
-        tie_word_embeddings=True,
+        "llama", hidden_size=128, intermediate_size=192, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=128, max_position_embeddings=64, initializer_range=0.06, pad_token_id=0,
+        tie_word_embeddings=True, attention_bias=True,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(directory / "source")
     (directory / "tokens").mkdir()
@@ -107,7 +112,7 @@ def test_awq_words_unpack_to_what_the_library_makes_of_them(awq: tuple[Path, Awq
         weight = source[f"{prefix}.weight"].numpy()
         assert ours.shape == weight.shape and 0.3 < np.abs(ours).mean() / np.abs(weight).mean() < 3
     counted = weight_bytes(directory / "packed", precision)
-    assert (counted.quantized_layers, counted.quantized_layers_bytes_16_bit) == (7, 2 * (4 * 64 * 64 + 3 * 64 * 192))
+    assert (counted.quantized_layers, counted.quantized_layers_bytes_16_bit) == (7, 2 * (3 * 128 * 128 + 3 * 128 * 192))
     assert (directory / "records" / "awq.csv").exists()
 
 
@@ -133,10 +138,56 @@ def test_awq_refuses_a_kernel_that_is_not_here_and_groups_that_do_not_divide(
         with pytest.raises(UserError, match="kernel: 'marlin' does not run on this machine"):
             marlin.quantize(directory / "source", tmp_path / "out", directory / "tokens", tmp_path)
     groups = precision.model_copy(update={"group_size": 128})
-    with pytest.raises(CellFailure, match=r"group_size 128 does not divide the input width 64 of") as caught:
+    with pytest.raises(CellFailure, match=r"group_size 128 does not divide the input width 192 of") as caught:
         groups.quantize(directory / "source", tmp_path / "out", directory / "tokens", tmp_path)
     assert caught.value.status == "unsupported"
     model = AutoModelForCausalLM.from_pretrained(directory / "source")
-    model.model.layers[0].mlp.up_proj = nn.Linear(64, 96)
+    model.model.layers[0].mlp.up_proj = nn.Linear(128, 96)
     with pytest.raises(CellFailure, match=r"up_proj has 96 output channels, and the quantizer takes multiples of 64"):
         require_channels(model)
+
+
+def test_what_gptqmodel_fails_in_is_a_cell_and_does_not_end_the_process(
+    awq: tuple[Path, AwqPrecision], tmp_path: Path
+) -> None:
+    """Positions that differ by layer: its search asks for those of no layer, in a thread."""
+    directory, precision = awq
+    config = AutoConfig.for_model(
+        "gemma3_text", hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, vocab_size=128,
+        num_key_value_heads=1, head_dim=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(
+        CellFailure, match=r"runs in 16 bits, and gptqmodel fails in it \(TypeError: .*layer_type"
+    ) as caught:
+        precision.quantize(tmp_path / "source", tmp_path / "out", directory / "tokens", tmp_path)
+    assert caught.value.status == "unsupported"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".with-tokenizer")]
+    longer = precision.calibration.model_copy(update={"sequence_length": 65})
+    with pytest.raises(
+        UserError, match=r"calibration\.sequence_length: 65 tokens exceed the 64 positions of the model"
+    ):
+        precision.model_copy(update={"calibration": longer}).quantize(
+            tmp_path / "source", tmp_path / "out", directory / "tokens", tmp_path
+        )
+
+
+def test_gptq_refuses_experts_in_one_tensor_and_widths_that_fill_no_words() -> None:
+    mixture = AutoConfig.for_model(
+        "mixtral", hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    with pytest.raises(CellFailure, match=r"experts\.gate_up_proj is in no linear layer, and what gptqmodel makes"):
+        check_group_size(mixture, 32)
+    narrow = AutoConfig.for_model(
+        "qwen2", hidden_size=40, intermediate_size=72, num_hidden_layers=1, num_attention_heads=2, vocab_size=64,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(narrow)
+    require_words(model, 4)
+    with pytest.raises(
+        CellFailure, match=r"3-bit numbers of layers\.0\.self_attn\.q_proj's width 40 do not fill"
+    ) as caught:
+        require_words(model, 3)
+    assert caught.value.status == "unsupported"

@@ -332,6 +332,8 @@ def test_calibration_is_training_text_of_the_asked_size(builder: Any) -> None:
     assert other != sequences
     with pytest.raises(UserError, match=r"calibration\.samples: the training text has \d+ sequences of 64 tokens"):
         text_sequences(corpus, tokenizer, calibration.model_copy(update={"samples": 10**6}))
+    with pytest.raises(UserError, match=r"has 0 sequences of 16777216 tokens, not 8; it has \d+ tokens: shorten"):
+        text_sequences(corpus, tokenizer, calibration.model_copy(update={"sequence_length": 2**24}))
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -385,7 +387,8 @@ def test_calibration_on_a_stream_takes_its_sequences_once(tmp_path: Path) -> Non
 
 def test_a_quantization_error_that_is_no_number_is_a_status(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
-    log.write_text("layer,module,loss\n0,q_proj,0.01\n")
+    # AWQ's word for a layer that nothing was scaled for.
+    log.write_text("layer,module,loss\n0,q_proj,0.01\n0,o_proj,not applicable\n")
     check_losses(log)
     log.write_text("layer,module,loss\n0,q_proj,nan\n")
     with pytest.raises(CellFailure, match="layer 0 q_proj is nan"):
