@@ -8,6 +8,7 @@ widened by the margin that one run a row leaves open, as in claims.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from effllm.decision.effects import MARGIN, Paired, effect
@@ -33,6 +34,7 @@ COLUMNS = (
 """The columns of results/crossover.csv."""
 
 REASONS = {
+    "no_size": "no size is known: neither weight_bytes of the baseline's row nor the model's name says one, as 7B does",
     "too_few_sizes": "fewer than two sizes have this figure in both precisions, measured under the same conditions",
     "outside": "not within the measured sizes",
     "several": "it saves at some sizes and not at larger and smaller ones: there is no one crossing",
@@ -77,6 +79,8 @@ def crossover_rows(
     workloads.
     """
     methods = dict.fromkeys(sheet.technique_of(row) for row in (*sheet.figures, *sheet.left_out))
+    bases = [row for row in sheet.figures if sheet.technique_of(row) == baseline]
+    is_sized = not bases or any(_billions(sheet, base) is not None for base in bases)
     found = []
     for workload in ("", *_workloads(sheet)):
         name = workload or main
@@ -86,7 +90,7 @@ def crossover_rows(
             for resource, (own, other) in _RESOURCES.items():
                 column = f"{workload}_{other}" if workload else own
                 points = sorted(_points(sheet, paired, method, baseline, column, workload), key=lambda p: p.size)
-                crossing = cross(points)
+                crossing = cross(points) if is_sized else Crossing(code="no_size")
                 cells = (
                     sheet.name, name or None, (batch_sizes or {}).get(name), method, baseline, resource, column,
                     "; ".join(f"{point.size:.4g}" for point in points) or None,
@@ -98,9 +102,10 @@ def crossover_rows(
     return found
 
 
-def cross(points: Sequence[Point]) -> Crossing:
-    """Where the ratio crosses 1 among points in the order of their sizes."""
-    if len({point.size for point in points}) < 2:
+def cross(measured: Sequence[Point]) -> Crossing:
+    """Where the ratio crosses 1; the order of the points does not count."""
+    points = _by_size(measured)
+    if len(points) < 2:
         return Crossing(code="too_few_sizes")
     sizes = [point.size for point in points]
     crossings = _crossings(sizes, [point.ratio for point in points])
@@ -109,12 +114,25 @@ def cross(points: Sequence[Point]) -> Crossing:
         return Crossing("at every measured size" if saves_at_last else "at no measured size", code="outside")
     if len(crossings) > 1:
         return Crossing("at some measured sizes", code="several")
-    ends = [_crossings(sizes, [side(point) for point in points]) for side in (lambda p: p.low, lambda p: p.high)]
-    # Where the ratio falls with the size its lower end crosses first, where it rises its upper end.
-    first, last = ends if saves_at_last else ends[::-1]
-    low, high = first[0] if first else None, last[-1] if last else None
+    # Where the ratio falls with the size its lower ends cross first, where it rises its upper ends. An end that saves
+    # at the smallest size, or does not at the largest, crosses beyond them, whatever it does between.
+    lows, highs = [point.low for point in points], [point.high for point in points]
+    first, last = (lows, highs) if saves_at_last else (highs, lows)
+    low = _crossings(sizes, first)[0] if (first[0] < 1) != saves_at_last else None
+    high = _crossings(sizes, last)[-1] if (last[-1] < 1) == saves_at_last else None
     code = "open" if low is None or high is None else None
     return Crossing("from this size on" if saves_at_last else "up to this size", crossings[0], low, high, code)
+
+
+def _by_size(points: Sequence[Point]) -> list[Point]:
+    """One point for each size, in their order: the geometric mean of the models of one size, within all their ends."""
+    found = []
+    for size, same in groupby(sorted(points, key=lambda point: point.size), key=lambda point: point.size):
+        models = list(same)
+        mean = math.exp(math.fsum(sorted(math.log(model.ratio) for model in models)) / len(models))
+        ratio = models[0].ratio if len(models) == 1 else mean
+        found.append(Point(size, ratio, min(model.low for model in models), max(model.high for model in models)))
+    return found
 
 
 def _crossings(sizes: Sequence[float], ratios: Sequence[float]) -> list[float]:

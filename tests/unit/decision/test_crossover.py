@@ -1,6 +1,7 @@
 """Crossovers of made-up ratios against the lines that they lie on, and of the committed results."""
 
 import csv
+import itertools
 import math
 from pathlib import Path
 
@@ -61,6 +62,49 @@ def test_savings_that_end_and_ends_beyond_the_sizes_are_told():
     wide = cross([Point(1.0, 2.0, 0.9, 2.5), Point(4.0, 0.5, 0.4, 0.6)])
     assert (wide.low, wide.code) == (None, "open")
     assert wide.high is not None
+
+
+def test_an_end_that_saves_at_the_smallest_size_is_open_whatever_it_does_between():
+    falls = [Point(1.0, 1.2, 0.95, 1.3), Point(2.0, 1.3, 1.1, 1.4), Point(4.0, 0.5, 0.4, 0.6)]
+    found = cross(falls)
+    assert (found.saves, found.low, found.code) == ("from this size on", None, "open")
+    assert found.high is not None and found.size is not None and found.size < found.high
+    rises = [Point(1.0, 0.5, 0.4, 0.6), Point(2.0, 1.3, 1.1, 1.4), Point(4.0, 1.2, 0.95, 1.3)]
+    found = cross(rises)
+    assert (found.saves, found.high, found.code) == ("up to this size", None, "open")
+    assert found.low is not None and found.size is not None and found.low < found.size
+
+
+def test_models_of_one_size_count_as_one_in_any_order():
+    points = [
+        Point(1.0, 2.0, 1.9, 2.1),
+        Point(4.0, 0.5, 0.4, 0.6),
+        Point(4.0, 2.0, 1.9, 2.1),
+        Point(16.0, 0.5, 0.4, 0.6),
+    ]
+    found = {cross(order) for order in itertools.permutations(points)}
+    # Their mean is 1: from there to the largest size on.
+    assert [(one.saves, one.size, one.low, one.high) for one in found] == [
+        ("from this size on", pytest.approx(4.0), pytest.approx(_log_size((1.0, 4.0), (1.9, 0.4))), pytest.approx(
+            _log_size((4.0, 16.0), (2.1, 0.6))
+        ))
+    ]  # fmt: skip
+    assert cross([Point(4.0, 2.0, 2.0, 2.0), Point(4.0, 0.5, 0.5, 0.5)]).code == "too_few_sizes"
+
+
+def _log_size(sizes, ratios):
+    """Where a line through the logarithms is 0."""
+    order = numpy.argsort(ratios)
+    return math.exp(numpy.interp(0.0, numpy.log(ratios)[order], numpy.log(sizes)[order]))
+
+
+def test_a_table_that_tells_no_sizes_says_so(tmp_path):
+    lines = [
+        line(f"{model} {precision}", latency_ms=1.0) for model in ("one", "two") for precision in ("bfloat16", "p")
+    ]
+    row = rows_of(tmp_path / "table9.csv", lines)["p", "time"]
+    assert (row["reason_code"], row["saves"]) == ("no_size", None)
+    assert "weight_bytes" in row["reason"]
 
 
 def test_rows_that_do_not_count_are_no_sizes_and_intervals_hold_the_margin(tmp_path):
