@@ -71,11 +71,11 @@ def test_the_number_of_processes_does_not_show(files: list[Path], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_sixteen_processes_over_as_many_files_do_not_show(tmp_path: Path) -> None:
+def test_as_many_processes_as_files_do_not_show(tmp_path: Path) -> None:
     rows = [*documents(800), *documents(400), *(row | {"text": row["text"] + "And more."} for row in documents(200))]
-    files = [write_parquet(tmp_path / f"{n:02d}.parquet", rows[n::16]) for n in range(16)]
+    files = [write_parquet(tmp_path / f"{n:02d}.parquet", rows[n::8]) for n in range(8)]
     whole = sampled(files, tmp_path / "1", 1, near_duplicates={})
-    assert sampled(files, tmp_path / "16", 16, near_duplicates={}) == whole
+    assert sampled(files, tmp_path / "8", 8, near_duplicates={}) == whole
 
 
 @pytest.mark.parametrize("near", [None, {}])
