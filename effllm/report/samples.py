@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,12 @@ _WIDEST, _QUALITY = 480, 80
 
 @dataclass(frozen=True)
 class _Kind:
-    """Pictures that a stage leaves: where, and what is said of them."""
+    """Pictures that a stage leaves: where, what is said of them, and the run of a table's row by an artifact's id."""
 
     stage: str
     file: str
     text: str
+    run_of: Callable[[str], str]
 
 
 _KINDS = (
@@ -28,6 +30,7 @@ _KINDS = (
         "records/grid.png",
         "The first samples of the first seed, a row for each class, the same classes and noise for every model. "
         "Distances from real images are in the tables.",
+        lambda id: id.rpartition(".")[0],
     ),
     _Kind(
         "tune",
@@ -35,6 +38,7 @@ _KINDS = (
         "Samples before a fine-tuning (above) and after it (in the middle), of the same captions and from the same "
         "noise for every method; at the bottom held-out samples that have these captions. Of a clip, frames below each "
         "other.",
+        str,
     ),
 )
 
@@ -47,6 +51,9 @@ def samples_section(run: Run) -> Section | None:
 
 def _blocks(run: Run, kind: _Kind) -> list[Block]:
     names = [made.name for made in run.made if made.name.startswith(f"{kind.stage}/")]
+    # As the tables have their rows; what is of no row comes last.
+    places = {id: place for place, id in enumerate(_runs(run))}
+    names.sort(key=lambda name: places.get(kind.run_of(name.removeprefix(f"{kind.stage}/")), len(places)))
     if not names:
         return []
     there = [name for name in names if (run.directory / name / kind.file).is_file()]
@@ -57,6 +64,15 @@ def _blocks(run: Run, kind: _Kind) -> list[Block]:
     if lost := [name for name in names if name not in there]:
         blocks.append(Absent(f"No picture is left of {listed(lost)}: {kind.file} is missing."))
     return blocks
+
+
+def _runs(run: Run) -> Iterator[str]:
+    """Ids of the runs behind the tables' rows, in their order, each where it comes first."""
+    found: dict[str, None] = {}
+    for spec in run.specs.values():
+        for row in (spec.get("config") or {}).get("rows") or ():
+            found |= dict.fromkeys([row["run"]] if "run" in row else row.get("runs", ()))
+    yield from found
 
 
 def _picture(path: Path, name: str) -> Picture:

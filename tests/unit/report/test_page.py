@@ -274,19 +274,23 @@ def test_lost_provenance_and_records_are_no_error(tmp_path: Path) -> None:
 def test_samples_of_models_stand_in_the_page_and_lost_ones_are_named(tmp_path: Path) -> None:
     directory = write_results(tmp_path / "results")
     record = json.loads((directory / ".tables" / "table9.json").read_text())
-    record["inputs"] |= dict.fromkeys(("sample/dit.few", "sample/photos.few", "sample/lost.few"), "ab" * 32)
+    names = ("sample/dit.few", "sample/a-photo.few", "sample/z-photo.few", "sample/lost.few")
+    record["inputs"] |= dict.fromkeys(names, "ab" * 32)
+    record["spec"]["config"] = {"rows": [{"runs": ["dit"]}, {"runs": ["z-photo", "lost"]}, {"runs": ["a-photo"]}]}
     (directory / ".tables" / "table9.json").write_text(json.dumps(record))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 128, 128), dtype=np.uint8)
-    grids = {name: directory / "sample" / name / "records" / "grid.png" for name in ("dit.few", "photos.few")}
-    for images, path in zip((pixels[:40, :1, :8, :8], pixels), grids.values(), strict=True):
+    grids = {name: directory / name / "records" / "grid.png" for name in names[:3]}
+    for images, path in zip((pixels[:40, :1, :8, :8], pixels, pixels), grids.values(), strict=True):
         path.parent.mkdir(parents=True)
         write_grid(path, images, 10)
     write_report(directory, tmp_path / "report.html", {})
     read = elements(tmp_path / "report.html")
-    digits, photos = _with(read, "img")
-    assert digits.get("alt") == "Samples of dit.few" and photos.get("src").startswith("data:image/jpeg;base64,")
+    digits, photos, last = _with(read, "img")
+    shown_in_order = [image.get("alt") for image in (digits, photos, last)]
+    assert shown_in_order == [f"Samples of {name}" for name in ("dit.few", "z-photo.few", "a-photo.few")]
+    assert photos.get("src").startswith("data:image/jpeg;base64,")
     with Image.open(io.BytesIO(base64.b64decode(digits.get("src").partition(",")[2]))) as shown:
-        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(grids["dit.few"])))
+        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(grids["sample/dit.few"])))
         assert (digits.get("width"), digits.get("height")) == tuple(map(str, shown.size))
     assert photos.get("width") == "480" and len(photos.get("src")) < 400_000
     assert any("No picture is left of sample/lost.few" in element.text for element in read if element.tag == "p")
