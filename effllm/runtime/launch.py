@@ -66,12 +66,16 @@ def run_stage(
     output = Path(manifest).parent
     scratch = output.parent.parent / SCRATCH / stage.name
     lists = {name: [paths] if isinstance(paths, str) else paths for name, paths in inputs.items()}
-    spec_file = scratch / f"{output.name}.spec.json"
+    # Files of a folder are more than a command line holds.
+    files = {name: list(map(str, paths)) for name, paths in lists.items() if len(paths) > 1}
+    spec_file, files_file = (scratch / f"{output.name}.{kind}.json" for kind in ("spec", "files"))
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         lifeline.attach(scratch.parent)
         await_inputs(chain.from_iterable(lists.values()), scratch)
         write_text(spec_file, json.dumps(spec, indent=1, sort_keys=True))
+        if files:
+            write_text(files_file, json.dumps(files, indent=1))
     except (UserError, OSError) as error:
         sentence = error if isinstance(error, UserError) else fault_of_machine(error, scratch)
         if sentence is None:
@@ -80,8 +84,8 @@ def run_stage(
     argv = [sys.executable, "-m", "effllm.runtime.start", stage.module]
     argv += ["--spec", str(spec_file), "--output", str(output)]
     for name, paths in lists.items():
-        for path in paths:
-            argv += ["--input", f"{name}={path}"]
+        argv += [part for path in paths if name not in files for part in ("--input", f"{name}={path}")]
+    argv += ["--files", str(files_file)] if files else []
     environment = stage_environment(stage, threads)
     try:
         count = max(stage.devices(spec["config"]), gpus if stage.uses_device else 0)

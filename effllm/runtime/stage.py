@@ -2,6 +2,8 @@
 
     python -m effllm.<package>.<stage> --spec spec.json [--input NAME=PATH ...] --output results/<stage>/<id>
 
+`--files` takes more paths than a command line holds, as JSON: lists by name.
+
 A program defines `build(job)` and hands it to `main` with its stage's declaration. `main` takes the lease on the
 artifact, verifies the inputs, gives `build` a staging directory, and publishes what it leaves there.
 """
@@ -161,6 +163,7 @@ def _parse(module: str, argv: list[str] | None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--spec", type=Path, required=True, help="JSON: stage, version, config")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="manifest.json or file")
+    parser.add_argument("--files", type=Path, metavar="JSON", help="lists of paths by name, as of many files")
     parser.add_argument("--output", type=Path, required=True, help="directory results/<stage>/<id>")
     arguments = parser.parse_args(argv)
     inputs: dict[str, list[Path]] = {}
@@ -169,11 +172,18 @@ def _parse(module: str, argv: list[str] | None) -> dict[str, Any]:
         if not separator:
             parser.error(f"--input {text}: write NAME=PATH")
         inputs.setdefault(name, []).append(Path(path))
-    try:
-        spec = json.loads(arguments.spec.read_text())
-    except (OSError, ValueError) as error:
-        parser.error(f"--spec {arguments.spec}: {error}")
+    spec, lists = (_json(parser, option, getattr(arguments, option)) for option in ("spec", "files"))
+    for name, paths in lists.items():
+        inputs.setdefault(name, []).extend(map(Path, paths))
     return {"spec": spec, "inputs": inputs, "output": arguments.output}
+
+
+def _json(parser: argparse.ArgumentParser, option: str, path: Path | None) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text()) if path else {}
+        return content
+    except (OSError, ValueError) as error:
+        parser.error(f"--{option} {path}: {error}")
 
 
 def _open_inputs(
