@@ -1,6 +1,9 @@
 """The plain files that a study names by paths and glob patterns."""
 
 import glob
+import os
+import re
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,13 +18,48 @@ def expand_paths(where: str, patterns: list[str], key: str = "paths", such: str 
     """
     files: set[str] = set()
     for pattern in patterns:
+        if loop := next(_loops(pattern), None):
+            link, target = loop
+            raise UserError(
+                f"{where}.source.{key}: {pattern!r} goes round in a circle by {str(link)!r}, a link to {str(target)!r} "
+                "above it: delete the link, or name the folders one by one."
+            )
         found = [path for path in glob.glob(_literal_where_it_exists(pattern), recursive=True) if Path(path).is_file()]
         if not found and _exists(pattern):
             raise UserError(f"{where}.source.{key}: {pattern!r} is a directory; name its files, as {pattern}/{such}.")
         if not found:
             raise UserError(f"{where}.source.{key}: {pattern!r} matches no file; correct the path or add the file.")
         files.update(found)
+    for name in files:
+        # Of bytes that are no UTF-8 halves of surrogate pairs are left, which can be neither printed nor written.
+        if re.search(r"[\ud800-\udfff]", name):
+            raise UserError(f"{where}.source.{key}: the name {name!r} is not UTF-8; rename the file.")
     return sorted(files)
+
+
+def _loops(pattern: str) -> Iterator[tuple[Path, Path]]:
+    """Links to a folder above them, which `**` in a pattern would follow again and again, and where they lead."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return
+    above = "/".join(parts[: parts.index("**")])
+    for start in glob.glob(_literal_where_it_exists(above)) if above else ["/" if pattern.startswith("/") else "."]:
+        yield from _loops_below(Path(start), frozenset())
+
+
+def _loops_below(folder: Path, above: frozenset[Path]) -> Iterator[tuple[Path, Path]]:
+    own = Path(os.path.realpath(folder))
+    if own in above:
+        yield folder, own
+        return
+    try:
+        # Patterns go into no hidden folder.
+        inner = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+    except OSError:
+        # What may not be looked into matches nothing.
+        return
+    for path in inner:
+        yield from _loops_below(path, above | {own})
 
 
 def _literal_where_it_exists(pattern: str) -> str:

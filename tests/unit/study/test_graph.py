@@ -1,6 +1,7 @@
 """Specs hold a node's own slice of the study and nothing else; every key and file is kept in step."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,27 @@ def test_what_exists_under_its_name_is_that_file_brackets_and_all(tmp_path: Path
         expand_paths("corpora.x", ["a" * 300 + ".jsonl"])
     with pytest.raises(UserError, match=r"corpora.x.source.paths: 'run2' is a directory; name its files, as run2/\*"):
         expand_paths("corpora.x", ["run2"])
+
+
+def test_folders_that_lead_into_themselves_and_names_that_cannot_be_printed_are_named(tmp_path: Path) -> None:
+    for name in ("cats/1.png", "cats/.hidden/2.png", "dogs/deep/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "cats" / ".hidden" / "home").symlink_to(tmp_path)
+    (tmp_path / "birds").symlink_to("dogs")
+    (tmp_path / "self.png").symlink_to("self.png")
+    every = f"{tmp_path}/**/*.png"
+    names = ["birds/deep/3.png", "cats/1.png", "dogs/deep/3.png"]
+    assert expand_paths("images.x", [every]) == [f"{tmp_path}/{name}" for name in names]
+    # Two of them: 2^40 paths until the kernel says that there are too many links.
+    for name in ("first", "second"):
+        (tmp_path / "dogs" / "deep" / name).symlink_to("..")
+    with pytest.raises(UserError, match=r"images\.x\.source\.paths: .*/birds/deep/first', a link to .*/dogs'"):
+        expand_paths("images.x", [every])
+    assert len(expand_paths("images.x", [f"{tmp_path}/*/*/*.png"])) == 2
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(UserError, match="is not UTF-8; rename the file"):
+        expand_paths("images.x", [f"{tmp_path}/*.png"])
 
 
 @pytest.mark.parametrize(
