@@ -25,7 +25,7 @@ class DiffuseStage(Stage):
 
     name: ClassVar[str] = "diffuse"
     module: ClassVar[str] = "effllm.training.diffuse"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     uses_device: ClassVar[bool] = True
     kept_to: ClassVar[tuple[str, ...]] = RANKS
 

@@ -71,6 +71,27 @@ def test_parameters_and_flops_are_those_of_the_model(attention, feed_forward):
     assert counter.get_total_flops() == costs.forward_flops(model.config)
 
 
+OVERLAPPING = {"nsa_compression_block": 6, "nsa_compression_stride": 2, "nsa_selection_block": 4}
+
+
+@pytest.mark.parametrize("changes", [OVERLAPPING, {"nsa_compression_block": 16, "nsa_selection_block": 16}])
+def test_flops_of_sparse_attention_are_those_of_its_blocks(changes):
+    model, (images, times, labels) = small("nsa", **changes), batch(1)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(images, times, labels)
+    assert counter.get_total_flops() == costs.forward_flops(model.config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{"moe_intermediate_size": 20}, {"hidden_size": 36}])
+def test_experts_may_be_of_widths_that_no_grouped_kernel_takes(changes):
+    model, arguments = small(feed_forward="moe", num_experts=2, **changes), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(*arguments)
+    whole = model(*arguments)
+    assert (half - whole).norm() < 0.1 * whole.norm()
+
+
 @torch.no_grad()
 def test_the_model_is_the_papers_in_plain_torch():
     model, arguments = small(), batch()

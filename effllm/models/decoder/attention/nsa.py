@@ -95,7 +95,8 @@ class NativeSparse(Attention):
         mixer = self.cost(config).mixer
         assert isinstance(mixer, SparseAttention)
         pairs = length * (mixer.blocks(length) + 2 * length)
-        return 4 * mixer.heads * mixer.head_dim * pairs + mixer.blocks(length) * mixer.compression_flops()
+        attention = 4 * mixer.heads * mixer.head_dim * pairs
+        return attention + mixer.blocks(length) * mixer.compression_flops() + mixer.importance_flops(length)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ class SparseAttention:
     def compression_flops(self) -> int:
         """Making one compressed key and value in every kv head."""
         return 2 * self.kv_heads * 2 * (self.block + 1) * self.head_dim**2
+
+    def importance_flops(self, tokens: int) -> int:
+        """Adding the probabilities of compressed blocks up to those of the selection blocks that they lie in."""
+        parts = self.selection_block // self.stride + self.block // self.stride - 1
+        products = 0 if parts == 1 else self.kv_heads * tokens * -(-tokens // self.selection_block) * parts
+        return 2 * products
 
     def selected_tokens(self, context: int) -> int:
         """Tokens of the selected blocks, whole blocks counted."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from effllm.models.decoder.config import EffConfig
 
 
+# Rows of the grouped kernel for bfloat16 begin at multiples of 16 bytes.
+_GROUPED_WIDTH = 8
+
+
 class Experts(nn.Module):
     """SwiGLU experts as two stacked tensors, [experts, 2 * width, hidden] (gate over up) and [experts, hidden, width].
 
@@ -112,10 +116,10 @@ def _grouped_linear(x: Tensor, weight: Tensor, rows_per_group: Tensor) -> Tensor
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    if x.dtype == torch.bfloat16:
+    if x.dtype == torch.bfloat16 and not any(width % _GROUPED_WIDTH for width in weight.shape[1:]):
         ends = rows_per_group.cumsum(0).to(torch.int32)
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    # The grouped kernel is for bfloat16; in other types the experts take turns.
+    # In other types, and of rows that the grouped kernel cannot read, the experts take turns.
     parts = x.split(rows_per_group.tolist())
     return torch.cat([F.linear(part, matrix) for part, matrix in zip(parts, weight.unbind(0), strict=True)])
 
