@@ -1,10 +1,15 @@
 """Settings of diffusion: objectives, and samplers. Nothing here imports torch."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from effllm.fields import Dimension, Float, Fraction, PositiveFloat, Section
+from effllm.fields import Dimension, Float, Fraction, Section
+
+# Share of an image's variance that the last step of a chain leaves: sampling begins with noise alone, and divides by
+# the root of it.
+_LEAST_KEPT, _MOST_KEPT = 1e-12, 0.1
 
 
 class Ddpm(Section):
@@ -12,13 +17,25 @@ class Ddpm(Section):
 
     kind: Literal["ddpm"] = Field(description="Noise is added by a chain of steps, and predicted.")
     steps: Annotated[Dimension, Field(ge=2, le=100_000)] = Field(default=1000, description="Steps of the chain.")
-    beta_first: Annotated[PositiveFloat, Field(lt=1)] = Field(default=1e-4, description="Variance of the first step.")
-    beta_last: Annotated[PositiveFloat, Field(lt=1)] = Field(default=0.02, description="Variance of the last step.")
+    beta_first: Annotated[Float, Field(ge=1e-6, lt=1)] = Field(default=1e-4, description="Variance of the first step.")
+    beta_last: Annotated[Float, Field(ge=1e-6, lt=1)] = Field(default=0.02, description="Variance of the last step.")
     bound_weight: Annotated[Float, Field(ge=0)] = Field(
         default=1.0,
         description="Weight, where sigma is learned, of a step's term of the variational bound in bits a dimension, "
         "by which sigma alone is trained: Nichol and Dhariwal's 0.001 times 1,000 steps.",
     )
+
+    @model_validator(mode="after")
+    def _ends_in_noise(self) -> "Ddpm":
+        slope = (self.beta_last - self.beta_first) / (self.steps - 1)
+        kept = math.exp(sum(math.log1p(-self.beta_first - slope * step) for step in range(self.steps)))
+        if not _LEAST_KEPT <= kept <= _MOST_KEPT:
+            why = "float32 cannot tell from nothing" if kept < _LEAST_KEPT else "is not noise alone, as samples begin"
+            raise ValueError(
+                f"steps {self.steps} of variances from {self.beta_first:g} to {self.beta_last:g} leave {kept:.2g} of "
+                f"an image, which {why}: write beta_last {min(0.9, 20 / self.steps):.2g}, or change steps"
+            )
+        return self
 
 
 class Flow(Section):
@@ -67,6 +84,6 @@ def check_sampler(sampler: Sampler, objective: "Ddpm | Flow") -> str | None:
     if (sampler.kind == "euler") != (objective.kind == "flow"):
         fitting = "euler" if objective.kind == "flow" else "ddim or ddpm"
         return f"kind {sampler.kind} does not sample from a model of kind {objective.kind}: choose {fitting}"
-    if isinstance(objective, Ddpm) and sampler.steps > objective.steps:
-        return f"steps {sampler.steps} exceeds the {objective.steps} steps of the model's chain: lower it"
+    if isinstance(objective, Ddpm) and not 2 <= sampler.steps <= objective.steps:
+        return f"steps {sampler.steps} is not from 2 to the {objective.steps} of the model's chain: change it"
     return None

@@ -16,6 +16,7 @@ from effllm.errors import CellFailure, UserError
 from effllm.fidelity import metrics
 from effllm.fidelity.networks import Features, load_network
 from effllm.fidelity.settings import FidelityProtocol
+from effllm.fields import shortened
 from effllm.results.fidelity import Distances, FeaturesSummary, FidelityResult, SampleSummary, SeedDistances
 from effllm.results.telemetry import Finding
 from effllm.runtime.stage import Job, main
@@ -71,7 +72,10 @@ def _compare(
             features_accuracy=network.held_out_accuracy,
             by_seed=by_seed,
             floor=floor,
-            findings=_findings(samples, len(compared.reference), floor.images, network.width),
+            findings=[
+                *_findings(samples, len(compared.reference), floor.images, network.width),
+                *_unlearned(samples, reference if protocol.reference == "train" else other),
+            ],
             **_over_seeds(by_seed),
         )
     )
@@ -177,6 +181,18 @@ def _findings(samples: SampleSummary, reference: int, floor: int, width: int) ->
         message = f"the floor is of {floor} real images, fewer than the {samples.images} samples, so it is too high"
         findings.append(Finding("floor", "warning", message))
     return findings
+
+
+def _unlearned(samples: SampleSummary, learned: ImageSet) -> list[Finding]:
+    known = set(np.unique(learned.labels).tolist())
+    missing = [name for label, name in enumerate(learned.classes) if label not in known]
+    if not missing or samples.classes == 0:
+        return []
+    message = (
+        f"{len(missing)} of {samples.classes} labels, {shortened(missing)}, have no image for training, and samples of "
+        "them are of nothing that was learned"
+    )
+    return [Finding("unlearned_labels", "warning", message)]
 
 
 if __name__ == "__main__":

@@ -79,8 +79,9 @@ def build(job: Job) -> None:
         with ImageWriter(job.output, f"seed{seed}") as writer:
             for batch in batches:
                 if batch.seed == seed:
-                    for number, image in zip(batch.numbers, arrays.load(batch.path(job.scratch)), strict=True):
-                        writer.write(image, number % shape.classes)
+                    images = arrays.load(batch.path(job.scratch))
+                    for image, label in zip(images, _labels(batch.numbers, shape.classes), strict=True):
+                        writer.write(image, label)
     job.write(
         SampleSummary(
             images=protocol.images,
@@ -112,7 +113,7 @@ class Sampled:
         shape, sampler = self._model.config, self._protocol.sampler
         if steps is not None:
             sampler = sampler.model_copy(update={"steps": min(steps, sampler.steps)})
-        labels = torch.tensor([number % shape.classes for number in numbers], device=self._model.device)
+        labels = torch.tensor(_labels(numbers, shape.classes), device=self._model.device)
         size = (shape.channels, shape.image_size, shape.image_size)
         images = sample(self._denoise, self._run.objective, sampler, labels, shape.classes, seed, numbers, size)
         if not images.isfinite().all():
@@ -128,6 +129,11 @@ class Sampled:
             predicted = self._model(noised, times, labels)
         assert isinstance(predicted, Tensor)
         return predicted
+
+
+def _labels(numbers: Sequence[int], classes: int) -> list[int]:
+    """Classes in turn; 0, which is then the label of no label, where there are none."""
+    return [number % max(1, classes) for number in numbers]
 
 
 def _sample_all(

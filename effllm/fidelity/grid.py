@@ -13,8 +13,10 @@ _SMALLEST, _LARGEST, _GAP = 32, 96, 2
 def write_grid(path: Path, images: np.ndarray, classes: int) -> None:
     """Draw the first samples of ten classes, evenly over all, from uint8 [images, channels, size, size].
 
-    Image n is of class n % classes. Small images are enlarged by a whole factor, large ones reduced.
+    Image n is of class n % classes; without classes images come as they are. Small images are enlarged by a whole
+    factor, large ones reduced.
     """
+    classes = classes or min(_ROWS, len(images))
     chosen = np.unique(np.linspace(0, classes - 1, min(_ROWS, classes)).round().astype(int))
     columns = max(1, min(_COLUMNS, len(images) // classes))
     size = images.shape[2]

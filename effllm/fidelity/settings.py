@@ -21,6 +21,15 @@ from effllm.fields import (
     repeated,
 )
 
+LEAST_CLASSES, LEAST_SIZE = 2, 2
+"""Of images that a network of kind trained learns to tell apart."""
+
+
+def untold_by(classes: int) -> str:
+    """What is said of images whose labels are too few for features of kind trained."""
+    have = "have one label" if classes else "have no labels"
+    return f"{have}, and the network learns to tell labels apart: name images with two or more, or take kind inception"
+
 
 class SamplingProtocol(Section):
     """How images are sampled and measured: what a node's result depends on beside its model."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from effllm.data.images.store import ImageSet
 from effllm.errors import UserError, reason_of
 from effllm.fidelity.networks import WEIGHTS, SmallNetwork, scaled
-from effllm.fidelity.settings import FeatureNetwork, InceptionFeatures, TrainedFeatures
+from effllm.fidelity.settings import LEAST_CLASSES, FeatureNetwork, InceptionFeatures, TrainedFeatures, untold_by
 from effllm.hub.address import Address
 from effllm.results.fidelity import FeaturesSummary
 from effllm.runtime.stage import Job, main
@@ -77,6 +77,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _train(job: Job, settings: TrainedFeatures) -> None:
     directory = job.inputs["images"].directory
     train, held_out = (ImageSet(directory, split) for split in ("train", "held_out"))
+    labels = len(np.unique(train.labels)) if train.classes else 0
+    if labels < LEAST_CLASSES:
+        raise UserError(f"features.{job.id}.images: {settings.images!r} {untold_by(labels)}.")
     # On one thread, so that its bits do not depend on the machine's cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effllm.data.images.settings import DigitsSource, NoiseSource
+from effllm.data.images.settings import DigitsSource, HubImageSource, Images, NoiseSource
 from effllm.diffusion.settings import check_sampler
-from effllm.fidelity.settings import TrainedFeatures
+from effllm.fidelity.settings import LEAST_CLASSES, LEAST_SIZE, TrainedFeatures, untold_by
 from effllm.fields import require
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ def check_diffusion(study: Study) -> None:
     for id, run in study.diffusion.items():
         where, shape = f"diffusion.{id}.architecture", run.architecture
         require(f"diffusion.{id}.images", run.images, {**study.images, **study.latents})
+        classes = _classes_of(study.images[study.images_behind(id)])
+        if classes not in (None, shape.classes):
+            raise ValueError(
+                f"{where}.classes: {shape.classes} is not the {classes} of {study.images_behind(id)!r}: write {classes}"
+            )
         if run.images in study.latents:
             _check_run_on_latents(study, id)
             continue
@@ -32,15 +37,33 @@ def check_diffusion(study: Study) -> None:
         ):
             if own != theirs:
                 raise ValueError(f"{where}.{key}: {own} is not the {theirs} of {run.images!r}: change one of them")
-        if isinstance(images.source, DigitsSource) and shape.classes != _DIGITS:
-            raise ValueError(f"{where}.classes: {shape.classes} is not the {_DIGITS} of digits: write {_DIGITS}")
     for id in study.sampling:
         _check_sampling(study, id)
     for id, network in study.features.items():
         if isinstance(network, TrainedFeatures):
             require(f"features.{id}.images", network.images, study.images)
+            _check_learned(f"features.{id}.images", network.images, study.images[network.images])
     for id in study.fidelity:
         _check_fidelity(study, id)
+
+
+def _classes_of(images: Images) -> int | None:
+    """Labels, where they are known before the images are read."""
+    source = images.source
+    if isinstance(source, HubImageSource):
+        return 0 if source.columns.label is None else None
+    if isinstance(source, NoiseSource):
+        return source.classes
+    return _DIGITS if isinstance(source, DigitsSource) else None
+
+
+def _check_learned(where: str, id: str, images: Images) -> None:
+    if (classes := _classes_of(images)) is not None and classes < LEAST_CLASSES:
+        raise ValueError(f"{where}: {id!r} {untold_by(classes)}")
+    if images.size < LEAST_SIZE:
+        raise ValueError(
+            f"{where}: {id!r} are of size {images.size}, and the network halves images: take {LEAST_SIZE} at least"
+        )
 
 
 def _check_latents(study: Study, id: str) -> None:
@@ -81,6 +104,11 @@ def _check_sampling(study: Study, id: str) -> None:
         if sampling.sampler.clip and run.images in study.latents:
             raise ValueError(
                 f"{where}.sampler.clip: {name!r} draws latents, which are not between -1 and 1: write clip: false"
+            )
+        if sampling.sampler.guidance != 1 and run.architecture.classes == 0:
+            raise ValueError(
+                f"{where}.sampler.guidance: {sampling.sampler.guidance:g} needs labels, and the images of {name!r} "
+                "have none: write 1"
             )
         if sampling.sampler.guidance != 1 and run.draws.label_dropout == 0:
             raise ValueError(

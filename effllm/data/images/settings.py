@@ -58,7 +58,7 @@ class Images(Section):
     source: Annotated[DigitsSource | FilesImageSource | HubImageSource | NoiseSource, Field(discriminator="kind")] = (
         Field(description="Where the images come from, by its kind.")
     )
-    size: Dimension = Field(
+    size: Annotated[Dimension, Field(le=8192)] = Field(
         description="Height and width in pixels: images are scaled until the shorter side has them, and cropped."
     )
     crop: Literal["centre", "random"] = Field(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -180,10 +181,37 @@ def test_labels_are_dropped_and_images_mirrored_as_often_as_asked():
     [
         ({"kind": "ddim", "steps": 50}, FLOW, "kind ddim does not sample from a model of kind flow: choose euler"),
         ({"kind": "euler", "steps": 50}, DDPM, "choose ddim or ddpm"),
-        ({"kind": "ddpm", "steps": 2000}, DDPM, "steps 2000 exceeds the 1000 steps"),
+        ({"kind": "ddpm", "steps": 2000}, DDPM, "steps 2000 is not from 2 to the 1000 of the model's chain"),
+        # The step from noise would be left out.
+        ({"kind": "ddim", "steps": 1}, DDPM, "steps 1 is not from 2 to the 1000"),
+        ({"kind": "euler", "steps": 1}, FLOW, None),
         ({"kind": "ddpm", "steps": 1000}, DDPM, None),
     ],
 )
 def test_samplers_that_do_not_fit_are_refused(sampler, objective, said):
     found = check_sampler(Sampler(**sampler), objective)
     assert found is None if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"steps": 100}, "leave 0.36 of an image, which is not noise alone, as samples begin: write beta_last 0.2"),
+        ({"steps": 4000}, "leave 2.7e-18 of an image, which float32 cannot tell from nothing: write beta_last 0.005"),
+        ({"steps": 10}, "write beta_last 0.9"),
+        ({"beta_first": 0.5, "beta_last": 0.5}, "float32 cannot tell from nothing"),
+        ({"beta_first": 1e-9}, "greater than or equal to 0.000001"),
+    ],
+)
+def test_chains_that_do_not_end_in_noise_are_refused_with_one_that_does(keys, said):
+    with pytest.raises(ValidationError, match=said):
+        Ddpm(kind="ddpm", **keys)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 22, 23, 40, 100, 500, 4000, 50_000])
+def test_the_chain_that_is_advised_ends_in_noise_and_its_numbers_are_finite_in_float32(steps):
+    chain = linear_chain(Ddpm(kind="ddpm", steps=steps, beta_last=min(0.9, float(f"{20 / steps:.2g}"))))
+    assert chain.kept[-1] < 0.1
+    for name in ("kept", "kept_before", "least", "largest", "of_start", "of_noised"):
+        assert chain.at(name, torch.arange(steps)).isfinite().all(), name
+    assert (chain.at("kept", torch.arange(steps)) > 0).all()

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
+from effllm.data import arrays
 from effllm.data.images import prepare
 from effllm.data.images.store import open_split
 from effllm.errors import UserError
@@ -55,6 +56,13 @@ RUN = {
     "held_out_draws": 1,
 }
 DIGITS = {"source": {"kind": "digits"}, "size": 8, "channels": 1, "held_out_fraction": 0.2}
+UNLABELLED = {
+    "source": {"kind": "hub", "repo": "owner/photos", "revision": "0" * 40, "columns": {"label": None}},
+    "size": 8,
+    "channels": 1,
+    "held_out_fraction": 0.2,
+}
+DOTS = {"images": {"size": 1}, "diffusion": {"architecture": SHAPE | {"image_size": 1, "patch_size": 1}}}
 SAMPLER = {"kind": "ddim", "steps": 3, "guidance": 2.0, "clip": True}
 SAMPLING = {"runs": ["dit"], "sampler": SAMPLER, "images": 25, "seeds": [0, 5], "batch_size": 10, "idle_s": 0.05}
 FEATURES = {"kind": "trained", "images": "digits", "steps": 120, "width": 16}
@@ -230,7 +238,7 @@ def test_a_damaged_model_ends_in_a_sentence(tiny, copied):
         ({"sampling": {"seeds": [1, 1]}}, "seeds.*1 given twice"),
         ({"sampling": {"sampler": SAMPLER | {"kind": "pndm"}}}, "sampler.kind"),
         ({"sampling": {"sampler": SAMPLER | {"kind": "euler"}}}, "sampling.few.sampler: kind euler does not sample"),
-        ({"sampling": {"sampler": SAMPLER | {"steps": 2000}}}, "steps 2000 exceeds the 1000 steps"),
+        ({"sampling": {"sampler": SAMPLER | {"steps": 2000}}}, "steps 2000 is not from 2 to the 1000"),
         (
             {"diffusion": {"objective": {"kind": "flow"}, "architecture": SHAPE | {"learned_sigma": False}}},
             "kind ddim does not sample from a model of kind flow: choose euler",
@@ -240,11 +248,62 @@ def test_a_damaged_model_ends_in_a_sentence(tiny, copied):
         ({"fidelity": {"reference_images": 3}}, "than the 3 of fidelity.near.reference_images"),
         ({"fidelity": {"features": "big"}}, "fidelity.near.features: 'big' does not exist"),
         ({"features": {"images": "digit"}}, "features.small.images: 'digit' does not exist"),
+        ({"images": UNLABELLED}, "dit.architecture.classes: 10 is not the 0 of 'digits': write 0"),
+        (
+            {"images": UNLABELLED, "diffusion": {"architecture": SHAPE | {"classes": 0}}},
+            "few.sampler.guidance: 2 needs labels, and the images of 'dit' have none: write 1",
+        ),
+        (
+            {
+                "images": UNLABELLED,
+                "diffusion": {"architecture": SHAPE | {"classes": 0}},
+                "sampling": {"sampler": SAMPLER | {"guidance": 1.0}},
+            },
+            "features.small.images: 'digits' have no labels, and the network learns to tell labels apart",
+        ),
+        (DOTS, "features.small.images: 'digits' are of size 1, and the network halves images: take 2 at least"),
     ],
 )
 def test_what_cannot_be_sampled_or_compared_is_refused_before_anything_runs(tiny, changes, said):
     with pytest.raises(UserError, match=said):
         study_of(tiny, **changes)
+
+
+class _Photos:
+    label, classes = "photos", []
+
+    def pictures(self):
+        levels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+        yield from ((str(number), 0, picture) for number, picture in enumerate(levels))
+
+
+def test_images_without_labels_are_learned_and_drawn(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "open_source", lambda *_: _Photos())
+    built = Built(tiny, tmp_path)
+    sections = {
+        "diffusion": {"architecture": SHAPE | {"classes": 0}},
+        "sampling": {"sampler": SAMPLER | {"guidance": 1.0}},
+        "features": {"kind": "inception"},
+    }
+    built.graph = study_of(tiny, images=UNLABELLED, **sections)
+    artifact = built("sample", "dit.few")
+    assert open_split(artifact.directory, "seed5", 1, 8)[1].tolist() == [0] * 25
+    with Image.open(artifact.directory / "records" / "grid.png") as grid:
+        assert grid.size == (2 * 34 - 2, 10 * 34 - 2)
+        assert (np.asarray(grid)[34:66, 34:66] == pixels(artifact, 0)[11, 0].repeat(4, 0).repeat(4, 1)).all()
+
+
+def test_labels_without_an_image_for_training_and_images_of_one_label_are_told(tiny, copied, monkeypatch):
+    built, path = Built(tiny, copied), copied / "results" / "images" / "digits" / "train.labels.npy"
+    load = arrays.load
+    monkeypatch.setattr(arrays, "load", lambda file: np.minimum(load(file), 7) if file == path else load(file))
+    built.graph = study_of(tiny, fidelity={"neighbours": 2})
+    (finding,) = FidelityResult.read(built("fidelity", "dit.near").directory).findings
+    assert finding.message.startswith("2 of 10 labels, ['8', '9'], have no image for training, and samples of them")
+    monkeypatch.setattr(arrays, "load", lambda file: np.minimum(load(file), 0) if file == path else load(file))
+    built.graph = study_of(tiny, features={"steps": 121})
+    with pytest.raises(UserError, match=r"features\.small\.images: 'digits' have one label, and the network learns to"):
+        built("features", "small")
 
 
 class _Inception(torch.nn.Module):

@@ -158,7 +158,7 @@ def test_the_average_follows_the_weights_and_comes_back_from_a_checkpoint(tmp_pa
         ({"parallel": {"strategy": "zero2", "devices": 2}, "micro_batch_size": 4}, "zero2 hides the weights that ema"),
         ({"architecture": RUN["architecture"] | {"image_size": 16}}, "image_size: 16 is not the 8 of 'digits'"),
         ({"architecture": RUN["architecture"] | {"channels": 3}}, "channels: 3 is not the 1 of 'digits'"),
-        ({"architecture": RUN["architecture"] | {"classes": 9}}, "classes: 9 is not the 10 of digits: write 10"),
+        ({"architecture": RUN["architecture"] | {"classes": 9}}, "classes: 9 is not the 10 of 'digits': write 10"),
         ({"images": "digit"}, "diffusion.dit.images: 'digit' does not exist; did you mean 'digits'"),
     ],
 )
