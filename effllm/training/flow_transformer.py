@@ -49,8 +49,8 @@ class FlowTransformer(nn.Module):
         """Where it is."""
         return next(self.parameters()).device
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """As the Trainer asks for it; diffusers recomputes without reentrance."""
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """As the Trainer asks for it, with its defaults; diffusers recomputes each block, without reentrance."""
         enable: Callable[[], None] = self.transformer.enable_gradient_checkpointing  # type: ignore[assignment]
         enable()
 
