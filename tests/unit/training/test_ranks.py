@@ -11,13 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from effllm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from effllm.models.decoder import EffConfig, EffForCausalLM
 from effllm.runtime.stage import Job
 from effllm.training import launcher, ranks
-from effllm.training.arguments import deepspeed_config, gather_by_layer
-from effllm.training.settings import Parallel
+from effllm.training.arguments import _parallel_arguments, deepspeed_config, gather_by_layer, mixed_precision_policy
+from effllm.training.settings import AdamW, Parallel, Recipe
 from tests.programs import run_program
 from tests.slowdown import Held, environment
 
@@ -196,6 +197,19 @@ def test_fsdp_without_cuda_is_refused_in_one_sentence(pretrain: Callable[..., An
     assert [line for line in result.stdout.splitlines() if line.startswith("error: ")] == [
         "error: parallel.strategy: fsdp2 needs CUDA devices; choose ddp, zero2 or zero3, or run where there are some."
     ]
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_fsdp2_recomputes_by_its_own_wrapper_and_leaves_inputs_alone(recomputes: bool) -> None:
+    optimizer = AdamW(learning_rate=1e-3, minimum_learning_rate=1e-4, warmup_steps=0)
+    sizes = {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 2, "checkpoint_every_steps": None}
+    parallel = Parallel(strategy="fsdp2", devices=2)
+    recipe = Recipe(**sizes, optimizer=optimizer, parallel=parallel, activation_checkpointing=recomputes)
+    expected = {"fsdp": True, "fsdp_config": {"version": 2, "activation_checkpointing": recomputes}}
+    assert _parallel_arguments(recipe, use_cpu=False) == expected
+    policy = mixed_precision_policy()
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
+    assert not policy.cast_forward_inputs
 
 
 def test_offloading_moves_weights_to_the_host_under_zero3_only() -> None:
