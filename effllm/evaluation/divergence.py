@@ -53,7 +53,10 @@ def compare_documents(lm: "MeteredLM", reference: Any, documents: Sequence[str])
 
 
 def summarize_divergence(documents: Sequence[Sums], clusters: Sequence[Hashable], reference: str) -> Divergence:
-    """Means per token and their errors over clusters of documents; `reference` is the id of the precision."""
+    """Means per token and their errors over clusters of documents; `reference` is the id of the precision.
+
+    FloatingPointError where a perplexity is beyond what a number holds.
+    """
     scored = [(sums, cluster) for sums, cluster in zip(documents, clusters, strict=True) if sums.tokens]
     tokens = sum(sums.tokens for sums, _ in scored)
     one = "one document has no spread"
@@ -69,12 +72,12 @@ def summarize_divergence(documents: Sequence[Sums], clusters: Sequence[Hashable]
         kl_nats_stderr=kl_error,
         # A divergence is never below zero.
         kl_nats_ci95=None if kl_reach is None else [max(kl - kl_reach, 0.0), kl + kl_reach],
-        perplexity=math.exp(math.fsum(sums.nll for sums, _ in scored) / tokens),
-        reference_perplexity=math.exp(math.fsum(sums.reference_nll for sums, _ in scored) / tokens),
+        perplexity=_exp(math.fsum(sums.nll for sums, _ in scored) / tokens),
+        reference_perplexity=_exp(math.fsum(sums.reference_nll for sums, _ in scored) / tokens),
         nll_change_nats=change,
         nll_change_nats_stderr=change_error,
-        perplexity_ratio=math.exp(change),
-        perplexity_ratio_ci95=None if reach is None else [math.exp(change - reach), math.exp(change + reach)],
+        perplexity_ratio=_exp(change),
+        perplexity_ratio_ci95=None if reach is None else [_exp(change - reach), _exp(change + reach)],
         same_top_token=math.fsum(sums.same_top for sums, _ in scored) / tokens,
         reasons={}
         if reach is not None
@@ -127,7 +130,7 @@ def _compare(model: Any, reference: Any, context: list[int], scored: list[int], 
 def compare_logits(ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sums over positions: KL(theirs || ours), both negative log-likelihoods of `targets`, equal likeliest tokens.
 
-    Logits are [positions, vocabulary]. FloatingPointError where one of them is NaN.
+    Logits are [positions, vocabulary]. FloatingPointError where one of them is NaN, and where a sum is infinite.
     """
     mine, base = (torch.log_softmax(logits.double(), dim=-1) for logits in (ours, theirs))
     if mine.isnan().any() or base.isnan().any():
@@ -136,7 +139,17 @@ def compare_logits(ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tens
     terms = torch.where(base == -math.inf, 0.0, base.exp() * (base - mine))
     chosen = [-side.gather(1, targets[:, None]).sum() for side in (mine, base)]
     same = (mine.argmax(dim=-1) == base.argmax(dim=-1)).sum()
-    return torch.stack([terms.sum(), *chosen, same.double()])
+    sums = torch.stack([terms.sum(), *chosen, same.double()])
+    if not sums.isfinite().all():
+        raise FloatingPointError("one of two precisions that are compared rules out a token that comes")
+    return sums
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        raise FloatingPointError(f"{nats:.0f} nats a token are a perplexity beyond what a number holds") from None
 
 
 def _mean(items: Sequence[tuple[float, int, Hashable]]) -> tuple[float, float | None, float | None]:

@@ -175,7 +175,8 @@ def _divergence(
             raise
         return unmeasured(reference, f"both models together do not fit the device ({failure.reason})")
     write_sums(job.records / "divergence.jsonl", sums, clusters)
-    return summarize_divergence(sums, clusters, reference)
+    with _failures_of_the_cell():
+        return summarize_divergence(sums, clusters, reference)
 
 
 def require_room(tasks: dict[str, Any], max_length: int) -> None:

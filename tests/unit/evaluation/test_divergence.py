@@ -108,3 +108,12 @@ def test_one_document_has_no_interval():
     found = summarize_divergence([Sums(1.0, 5.0, 4.0, 1.0, 2), Sums(0.0, 0.0, 0.0, 0.0, 0)], ["a", "b"], "bfloat16")
     assert (found.kl_nats, found.documents, found.kl_nats_ci95) == (0.5, 1, None)
     assert found.cell("kl_nats_ci95") == (None, "one document has no spread")
+
+
+def test_what_no_number_holds_is_said() -> None:
+    ours, theirs = torch.zeros(1, 3), torch.zeros(1, 3)
+    ours[0, 1] = -math.inf
+    with pytest.raises(FloatingPointError, match="rules out a token that comes"):
+        compare_logits(ours, theirs, torch.tensor([0]))
+    with pytest.raises(FloatingPointError, match="900 nats a token"):
+        summarize_divergence([Sums(1.0, 9000.0, 2.0, 0.0, 10)], [0], "bfloat16")
