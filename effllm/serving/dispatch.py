@@ -154,7 +154,10 @@ def play(
             if event.finished:
                 completions[event.index] = under_way.pop(event.index).completion(event.error)
         if under_way and clock.now() - sign_of_life > patience_s:
-            raise EngineError(f"the engine has given no token for {patience_s:g} s with {len(under_way)} requests")
+            raise EngineError(
+                f"the engine has given no token for patience_s {patience_s:g} s with {len(under_way)} requests under "
+                "way; raise it where a token may take so long"
+            )
     usage.append(UsageSample(clock.now() - start, engine.usage()))
     ordered = [completions[request.index] for request in trace.requests]
     return Played(ordered, usage, start, ended, cpu_clock() - cpu)

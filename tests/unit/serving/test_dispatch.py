@@ -92,6 +92,6 @@ def test_an_engine_that_hangs_is_left() -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(clock)
     engine.silent = True
-    with pytest.raises(EngineError, match="no token for 5 s with 1 requests"):
+    with pytest.raises(EngineError, match="no token for patience_s 5 s with 1 requests"):
         play(engine, _open(30.0), clock, patience_s=5)
     assert clock.now() == pytest.approx(135.0, abs=1)

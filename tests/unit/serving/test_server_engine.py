@@ -200,7 +200,7 @@ def test_a_server_that_hangs_is_given_up(at: _At) -> None:
     engine = at("hangs")
     engine.start()
     try:
-        with pytest.raises(EngineError, match=r"no token for 0\.3 s with 1 requests"):
+        with pytest.raises(EngineError, match=r"no token for patience_s 0\.3 s with 1 requests under way"):
             play(engine, _closed(1), patience_s=0.3)
     finally:
         start = time.monotonic()
