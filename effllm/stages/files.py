@@ -34,6 +34,11 @@ def expand_paths(where: str, patterns: list[str], key: str = "paths", such: str 
         # Of bytes that are no UTF-8 halves of surrogate pairs are left, which can be neither printed nor written.
         if re.search(r"[\ud800-\udfff]", name):
             raise UserError(f"{where}.source.{key}: the name {name!r} is not UTF-8; rename the file.")
+        if set(name) & set("{}\n"):
+            raise UserError(
+                f"{where}.source.{key}: the name {name!r} holds a brace or a line break, which Snakemake takes for its "
+                "own; rename the file or folder."
+            )
     return sorted(files)
 
 

@@ -184,6 +184,11 @@ def test_folders_that_lead_into_themselves_and_names_that_cannot_be_printed_are_
     (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
     with pytest.raises(UserError, match="is not UTF-8; rename the file"):
         expand_paths("images.x", [f"{tmp_path}/*.png"])
+    for name in ("{x}.png", "a\nb.png"):
+        (tmp_path / "dogs" / name).touch()
+        with pytest.raises(UserError, match="holds a brace or a line break, which Snakemake takes for its own; rename"):
+            expand_paths("images.x", [f"{tmp_path}/dogs/*.png"])
+        (tmp_path / "dogs" / name).unlink()
 
 
 @pytest.mark.parametrize(
