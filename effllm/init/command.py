@@ -141,8 +141,6 @@ def _study_of(text: str, wishes: Wishes) -> Study:
 def _checked(text: str, wishes: Wishes, models: list[ChosenModel]) -> Study:
     """The study that the text is; `UserError` for what could not be run."""
     study = _study_of(text, wishes)
-    graph = Graph(study)
-    graph.check_files()
     for model in models:
         positions = model.number("max_position_embeddings")
         for table in study.tables.defined().values():
@@ -152,4 +150,5 @@ def _checked(text: str, wishes: Wishes, models: list[ChosenModel]) -> Study:
                         f"--model {model.id} reads {positions:,} tokens at most, and {key} takes {tokens:,}: name a "
                         "model of more, or write a study with a shorter one."
                     )
+    Graph(study).check_files()
     return study

@@ -109,10 +109,10 @@ def test_a_killed_model_stage_goes_on_with_what_it_had(hub: Hub, files, tmp_path
     settings = os.environ | environment(hub, tmp_path / "home")
     process = subprocess.Popen(command, env=settings, stderr=subprocess.DEVNULL)
     scratch = tmp_path / "results/.scratch/model/m/work/model"
-    whole = {name for name in files if "00002" not in name}
+    whole = {name for name in files if "00002-of" not in name}
 
     def arrived() -> bool:
-        partial = list(scratch.glob(".*00002*.partial"))
+        partial = list(scratch.glob(".*00002-of*.partial"))
         return all((scratch / name).exists() for name in whole) and partial and partial[0].stat().st_size > 100_000
 
     while not arrived():

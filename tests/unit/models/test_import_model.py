@@ -380,6 +380,12 @@ def test_the_study_refuses_a_directory_before_anything_runs(directory: Path, tin
     with pytest.raises(UserError, match=r"models\.mine\.precisions\.int4: group_size 128 does not divide the .* width"):
         Graph(parse_study(tiny, "test")).check_files()
     tiny["models"]["mine"]["precisions"] = {"int4": {"group_size": -1}}
+    sentence = r"models\.mine\.precisions\.int4\.calibration\.sequence_length: 256 tokens exceed the 128 positions"
+    with pytest.raises(UserError, match=sentence):
+        Graph(parse_study(tiny, "test")).check_files()
+    tiny["models"]["mine"]["precisions"]["int4"]["calibration"] = tiny["precisions"]["int4"]["calibration"] | {
+        "sequence_length": 128
+    }
     Graph(parse_study(tiny, "test")).check_files()
     (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"models\.mine\.source\.path: model\.safetensors is a git-lfs pointer"):
