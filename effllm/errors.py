@@ -51,3 +51,8 @@ def reason_of(error: Exception) -> str:
     """The first sentence of a library's error in one line, shortened, without its full stop."""
     text = " ".join(str(error).split()).partition(". ")[0].rstrip(".:") or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing, as a bare assertion does."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ Registered tasks are included by their path and only their dataset is replaced: 
 dict does not merge with the registered task, and a copy would lose the functions beside its file.
 """
 
+import contextlib
 import random
 import sys
 from pathlib import Path
@@ -85,8 +86,9 @@ def load_tasks(folder: Path, name: str, seed: int) -> dict[str, Any]:
         sys.modules["langdetect"].DetectorFactory.seed = seed
     if "sympy.parsing.latex" in sys.modules:
         # MATH's checkers give sympy a second to compare two answers. Its parser is imported by its first use; cut off
-        # there, it fails for the rest of the process and every answer after counts as wrong.
-        sys.modules["sympy.parsing.latex"].parse_latex("1")
+        # there, it fails for the rest of the process and every later answer counts as wrong. What it lacks, they say.
+        with contextlib.suppress(ImportError):
+            sys.modules["sympy.parsing.latex"].parse_latex("1")
     return loaded
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from effllm.errors import CellFailure
+from effllm.errors import CellFailure, first_line
 from effllm.profiling.decoding import Generation
 from effllm.profiling.step_kernels import attending_by_one_query, compiled_step
 
@@ -87,8 +87,9 @@ class StaticSteps:
 
             if not isinstance(error, TorchDynamoException):
                 raise
-            first_line = str(error).strip().splitlines()[0]
-            raise CellFailure("unsupported", f"the model's decoding step cannot be compiled: {first_line}") from error
+            raise CellFailure(
+                "unsupported", f"the model's decoding step cannot be compiled: {first_line(error)}"
+            ) from error
 
     def cached_tokens(self) -> int:
         """How many tokens the cache holds now."""

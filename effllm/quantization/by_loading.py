@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from effllm.errors import CellFailure, UserError
+from effllm.errors import CellFailure, UserError, first_line
 from effllm.models.loading import load_on
 from effllm.models.placement import place
 from effllm.quantization.language_part import leave_out_vision
@@ -143,7 +143,7 @@ def _check_runs(source: Path, target: Path, dtype: torch.dtype, devices: Sequenc
             raise
         run_once(load_on(source, devices, dtype))
         raise CellFailure(
-            "unsupported", f"the model runs in 16 bits and not in this format: {str(error).splitlines()[0]}"
+            "unsupported", f"the model runs in 16 bits and not in this format: {first_line(error)}"
         ) from None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GPTQConfig, PreTrainedModel
 
-from effllm.errors import CellFailure, UserError
+from effllm.errors import CellFailure, UserError, first_line
 from effllm.models.loading import load_on
 from effllm.models.placement import place
 from effllm.quantization.by_loading import run_once
@@ -88,12 +88,12 @@ def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel],
         # The kernel is chosen for the device that is named here: moved there later, it would be the CPU's.
         model = load_on(checkpoint, devices)
     except torch.cuda.OutOfMemoryError as error:
-        raise CellFailure("oom", _first_line(error)) from None
+        raise CellFailure("oom", first_line(error)) from None
     running = _watch(model)
     try:
         run_once(model)
     except torch.cuda.OutOfMemoryError as error:
-        raise CellFailure("oom", _first_line(error)) from None
+        raise CellFailure("oom", first_line(error)) from None
     except (RuntimeError, ValueError) as error:
         # Compiled kernels refuse by the one and those in Python by the other; so does much else, which is sorted out.
         if isinstance(error, torch.AcceleratorError) or not running:
@@ -102,7 +102,7 @@ def run_or_refuse(checkpoint: Path, on_plain_kernel: Callable[[PreTrainedModel],
         raise CellFailure(
             "unsupported",
             f"no kernel of this machine runs it unasked: gptqmodel takes {running[-1]}, which says "
-            f"{_first_line(error)!r}; the precision's `kernel: torch` runs it",
+            f"{first_line(error)!r}; the precision's `kernel: torch` runs it",
         ) from None
 
 
@@ -140,7 +140,7 @@ def packed_shapes(checkpoint: Path) -> set[tuple[int, int]]:
 
 def unsupported_kernel(refusal: Exception) -> CellFailure:
     """What a kernel says of itself as the failure of a cell."""
-    return CellFailure("unsupported", f"no kernel of this machine runs it: {_first_line(refusal)}")
+    return CellFailure("unsupported", f"no kernel of this machine runs it: {first_line(refusal)}")
 
 
 def _packed_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
@@ -166,7 +166,3 @@ def _watch(model: PreTrainedModel) -> list[str]:
 def _on_plain_kernel(model: PreTrainedModel) -> GPTQConfig:
     """Loading by it takes the rest from the checkpoint."""
     return GPTQConfig(bits=model.config.quantization_config.bits, backend=_PLAIN)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllm.errors import UserError
+from effllm.errors import UserError, first_line
 from effllm.stages.cost import Cost, NodeContext
 from effllm.stages.history import MeasuredWork
 from effllm.stages.request import JobContext, Request
@@ -113,7 +113,7 @@ def costs_of(node: NodeContext) -> TuningCosts | str:
         costs = largest_costs(run, generator, encoding, captions)
         return costs if costs.trained else "the method trains no layer of this transformer"
     except (UserError, ValueError) as error:
-        return str(error).splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
 
 
 def training_flops(run: TuningRun, costs: TuningCosts) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from effllm.errors import UserError
+from effllm.errors import UserError, first_line
 
 _HEAD_BYTES = 64
 _COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz")
@@ -41,7 +41,7 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         # The operating system's own errors (rights, a vanished file) have a number and a name and explain themselves.
         if isinstance(error, OSError) and error.errno:
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"{path} is not a whole parquet file ({reason}); fetch or write it again.") from None
 
 

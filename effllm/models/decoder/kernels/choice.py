@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effllm.errors import CellFailure, reason_of
+from effllm.errors import CellFailure, first_line, reason_of
 
 AUTO = "auto"
 
@@ -153,8 +153,7 @@ def failing_as_a_cell(kernel: str) -> Callable[[Callable[..., Any]], Callable[..
             except (torch.OutOfMemoryError, CellFailure):
                 raise
             except Exception as error:
-                first_line = (str(error) or type(error).__name__).splitlines()[0]
-                raise CellFailure("unsupported", f"the kernel {kernel} failed: {first_line}") from error
+                raise CellFailure("unsupported", f"the kernel {kernel} failed: {first_line(error)}") from error
 
         return launched
 
